@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module lilliput._native. Each room binds itself in its own file.
+#include <nanobind/nanobind.h>
+
+void bind_formats(nanobind::module_& module);
+void bind_engine(nanobind::module_& module);
+
+NB_MODULE(_native, module) {
+  module.doc() = "lilliput's native core: number formats, kernels, engine";
+  bind_formats(module);
+  bind_engine(module);
+}

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model family states about itself: hyper-parameters, tensor table, forward program.
+
+Canonical names and row order are GGUF's (`blk.0.attn_q.weight`, rows paired for adjacent rope where the family's GGUF
+has them so). `Source` expressions say how each canonical tensor comes from a Hugging Face checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lilliput.architectures.program import Program, RopeFrequencies
+from lilliput.records import Role
+
+# JSON-like values of a Hugging Face config.json and of GGUF metadata.
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Hyper-parameters, whatever container they came from. Sizes in elements, positions in tokens.
+
+    family: the key in `ARCHITECTURES`; equal to GGUF's `general.architecture`.
+    tied: the output head shares the token embedding's tensor.
+    attention_bias, output_bias: biases on q/k/v and on the attention output.  qk_norm: RMS norm over each head.
+    """
+
+    family: str
+    vocab_size: int
+    context_length: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_size: int
+    norm_epsilon: float
+    rope: RopeFrequencies
+    tied: bool
+    attention_bias: bool = False
+    output_bias: bool = False
+    ffn_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    # The llama3 rope scaling that `rope_freqs.weight` is computed from; None where a container brought the tensor.
+    rope_llama3: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The checkpoint's tensor of that name, as it is. Alternatives are tried in order."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PermutedHeads:
+    """Rows of each head reordered from halves to adjacent pairs: reshape(heads, 2, d/2).swap(1, 2)."""
+
+    name: str
+    heads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor that no checkpoint holds; `values` are its float32 numbers (rope_freqs)."""
+
+    values: tuple[float, ...]
+
+
+Source = Named | PermutedHeads | Computed
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One row of a family's tensor table.
+
+    shape: [out, in] or [n].  input_group: linears that read the same input share this key (one Hessian, one imatrix).
+    runtime_group: tensors that fusing runtimes need in one format.  tied_to: canonical name whose bytes it shares.
+    optional: may be absent from a checkpoint (rope_freqs).
+    """
+
+    name: str
+    source: Source
+    shape: tuple[int, ...]
+    role: Role
+    input_group: str | None = None
+    runtime_group: str | None = None
+    tied_to: str | None = None
+    optional: bool = False
+
+
+class Architecture(Protocol):
+    """One model family. Implementations are modules with these functions; see `llama.py`."""
+
+    family: str
+    huggingface_types: tuple[str, ...]
+
+    def config_from_huggingface(self, config: Mapping[str, Json]) -> ModelConfig:
+        """Read config.json. Raises UnsupportedModelError naming the field that has no equivalent here."""
+
+    def config_from_gguf(self, metadata: Mapping[str, Json]) -> ModelConfig:
+        """Read `<family>.*` metadata. Raises UnsupportedModelError."""
+
+    def gguf_metadata(self, config: ModelConfig) -> dict[str, Json]:
+        """The `<family>.*` keys that llama.cpp reads for this family."""
+
+    def tensor_table(self, config: ModelConfig) -> tuple[TensorEntry, ...]:
+        """Every tensor, in file order."""
+
+    def program(self, config: ModelConfig) -> Program:
+        """The forward pass."""

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward pass as data: a flat list of operations over named buffers and named state.
+
+A family emits plain operations, never fused ones; the runtime lowers and fuses by pattern. Every buffer is
+float32 [tokens, width]; a weight is named by its canonical tensor name and multiplies as x @ weight.T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """out = scale * weight[token]."""
+
+    out: str
+    weight: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm:
+    """out = x / sqrt(mean(x²) + epsilon) * weight, over each of `groups` equal parts of a row (heads for q/k norm).
+
+    weight: [width / groups].
+    """
+
+    out: str
+    x: str
+    weight: str
+    epsilon: float
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """out = x @ weight.T + bias."""
+
+    out: str
+    x: str
+    weight: str
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RopeFrequencies:
+    """Inverse frequencies and magnitude, resolved once at load.
+
+    base, rotary_dim: frequency i is base^(-2 i / rotary_dim).  factors: tensor [rotary_dim / 2] that divides them.
+    linear_factor: positions are divided by it.  yarn: interpolation by parts (arXiv 2309.00071), or None.
+    """
+
+    base: float
+    rotary_dim: int
+    linear_factor: float = 1.0
+    factors: str | None = None
+    yarn: YarnScaling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN: arXiv 2309.00071, section 3.2. attention_factor None means 0.1 ln(factor) + 1."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotate the first rotary_dim of each head of x in place.
+
+    style "adjacent": pairs (2i, 2i+1), as GGUF stores Llama; "halves": pairs (i, i + rotary_dim/2), as transformers.
+    """
+
+    x: str
+    heads: int
+    head_dim: int
+    frequencies: RopeFrequencies
+    style: Literal["adjacent", "halves"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Store k and v in the cache of `layer`, then out = softmax(scale q kᵀ + mask) v, causal.
+
+    window: keys older than this many positions are masked, or None.  softcap: c tanh(s / c) on scores, or None.
+    """
+
+    out: str
+    q: str
+    k: str
+    v: str
+    layer: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Glu:
+    """out = activation(gate) * up."""
+
+    out: str
+    gate: str
+    up: str
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """out = a + b."""
+
+    out: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class SelectOutputRows:
+    """Keep only the rows whose logits were asked for; operations after it run on those alone."""
+
+    out: str
+    x: str
+
+
+Operation = Embed | RmsNorm | Linear | Rope | Attention | Glu | Add | SelectOutputRows
+
+
+@dataclass(frozen=True, slots=True)
+class KvState:
+    """The cache of one layer: keys and values, each [context, kv_heads * head_dim]."""
+
+    layer: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """buffers: width of each named buffer.  output: the buffer that holds the logits [selected rows, vocab_size]."""
+
+    buffers: dict[str, int]
+    states: tuple[KvState, ...]
+    operations: tuple[Operation, ...]
+    output: str

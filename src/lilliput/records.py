@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain frozen data that the rooms hand each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from lilliput.arrays import Array, DoubleArray, FloatArray
+from lilliput.formats import NumberFormat, Planes
+
+
+class Role(StrEnum):
+    """What a tensor does in its model; recipes and presets speak of roles."""
+
+    TOKEN_EMBEDDING = "token_embedding"  # noqa: S105  a role, not a secret
+    OUTPUT = "output"
+    ATTENTION_Q = "attention_q"
+    ATTENTION_K = "attention_k"
+    ATTENTION_V = "attention_v"
+    ATTENTION_OUTPUT = "attention_output"
+    FFN_GATE = "ffn_gate"
+    FFN_UP = "ffn_up"
+    FFN_DOWN = "ffn_down"
+    NORM = "norm"
+    BIAS = "bias"
+    ROPE = "rope"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor:
+    """A tensor as stored: any format, plain floats included.
+
+    shape: [out_features, in_features], or more leading axes, or [n] for a vector (one row).
+    planes: as `number_format.stored_planes(rows, columns)` declares; may be memory-mapped and read-only.
+    sidecars: extra arrays that travel with it (outliers, ranges, permutation, mask).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: NumberFormat
+    planes: Planes
+    sidecars: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Product of all axes but the last."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
+
+    @property
+    def columns(self) -> int:
+        """Length of the last axis."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes, planes and sidecars."""
+        return sum(array.nbytes for array in (*self.planes.values(), *self.sidecars.values()))
+
+    def dequantize(self) -> FloatArray:
+        """Float32 values in `shape`."""
+        return self.format.dequantize(self.planes, self.columns).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """What a header alone tells of a stored tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: NumberFormat
+
+    @property
+    def rows(self) -> int:
+        """Product of all axes but the last."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
+
+    @property
+    def columns(self) -> int:
+        """Length of the last axis."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.format.stored_bytes(self.rows, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class InputStatistics:
+    """Prior statistics of what enters one linear layer, on the float model.
+
+    tokens: how many inputs were seen.  sum_of_squares: [in_features] float64.  absmax: [in_features] float32.
+    """
+
+    tokens: int
+    sum_of_squares: DoubleArray
+    absmax: FloatArray
+
+    @property
+    def input_mean_square(self) -> FloatArray:
+        """[in_features] float32: the imatrix, and the diagonal of the Hessian."""
+        return (self.sum_of_squares / max(self.tokens, 1)).astype(np.float32)
+
+    def merged(self, other: InputStatistics) -> InputStatistics:
+        """Statistics of both texts together."""
+        return InputStatistics(
+            self.tokens + other.tokens,
+            self.sum_of_squares + other.sum_of_squares,
+            np.maximum(self.absmax, other.absmax),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Prior statistics of a whole model, keyed by canonical tensor name (`blk.0.attn_q.weight`).
+
+    chunks, chunk_size: how the text was cut.  datasets: basenames of the texts.  model: fingerprint of the float model.
+    """
+
+    inputs: Mapping[str, InputStatistics]
+    chunks: int
+    chunk_size: int
+    datasets: tuple[str, ...]
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One row of the plan: what happens to one tensor, decided before any work.
+
+    name: canonical name.  source_name: as the user's checkpoint spells it.  shape: [out, in].
+    tied_to: canonical name of the tensor whose bytes this one shares, or None.
+    runtime_group: tensors that the target runtime fuses and that must share a format, or None.
+    reason: why this format, in words for the user.
+    """
+
+    name: str
+    source_name: str
+    shape: tuple[int, ...]
+    role: Role
+    format: NumberFormat
+    method: str
+    reason: str
+    tied_to: str | None = None
+    runtime_group: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes; a tied tensor costs none of its own."""
+        if self.tied_to is not None:
+            return 0
+        rows = int(np.prod(self.shape[:-1], dtype=np.int64))
+        return self.format.stored_bytes(rows, self.shape[-1])

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tokenizer as data, whatever container it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+TokenizerModel = Literal["llama", "gpt2", "bert"]
+
+
+class TokenType(IntEnum):
+    """GGUF's token types (`tokenizer.ggml.token_type`)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Everything that a tokenizer is rebuilt from; field names follow GGUF's `tokenizer.ggml.*` keys.
+
+    model: "llama" is SentencePiece BPE with scores, "gpt2" byte-level BPE with merges, "bert" WordPiece.
+    pre: name of the pre-tokenizer (the split rules before BPE), as llama.cpp spells it; "" where none applies.
+    tokens: [vocab] text as GGUF stores it (byte-level BPE in its printable alphabet).
+    scores: [vocab] or empty.  token_types: [vocab].  merges: "left right", best first.
+    *_token_id: None where the model has none.
+    chat_template: jinja source or None.
+    """
+
+    model: TokenizerModel
+    pre: str
+    tokens: tuple[str, ...]
+    token_types: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+    merges: tuple[str, ...] = ()
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    eot_token_id: int | None = None
+    unknown_token_id: int | None = None
+    padding_token_id: int | None = None
+    separator_token_id: int | None = None
+    cls_token_id: int | None = None
+    mask_token_id: int | None = None
+    add_bos_token: bool = False
+    add_eos_token: bool = False
+    add_space_prefix: bool = True
+    remove_extra_whitespaces: bool = False
+    chat_template: str | None = None
