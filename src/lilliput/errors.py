@@ -7,6 +7,7 @@ LilliputError                 one clear line for the user: which item, what was 
 ├── CheckpointError           a model folder or hub id cannot be read
 ├── RecipeError               a recipe, preset or option names something that does not exist
 ├── CalibrationError          calibration text or statistics cannot be used
+├── TextError                 a text file is missing, empty, or not in a form that can be read
 ├── TokenizerError            a tokenizer or chat template cannot be rebuilt or run
 ├── UnsupportedModelError     a model family or a variant of one that is not known here
 ├── RuntimeModelError         the engine cannot run what it was asked to
@@ -37,6 +38,10 @@ class RecipeError(LilliputError):
 
 class CalibrationError(LilliputError):
     """Calibration text or statistics cannot be used."""
+
+
+class TextError(LilliputError):
+    """A text file is missing, empty, or not in a form that can be read."""
 
 
 class TokenizerError(LilliputError):
