@@ -1,1 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Model families: the table of contents. To add one, write its file and add one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lilliput.architectures import llama
+from lilliput.architectures.architecture import Architecture, Json
+from lilliput.errors import UnsupportedModelError
+
+__all__ = ["ARCHITECTURES", "architecture_for_gguf", "architecture_for_huggingface"]
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    llama,
+)  # fmt: skip
+
+
+def architecture_for_huggingface(config: Mapping[str, Json]) -> Architecture:
+    """The family of a config.json, by its `model_type`. Raises UnsupportedModelError that lists the known ones."""
+    model_type = config.get("model_type")
+    for architecture in ARCHITECTURES:
+        if model_type in architecture.huggingface_types:
+            return architecture
+    known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.huggingface_types)
+    found = f"model_type '{model_type}'" if model_type else "no model_type"
+    raise UnsupportedModelError(
+        f"config.json: {found}; model families known here: {known}. "
+        "`lilliput inspect` still lists the tensors of a GGUF file of any family"
+    )
+
+
+def architecture_for_gguf(metadata: Mapping[str, Json]) -> Architecture:
+    """The family of a GGUF file, by its `general.architecture`. Raises UnsupportedModelError."""
+    name = metadata.get("general.architecture")
+    for architecture in ARCHITECTURES:
+        if architecture.family == name:
+            return architecture
+    known = ", ".join(dict.fromkeys(architecture.family for architecture in ARCHITECTURES))
+    raise UnsupportedModelError(
+        f"GGUF metadata: general.architecture is {name!r}; model families known here: {known}. "
+        "`lilliput inspect` still lists this file's metadata and tensors"
+    )

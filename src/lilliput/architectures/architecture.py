@@ -22,7 +22,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 class ModelConfig:
     """Hyper-parameters, whatever container they came from. Sizes in elements, positions in tokens.
 
-    family: the key in `ARCHITECTURES`; equal to GGUF's `general.architecture`.
+    family: GGUF's `general.architecture`; Mistral's is "llama".
     tied: the output head shares the token embedding's tensor.
     attention_bias, output_bias: biases on q/k/v and on the attention output.  qk_norm: RMS norm over each head.
     """
@@ -44,6 +44,8 @@ class ModelConfig:
     ffn_bias: bool = False
     qk_norm: bool = False
     sliding_window: int | None = None
+    # Layers that have the sliding window; None means all of them.
+    windowed_layers: tuple[int, ...] | None = None
     # The llama3 rope scaling that `rope_freqs.weight` is computed from; None where a container brought the tensor.
     rope_llama3: Mapping[str, float] | None = None
 
@@ -93,7 +95,10 @@ class TensorEntry:
 
 
 class Architecture(Protocol):
-    """One model family. Implementations are modules with these functions; see `llama.py`."""
+    """One model family. Implementations are modules with these functions; see `llama.py`.
+
+    family: GGUF's `general.architecture`.  huggingface_types: values of `model_type` in config.json.
+    """
 
     family: str
     huggingface_types: tuple[str, ...]
@@ -101,14 +106,18 @@ class Architecture(Protocol):
     def config_from_huggingface(self, config: Mapping[str, Json]) -> ModelConfig:
         """Read config.json. Raises UnsupportedModelError naming the field that has no equivalent here."""
 
-    def config_from_gguf(self, metadata: Mapping[str, Json]) -> ModelConfig:
-        """Read `<family>.*` metadata. Raises UnsupportedModelError."""
+    def config_from_gguf(self, metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+        """Read `<family>.*` metadata. Raises UnsupportedModelError.
+
+        shapes: canonical name -> [out, in] of each tensor in the file: presence of `output.weight`, biases and
+        `rope_freqs.weight` says what no key does.
+        """
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, Json]:
         """The `<family>.*` keys that llama.cpp reads for this family."""
 
     def tensor_table(self, config: ModelConfig) -> tuple[TensorEntry, ...]:
-        """Every tensor, in file order."""
+        """Every tensor, in file order. An entry with `tied_to` has no bytes of its own in any container."""
 
     def program(self, config: ModelConfig) -> Program:
         """The forward pass."""

@@ -1,2 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llama, and Mistral and SmolLM-like models that share its layout (arXiv 2302.13971, 2307.09288, 2310.06825)."""
+"""Llama 1 to 3, and models that share its layout under its name, such as SmolLM (arXiv 2302.13971, 2407.21783).
+
+GGUF stores q and k rows in adjacent pairs, and llama3's rope scaling as the tensor `rope_freqs.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lilliput.architectures import decoder
+from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
+from lilliput.architectures.config_fields import ConfigFields
+from lilliput.architectures.decoder import Biases, HuggingFaceDefaults
+from lilliput.architectures.program import Program
+
+family = "llama"
+huggingface_types: tuple[str, ...] = ("llama",)
+
+
+def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
+    """Read config.json. A `sliding_window` is not part of this family: transformers ignores it, and so do we."""
+    fields = ConfigFields(config, "config.json")
+    attention_bias = fields.boolean("attention_bias", default=False)
+    biases = Biases(attention_bias, attention_bias, fields.boolean("mlp_bias", default=False))
+    without_window = {name: value for name, value in config.items() if name != "sliding_window"}
+    return decoder.read_huggingface(without_window, family, HuggingFaceDefaults(context_length=2048), biases)
+
+
+def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """Read `llama.*` metadata; Mistral models arrive here too."""
+    return decoder.read_gguf(metadata, family, shapes)
+
+
+def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
+    """The `llama.*` keys."""
+    return decoder.gguf_metadata(config)
+
+
+def tensor_table(config: ModelConfig) -> tuple[TensorEntry, ...]:
+    """Every tensor, in file order."""
+    return decoder.tensor_table(config, "adjacent")
+
+
+def program(config: ModelConfig) -> Program:
+    """The forward pass."""
+    return decoder.program(config, "adjacent")

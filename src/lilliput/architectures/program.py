@@ -147,7 +147,10 @@ class KvState:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """buffers: width of each named buffer.  output: the buffer that holds the logits [selected rows, vocab_size]."""
+    """buffers: width of each named buffer.  output: the buffer that holds the logits [selected rows, vocab_size].
+
+    `Add` may write onto one of its inputs and `Rope` works in place; every other `out` is a buffer of its own.
+    """
 
     buffers: dict[str, int]
     states: tuple[KvState, ...]
