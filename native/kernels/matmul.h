@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The border between the engine and the matrix kernels: y[token][row] = sum_k x[token][k] * weight[row][k].
+// The border between the engine and the matrix kernels: y[token][row] = sum_k x[token][k] *
+// weight[row][k].
 #pragma once
 
 #include <cstddef>
@@ -20,11 +21,13 @@ struct Weight {
   std::int64_t row_bytes;
 };
 
-// How a kernel wants its input. Linears that read one input and agree on the layout share one preparation.
+// How a kernel wants its input. Linears that read one input and agree on the layout share one
+// preparation.
 enum class InputLayout : std::uint8_t {
-  f32,      // float rows as they are: F32/F16/BF16 weights, formats without an integer kernel, --activations f32
-  int8_32,  // int8 codes with one scale per 32
-  int8_256, // int8 codes with one scale per 256 and sums per 16/32
+  f32,       // float rows as they are: F32/F16/BF16 weights, formats without an integer kernel,
+             // --activations f32
+  int8_32,   // int8 codes with one scale per 32
+  int8_256,  // int8 codes with one scale per 256 and sums per 16/32
 };
 
 // Kernels of one instruction set for one weight format.
@@ -36,19 +39,22 @@ struct MatmulKernel {
   // whose borders are multiples of `token_tile`.
   void (*prepare)(const float* x, std::int64_t x_stride, std::int64_t tokens, std::int64_t columns,
                   std::int64_t token_begin, std::int64_t token_end, std::uint8_t* prepared);
-  // Computes rows [row_begin, row_end) for all tokens; borders are multiples of `row_tile` (or the end).
-  // `scratch` is `scratch_bytes` of this thread's own, 64-byte aligned.
-  void (*multiply)(const Weight& weight, const std::uint8_t* prepared, std::int64_t tokens, float* y,
-                   std::int64_t y_stride, std::int64_t row_begin, std::int64_t row_end, std::uint8_t* scratch);
+  // Computes rows [row_begin, row_end) for all tokens; borders are multiples of `row_tile` (or the
+  // end). `scratch` is `scratch_bytes` of this thread's own, 64-byte aligned.
+  void (*multiply)(const Weight& weight, const std::uint8_t* prepared, std::int64_t tokens,
+                   float* y, std::int64_t y_stride, std::int64_t row_begin, std::int64_t row_end,
+                   std::uint8_t* scratch);
   std::int64_t token_tile;
   std::int64_t row_tile;
   std::size_t (*scratch_bytes)(std::int64_t columns, std::int64_t tokens);
 };
 
-// Best instruction set of this machine.
+// Whether this machine (and build) can run kernels of an instruction set; the best one it can.
+bool is_available(Isa isa);
 Isa best_isa();
-// The kernel for a format; exact_input asks for float32 activations. Never null: every format that decodes has the
-// generic path (decode a panel of rows to float32, multiply).
+// The kernel for a format; exact_input asks for float32 activations. Never null: every format that
+// decodes has the generic path (decode a panel of rows to float32, multiply). Throws
+// std::invalid_argument where !is_available(isa).
 const MatmulKernel& matmul_kernel(formats::FormatId format, Isa isa, bool exact_input);
 
 }  // namespace lilliput::kernels

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// IQ1_S: 8 weights of -1, 0, 1 from a codebook of 2048, shifted by 1/8, scales of 3 bits per 32.
+//
+// layout   50 bytes: [0:2] scale fp16, [2:34] low 8 bits of the indices, [34:50] a word per group
+// of 32: bits 3 j..3 j + 2
+//          the high bits of index j, bits 12..14 the scale code, bit 15 the sign of the shift
+// value    scale * (2 * scale_code + 1) * (grid + shift), shift = +-0.125
+// bits     1.5625 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/codebooks.h"
+#include "formats/float_bits.h"
+#include "formats/grid_values.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct iq1_s {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint8_t indices_low[32];
+    std::uint16_t groups[8];
+  };
+  static_assert(sizeof(Block) == 50);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    for (int group = 0; group < 8; ++group) {
+      const std::uint32_t word = block.groups[group];
+      const float group_scale = scale * static_cast<float>(2 * (word >> 12 & 7) + 1);
+      const float shift = word & 0x8000u ? -0.125f : 0.125f;
+      for (int j = 0; j < 4; ++j) {
+        const std::uint64_t grid =
+            kIq1Grid[block.indices_low[4 * group + j] | (word >> (3 * j) & 7) << 8];
+        shifted_grid_values(grid, shift, group_scale, values + 32 * group + 8 * j);
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

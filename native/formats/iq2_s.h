@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// IQ2_S: 8 weights from a codebook of 1024, free signs, scales of 4 bits per 16.
+//
+// layout   82 bytes: [0:2] scale fp16, [2:34] low 8 bits of the indices, [34:66] sign bits, [66:74]
+// high 2 bits of the
+//          indices, four to a byte, [74:82] scale codes, nibble g for group g
+// value    scale * (0.5 + scale_code) * 0.25 * grid * sign
+// bits     2.5625 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/codebooks.h"
+#include "formats/float_bits.h"
+#include "formats/grid_values.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct iq2_s {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint8_t indices_low[32];
+    std::uint8_t signs[32];
+    std::uint8_t indices_high[8];
+    std::uint8_t scale_codes[8];
+  };
+  static_assert(sizeof(Block) == 82);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    for (int group = 0; group < 16; ++group) {
+      const int code = block.scale_codes[group / 2] >> (4 * (group % 2)) & 15;
+      const float group_scale = scale * (0.5f + static_cast<float>(code)) * 0.25f;
+      for (int j = 2 * group; j < 2 * group + 2; ++j) {
+        const int high = block.indices_high[j / 4] >> (2 * (j % 4)) & 3;
+        grid_values(kIq2SGrid[block.indices_low[j] | high << 8], block.signs[j], group_scale,
+                    values + 8 * j);
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// IQ3_S: 4 weights from a codebook of 512, free signs, scales of 4 bits per 32.
+//
+// layout   110 bytes: [0:2] scale fp16, [2:66] low 8 bits of the indices, [66:74] ninth bits, bit j
+// of the 64,
+//          [74:106] sign bits, [106:110] scale codes, nibble g for group g
+// value    scale * (1 + 2 * scale_code) * grid * sign
+// bits     3.4375 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/codebooks.h"
+#include "formats/float_bits.h"
+#include "formats/grid_values.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct iq3_s {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint8_t indices_low[64];
+    std::uint8_t indices_high[8];
+    std::uint8_t signs[32];
+    std::uint8_t scale_codes[4];
+  };
+  static_assert(sizeof(Block) == 110);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    for (int group = 0; group < 8; ++group) {
+      const int code = block.scale_codes[group / 2] >> (4 * (group % 2)) & 15;
+      const float group_scale = scale * static_cast<float>(1 + 2 * code);
+      for (int j = 0; j < 4; ++j) {
+        const int pair = 8 * group + 2 * j;
+        const int high = block.indices_high[group] >> (2 * j);
+        const std::uint64_t first = kIq3SGrid[block.indices_low[pair] | (high & 1) << 8];
+        const std::uint64_t second = kIq3SGrid[block.indices_low[pair + 1] | (high >> 1 & 1) << 8];
+        grid_values(first | second << 32, block.signs[4 * group + j], group_scale,
+                    values + 32 * group + 8 * j);
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

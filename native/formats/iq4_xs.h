@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// IQ4_XS: the table of IQ4_NL, 8 groups of 32 in a block of 256, scales of 6 bits.
+//
+// layout   136 bytes: [0:2] scale fp16, [2:4] high 2 bits of the scale codes, bits 2 g for group g,
+// [4:8] low 4 bits,
+//          nibble g, [8:136] indices; byte 16 g + i holds weight 32 g + i low and 32 g + 16 + i
+//          high
+// value    (scale * (scale_code - 32)) * kIq4NlValues[index]
+// bits     4.25 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/codebooks.h"
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct iq4_xs {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint16_t scales_high;
+    std::uint8_t scales_low[4];
+    std::uint8_t codes[128];
+  };
+  static_assert(sizeof(Block) == 136);
+
+  // Signed scale code of a group, -32..31.
+  static int scale_code(const Block& block, int group) {
+    const int low = block.scales_low[group / 2] >> (4 * (group % 2)) & 15;
+    return (low | (block.scales_high >> (2 * group) & 3) << 4) - 32;
+  }
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    for (int group = 0; group < 8; ++group) {
+      const float group_scale = scale * static_cast<float>(scale_code(block, group));
+      const std::uint8_t* codes = block.codes + 16 * group;
+      for (int i = 0; i < 16; ++i) {
+        values[32 * group + i] = group_scale * static_cast<float>(kIq4NlValues[codes[i] & 15]);
+        values[32 * group + i + 16] = group_scale * static_cast<float>(kIq4NlValues[codes[i] >> 4]);
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

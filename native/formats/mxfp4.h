@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// MXFP4: 4-bit floats (E2M1) in groups of 32 with a power of two as scale (OCP Microscaling 1.0).
+//
+// layout   17 bytes: [0] exponent E8M0, [1:17] codes, nibbles as in Q4_0
+// value    2^(exponent - 128) * kE2m1DoubledValues[code]: the table holds doubled values, the scale
+// is halved bits     4.25 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/codebooks.h"
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct mxfp4 {
+  static constexpr std::int64_t block_size = 32;
+  struct [[gnu::packed]] Block {
+    std::uint8_t exponent;
+    std::uint8_t codes[16];
+  };
+  static_assert(sizeof(Block) == 17);
+
+  // 2^(exponent - 128); the two smallest are subnormal floats.
+  static float half_scale(std::uint8_t exponent) {
+    const std::uint32_t bits = exponent < 2 ? 0x00200000u << exponent : (exponent - 1u) << 23;
+    return std::bit_cast<float>(bits);
+  }
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_scale(block.exponent);
+    for (int i = 0; i < 16; ++i) {
+      values[i] = scale * static_cast<float>(kE2m1DoubledValues[block.codes[i] & 15]);
+      values[i + 16] = scale * static_cast<float>(kE2m1DoubledValues[block.codes[i] >> 4]);
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

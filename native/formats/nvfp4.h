@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// NVFP4: 4-bit floats (E2M1), 4 groups of 16 in a block of 64, scales in unsigned E4M3.
+//
+// layout   36 bytes: [0:4] scales, [4:36] codes; byte 8 g + i holds weight 16 g + i low and 16 g +
+// 8 + i high value    scale / 2 * kE2m1DoubledValues[code] bits     4.5 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/codebooks.h"
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct nvfp4 {
+  static constexpr std::int64_t block_size = 64;
+  struct [[gnu::packed]] Block {
+    std::uint8_t scales[4];
+    std::uint8_t codes[32];
+  };
+  static_assert(sizeof(Block) == 36);
+
+  // Half of an unsigned E4M3 value with bias 7; 0x7f is read as 0, bit 7 is ignored.
+  static float half_scale(std::uint8_t bits) {
+    if (bits == 0x7f) return 0.0f;
+    const std::uint32_t exponent = bits >> 3 & 15;
+    const auto mantissa = static_cast<float>(bits & 7);
+    if (exponent == 0) return mantissa * 0x1p-10f;
+    return (1.0f + mantissa / 8.0f) * std::bit_cast<float>((exponent + 127 - 7 - 1) << 23);
+  }
+
+  static void decode(const Block& block, float* values) {
+    for (int group = 0; group < 4; ++group) {
+      const float scale = half_scale(block.scales[group]);
+      const std::uint8_t* codes = block.codes + 8 * group;
+      for (int i = 0; i < 8; ++i) {
+        values[16 * group + i] = scale * static_cast<float>(kE2m1DoubledValues[codes[i] & 15]);
+        values[16 * group + i + 8] = scale * static_cast<float>(kE2m1DoubledValues[codes[i] >> 4]);
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

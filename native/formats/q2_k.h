@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Q2_K: 2-bit integers, 16 groups of 16 in a block of 256, scales and minimums of 4 bits.
+//
+// layout   84 bytes: [0:16] scale code (low nibble) and minimum code (high nibble) of each group,
+//          [16:80] codes, [80:82] scale fp16, [82:84] minimum fp16. Byte 32 h + i of the codes
+//          holds the weights 128 h + 32 s + i, s = 0..3, in its bits 2 s and 2 s + 1
+// value    (scale * scale_code) * code - (minimum * minimum_code)
+// bits     2.625 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct q2_k {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint8_t scale_codes[16];
+    std::uint8_t codes[64];
+    std::uint16_t scale;
+    std::uint16_t minimum;
+  };
+  static_assert(sizeof(Block) == 84);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    const float minimum = half_to_float(block.minimum);
+    for (int group = 0; group < 16; ++group) {
+      const float group_scale = scale * static_cast<float>(block.scale_codes[group] & 15);
+      const float group_minimum = minimum * static_cast<float>(block.scale_codes[group] >> 4);
+      const std::uint8_t* codes = block.codes + 32 * (group / 8) + 16 * (group % 2);
+      const int shift = 2 * (group / 2 % 4);
+      for (int i = 0; i < 16; ++i) {
+        const auto code = static_cast<float>(codes[i] >> shift & 3);
+        values[16 * group + i] = group_scale * code - group_minimum;
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Q4_0: 4-bit symmetric integers in groups of 32.
+//
+// layout   18 bytes: [0:2] scale fp16, [2:18] codes, weight i in the low and i + 16 in the high
+// nibble of byte i value    scale * (code - 8) bits     4.5 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct q4_0 {
+  static constexpr std::int64_t block_size = 32;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint8_t codes[16];
+  };
+  static_assert(sizeof(Block) == 18);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    for (int i = 0; i < 16; ++i) {
+      values[i] = scale * static_cast<float>((block.codes[i] & 15) - 8);
+      values[i + 16] = scale * static_cast<float>((block.codes[i] >> 4) - 8);
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Q4_1: 4-bit integers with a minimum in groups of 32.
+//
+// layout   20 bytes: [0:2] scale fp16, [2:4] minimum fp16, [4:20] codes, nibbles as in Q4_0
+// value    scale * code + minimum
+// bits     5 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct q4_1 {
+  static constexpr std::int64_t block_size = 32;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint16_t minimum;
+    std::uint8_t codes[16];
+  };
+  static_assert(sizeof(Block) == 20);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    const float minimum = half_to_float(block.minimum);
+    for (int i = 0; i < 16; ++i) {
+      values[i] = scale * static_cast<float>(block.codes[i] & 15) + minimum;
+      values[i + 16] = scale * static_cast<float>(block.codes[i] >> 4) + minimum;
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Q4_K: 4-bit integers with minimums, 8 groups of 32 in a block of 256, scales and minimums of 6
+// bits.
+//
+// layout   144 bytes: [0:2] scale fp16, [2:4] minimum fp16, [4:16] codes of the groups
+// (group_codes.h), [16:144] codes.
+//          Byte 32 p + i holds weight 64 p + i in its low and 64 p + 32 + i in its high nibble
+// value    (scale * scale_code) * code - (minimum * minimum_code)
+// bits     4.5 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+#include "formats/group_codes.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct q4_k {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint16_t minimum;
+    std::uint8_t group_codes[12];
+    std::uint8_t codes[128];
+  };
+  static_assert(sizeof(Block) == 144);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    const float minimum = half_to_float(block.minimum);
+    const GroupCodes groups = unpack_group_codes(block.group_codes);
+    for (int group = 0; group < 8; ++group) {
+      const float group_scale = scale * static_cast<float>(groups.scale[group]);
+      const float group_minimum = minimum * static_cast<float>(groups.minimum[group]);
+      const std::uint8_t* codes = block.codes + 32 * (group / 2);
+      const int shift = 4 * (group % 2);
+      for (int i = 0; i < 32; ++i) {
+        values[32 * group + i] =
+            group_scale * static_cast<float>(codes[i] >> shift & 15) - group_minimum;
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

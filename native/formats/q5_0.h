@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Q5_0: 5-bit symmetric integers in groups of 32.
+//
+// layout   22 bytes: [0:2] scale fp16, [2:6] fifth bits, bit i of the word for weight i, [6:22]
+// nibbles as in Q4_0 value    scale * (code - 16) bits     5.5 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct q5_0 {
+  static constexpr std::int64_t block_size = 32;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint32_t high_bits;
+    std::uint8_t codes[16];
+  };
+  static_assert(sizeof(Block) == 22);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    const std::uint32_t high = block.high_bits;
+    for (int i = 0; i < 16; ++i) {
+      const int low_code = (block.codes[i] & 15) | ((high >> i) & 1) << 4;
+      const int high_code = (block.codes[i] >> 4) | ((high >> (i + 16)) & 1) << 4;
+      values[i] = scale * static_cast<float>(low_code - 16);
+      values[i + 16] = scale * static_cast<float>(high_code - 16);
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

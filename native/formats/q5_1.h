@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Q5_1: 5-bit integers with a minimum in groups of 32.
+//
+// layout   24 bytes: [0:2] scale fp16, [2:4] minimum fp16, [4:8] fifth bits, [8:24] nibbles as in
+// Q4_0 value    scale * code + minimum bits     6 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct q5_1 {
+  static constexpr std::int64_t block_size = 32;
+  struct [[gnu::packed]] Block {
+    std::uint16_t scale;
+    std::uint16_t minimum;
+    std::uint32_t high_bits;
+    std::uint8_t codes[16];
+  };
+  static_assert(sizeof(Block) == 24);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    const float minimum = half_to_float(block.minimum);
+    const std::uint32_t high = block.high_bits;
+    for (int i = 0; i < 16; ++i) {
+      const int low_code = (block.codes[i] & 15) | ((high >> i) & 1) << 4;
+      const int high_code = (block.codes[i] >> 4) | ((high >> (i + 16)) & 1) << 4;
+      values[i] = scale * static_cast<float>(low_code) + minimum;
+      values[i + 16] = scale * static_cast<float>(high_code) + minimum;
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

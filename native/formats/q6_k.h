@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Q6_K: 6-bit symmetric integers, 16 groups of 16 in a block of 256, scales of 8 bits.
+//
+// layout   210 bytes: [0:128] low nibbles, [128:192] high 2 bits, [192:208] int8 scale codes,
+// [208:210] scale fp16.
+//          In half h: byte 64 h + i (i < 64) of the nibbles holds weight 128 h + i low and 128 h +
+//          64 + i high; byte 32 h + i of the high bits holds the weights 128 h + 32 s + i in its
+//          bits 2 s and 2 s + 1
+// value    (scale * scale_code) * (code - 32)
+// bits     6.5625 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct q6_k {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint8_t low_bits[128];
+    std::uint8_t high_bits[64];
+    std::int8_t scale_codes[16];
+    std::uint16_t scale;
+  };
+  static_assert(sizeof(Block) == 210);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    for (int group = 0; group < 16; ++group) {
+      const float group_scale = scale * static_cast<float>(block.scale_codes[group]);
+      const int half = group / 8;
+      const int quarter = group / 2 % 4;
+      const std::uint8_t* low = block.low_bits + 64 * half + 32 * (quarter % 2) + 16 * (group % 2);
+      const std::uint8_t* high = block.high_bits + 32 * half + 16 * (group % 2);
+      for (int i = 0; i < 16; ++i) {
+        const int code = (low[i] >> (4 * (quarter / 2)) & 15) | (high[i] >> (2 * quarter) & 3) << 4;
+        values[16 * group + i] = group_scale * static_cast<float>(code - 32);
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// TQ2_0: ternary weights, four to a byte, one scale per 256.
+//
+// layout   66 bytes: [0:64] codes, [64:66] scale fp16. Byte 32 h + i holds the weights 128 h + 32 s
+// + i, s = 0..3,
+//          in its bits 2 s and 2 s + 1
+// value    scale * (code - 1)
+// bits     2.0625 per weight
+#pragma once
+
+#include <cstdint>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::formats {
+inline namespace LILLIPUT_ISA {
+
+struct tq2_0 {
+  static constexpr std::int64_t block_size = 256;
+  struct [[gnu::packed]] Block {
+    std::uint8_t codes[64];
+    std::uint16_t scale;
+  };
+  static_assert(sizeof(Block) == 66);
+
+  static void decode(const Block& block, float* values) {
+    const float scale = half_to_float(block.scale);
+    for (int part = 0; part < 8; ++part) {
+      const std::uint8_t* codes = block.codes + 32 * (part / 4);
+      for (int i = 0; i < 32; ++i) {
+        values[32 * part + i] = scale * static_cast<float>((codes[i] >> (2 * (part % 4)) & 3) - 1);
+      }
+    }
+  }
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::formats
