@@ -123,10 +123,10 @@ def npz_bytes() -> bytes:
     return buffer.getvalue()
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Write or check both files."""
     outputs = {NPZ: npz_bytes(), HEADER: header_text().encode()}
-    if "--check" not in sys.argv[1:]:
+    if "--check" not in arguments:
         for path, content in outputs.items():
             path.write_bytes(content)
         return 0
@@ -137,4 +137,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from lilliput.arrays import Array, ByteArray, FloatArray
 from lilliput.errors import FormatError
@@ -118,7 +119,9 @@ class NumberFormat(ABC):
     def dequantize(self, planes: Planes, columns: int) -> FloatArray:
         """Stored planes -> float32 [rows, columns]."""
         encoded = self.unpack(planes, columns)
-        result: FloatArray = np.asarray(self.values(encoded.codes, encoded.parameters), dtype=np.float32)
+        # A damaged file may hold infinite scales; the values then are what they are, without a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            result: FloatArray = np.asarray(self.values(encoded.codes, encoded.parameters), dtype=np.float32)
         return result
 
     def stored_bytes(self, rows: int, columns: int) -> int:
@@ -185,7 +188,9 @@ class BlockFormat(NumberFormat):
 
 def expand(parameter: Array, group: int, columns: slice | None) -> Array:
     """Repeat a per-group parameter [rows, groups] over its columns and cut the range `columns`."""
-    from array_api_compat import array_namespace
-
-    repeated = array_namespace(parameter).repeat(parameter, group, axis=1)
-    return repeated if columns is None else repeated[:, columns]
+    repeat = array_namespace(parameter).repeat
+    if columns is None:
+        return repeat(parameter, group, axis=1)
+    start, stop, _ = columns.indices(parameter.shape[1] * group)
+    first, last = start // group, -(-stop // group)
+    return repeat(parameter[:, first:last], group, axis=1)[:, start - first * group : stop - first * group]

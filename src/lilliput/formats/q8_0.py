@@ -19,7 +19,7 @@ from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, Sco
 GROUP = 32
 
 
-class Q8_0(BlockFormat):  # noqa: N801  the field's own spelling
+class Q8_0(BlockFormat):
     """8-bit symmetric integers in groups of 32; codes are int8 + 128."""
 
     name = "q8_0"
@@ -37,7 +37,7 @@ class Q8_0(BlockFormat):  # noqa: N801  the field's own spelling
         return np.concatenate([scale, encoded.codes.astype(np.uint8) ^ np.uint8(0x80)], axis=1)
 
     def values(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Array:
-        """scale * (code - 128)."""
+        """Scale * (code - 128)."""
         xp = array_namespace(codes)
         scale = expand(xp.astype(parameters["scale"], xp.float32), GROUP, columns)
         return scale * (xp.astype(codes, xp.float32) - 128.0)
