@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lilliput.architectures import llama
+from lilliput.architectures import llama, mistral, qwen2, qwen3
 from lilliput.architectures.architecture import Architecture, Json
 from lilliput.errors import UnsupportedModelError
 
@@ -13,7 +13,10 @@ __all__ = ["ARCHITECTURES", "architecture_for_gguf", "architecture_for_huggingfa
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     llama,
-)  # fmt: skip
+    mistral,
+    qwen2,
+    qwen3,
+)
 
 
 def architecture_for_huggingface(config: Mapping[str, Json]) -> Architecture:

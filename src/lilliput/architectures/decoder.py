@@ -41,6 +41,7 @@ from lilliput.architectures.rope_scaling import (
     rope_from_huggingface,
     rope_gguf_metadata,
 )
+from lilliput.errors import UnsupportedModelError
 from lilliput.records import Role
 
 EMBEDDING = "token_embd.weight"
@@ -130,6 +131,16 @@ def read_huggingface(
         sliding_window=_sliding_window(fields, defaults.sliding_window),
         rope_llama3=llama3,
     )
+
+
+def without_rope_factors(config: ModelConfig) -> ModelConfig:
+    """The same, for families whose GGUF holds no `rope_freqs.weight`: UnsupportedModelError for llama3 scaling."""
+    if config.rope.factors is not None:
+        raise UnsupportedModelError(
+            f"config.json: rope_type is 'llama3', which {config.family}'s GGUF has no tensor for; "
+            "supported: default, linear, yarn, dynamic"
+        )
+    return config
 
 
 def refuse_other_arithmetic(fields: ConfigFields) -> None:

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each family's tensor table and program against the model's own transformers code, branch by branch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from program_reference import canonical_tensors, run_program
+
+from lilliput.architectures import architecture_for_gguf, architecture_for_huggingface
+from lilliput.architectures.architecture import Json, ModelConfig
+from lilliput.architectures.program import Linear, RopeFrequencies
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOKENS = 40
+# Half the distance between neighbouring float32 numbers near 1.
+ROUNDING = 2.0**-24
+SIZES: dict[str, Json] = {
+    "vocab_size": 130,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.08,
+    "rope_theta": 10_000.0,
+}
+YARN: dict[str, Json] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3: dict[str, Json] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """fields: config.json beyond SIZES.  ignored: changes to the ModelConfig that undo what the case is about."""
+
+    name: str
+    model_type: str
+    fields: dict[str, Json] = field(default_factory=dict)
+    ignored: dict[str, object] = field(default_factory=dict)
+
+
+PLAIN_ROPE = {"rope": RopeFrequencies(10_000.0, 16), "rope_llama3": None}
+NO_BIAS = {"attention_bias": False, "output_bias": False, "ffn_bias": False}
+CASES = [
+    Case("llama", "llama"),
+    Case("llama-all-heads", "llama", {"num_key_value_heads": None}),
+    Case("llama-tied", "llama", {"tie_word_embeddings": True}),
+    Case("llama-attention-bias", "llama", {"attention_bias": True}, NO_BIAS),
+    Case("llama-mlp-bias", "llama", {"mlp_bias": True}, NO_BIAS),
+    Case("llama-wide-heads", "llama", {"head_dim": 32, "num_attention_heads": 4}),
+    Case("llama-window-ignored", "llama", {"sliding_window": 8}),
+    Case("llama-theta", "llama", {"rope_theta": 500_000.0}, PLAIN_ROPE),
+    Case("llama-linear", "llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, PLAIN_ROPE),
+    Case("llama-linear-old", "llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, PLAIN_ROPE),
+    Case("llama-llama3", "llama", {"rope_scaling": LLAMA3}, PLAIN_ROPE),
+    Case("llama-llama3-new", "llama", {"rope_parameters": {**LLAMA3, "rope_theta": 500_000.0}}, PLAIN_ROPE),
+    Case("llama-yarn", "llama", {"rope_parameters": YARN}, PLAIN_ROPE),
+    Case("llama-yarn-attention-factor", "llama", {"rope_scaling": {**YARN, "attention_factor": 0.7}}, PLAIN_ROPE),
+    Case("llama-yarn-mscale", "llama", {"rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3}}, PLAIN_ROPE),
+    Case("llama-yarn-betas", "llama", {"rope_scaling": {**YARN, "beta_fast": 4, "beta_slow": 2}}, PLAIN_ROPE),
+    Case("llama-dynamic", "llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}),
+    Case("llama-epsilon", "llama", {"rms_norm_eps": 0.05}, {"norm_epsilon": 1e-6}),
+    Case("mistral", "mistral", {"sliding_window": None}),
+    Case("mistral-window", "mistral", {"sliding_window": 8}, {"sliding_window": None}),
+    Case("mistral-wide-heads", "mistral", {"head_dim": 32, "sliding_window": None}),
+    Case("qwen2", "qwen2", {}, NO_BIAS),
+    Case("qwen2-tied", "qwen2", {"tie_word_embeddings": True}, NO_BIAS),
+    Case("qwen2-yarn", "qwen2", {"rope_scaling": YARN}, PLAIN_ROPE),
+    Case(
+        "qwen2-window",
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        {"windowed_layers": None},
+    ),
+    Case("qwen2-window-off", "qwen2", {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1}),
+    Case("qwen3", "qwen3", {"head_dim": 16}),
+    Case("qwen3-wide-heads", "qwen3", {"head_dim": 32}),
+    Case("qwen3-attention-bias", "qwen3", {"head_dim": 16, "attention_bias": True}, NO_BIAS),
+    Case("qwen3-linear", "qwen3", {"head_dim": 16, "rope_scaling": {"type": "linear", "factor": 2.0}}, PLAIN_ROPE),
+    Case(
+        "qwen3-layer-types",
+        "qwen3",
+        {
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        {"sliding_window": None},
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """What transformers made of a case."""
+
+    config: dict[str, Json]
+    checkpoint: dict[str, NDArray[np.float32]]
+    tokens: list[int]
+    logits: NDArray[np.float64]
+
+
+def transformers_model(case: Case) -> Theirs:
+    """A random float32 model, biases and norms included, and its logits."""
+    config = {**SIZES, **case.fields, "model_type": case.model_type}
+    torch.manual_seed(11)
+    settings = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
+    settings._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(0.5 + torch.rand(parameter.shape))
+        tokens = torch.randint(0, int(str(config["vocab_size"])), (1, TOKENS))
+        logits = model(tokens).logits[0].numpy().astype(np.float64)
+    checkpoint = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return Theirs(config, checkpoint, tokens[0].tolist(), logits)
+
+
+def bound(config: ModelConfig, logits: NDArray[np.float64]) -> float:
+    """How far their float32 logits may be from ours in float64.
+
+    A float32 dot product of n terms errs by at most n roundings of the sum of its terms' magnitudes. Along the longest
+    chain of one logit these add: five dot products a layer, the attention's sum over tokens, the head. The terms'
+    magnitudes exceed the sum by about sqrt(n) and the roundings' random signs take about sqrt(n) back.
+    """
+    widths = 2 * config.hidden_size + config.head_dim + TOKENS + config.heads * config.head_dim + config.ffn_size
+    terms = config.layers * widths + config.hidden_size
+    return terms * ROUNDING * float(np.abs(logits).max())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_logits_of_our_program_are_those_of_transformers(case: Case) -> None:
+    theirs = transformers_model(case)
+    architecture = architecture_for_huggingface(theirs.config)
+    config = architecture.config_from_huggingface(theirs.config)
+    tensors = canonical_tensors(architecture.tensor_table(config), theirs.checkpoint)
+    ours = run_program(architecture.program(config), tensors, theirs.tokens)
+    assert np.abs(ours - theirs.logits).max() <= bound(config, theirs.logits)
+    if case.ignored:
+        without = replace(config, **case.ignored)  # type: ignore[arg-type]
+        other = run_program(architecture.program(without), tensors, theirs.tokens)
+        assert np.abs(other - theirs.logits).max() > 20 * bound(config, theirs.logits)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gguf_metadata_gives_the_same_program_back(case: Case) -> None:
+    source = {**SIZES, **case.fields, "model_type": case.model_type}
+    architecture = architecture_for_huggingface(source)
+    config = architecture.config_from_huggingface(source)
+    table = architecture.tensor_table(config)
+    shapes = {entry.name: entry.shape for entry in table if entry.tied_to is None}
+    metadata = {**architecture.gguf_metadata(config), "general.architecture": config.family}
+    reopened = architecture_for_gguf(metadata)
+    again = reopened.config_from_gguf(metadata, shapes)
+    assert reopened.program(again) == architecture.program(config)
+    assert [(e.name, e.shape, e.tied_to) for e in reopened.tensor_table(again)] == [
+        (e.name, e.shape, e.tied_to) for e in table
+    ]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_tensor_that_the_program_names_is_in_the_table(case: Case) -> None:
+    source = {**SIZES, **case.fields, "model_type": case.model_type}
+    architecture = architecture_for_huggingface(source)
+    config = architecture.config_from_huggingface(source)
+    shapes = {entry.name: entry.shape for entry in architecture.tensor_table(config) if entry.tied_to is None}
+    program = architecture.program(config)
+    named = {getattr(operation, "weight", None) for operation in program.operations}
+    named |= {getattr(operation, "bias", None) for operation in program.operations}
+    named.add(config.rope.factors)
+    assert named - {None} == set(shapes)
+    for operation in program.operations:
+        if isinstance(operation, Linear):
+            assert shapes[operation.weight] == (program.buffers[operation.out], program.buffers[operation.x])
