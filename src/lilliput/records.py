@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import prod
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class QuantizedTensor:
     @property
     def rows(self) -> int:
         """Product of all axes but the last."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return prod(self.shape[:-1])
 
     @property
     def columns(self) -> int:
@@ -77,7 +78,7 @@ class TensorHeader:
     @property
     def rows(self) -> int:
         """Product of all axes but the last."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return prod(self.shape[:-1])
 
     @property
     def columns(self) -> int:
@@ -154,5 +155,4 @@ class TensorPlan:
         """Stored bytes; a tied tensor costs none of its own."""
         if self.tied_to is not None:
             return 0
-        rows = int(np.prod(self.shape[:-1], dtype=np.int64))
-        return self.format.stored_bytes(rows, self.shape[-1])
+        return self.format.stored_bytes(prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan: what happens to every tensor, decided from recipe and headers before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from gguf import LlamaFileType
+
+from lilliput.architectures.architecture import ModelConfig, Named, PermutedHeads, TensorEntry
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.errors import RecipeError
+from lilliput.formats import NumberFormat, get_format
+from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
+from lilliput.records import Role, TensorHeader, TensorPlan
+
+PLAIN_FLOATS = ("f32", "f16", "bf16", "f64")
+# Roles that are never multiplied as matrices; whatever their shape, they stay F32.
+VECTOR_ROLES = (Role.NORM, Role.BIAS, Role.ROPE)
+# Format -> what llama.cpp takes when a row does not divide into its blocks of 256; F16 when even that does not divide.
+FALLBACKS = {
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    "tq1_0": "q4_0",
+    "tq2_0": "q4_0",
+    "iq1_s": "iq4_nl",
+    "iq1_m": "iq4_nl",
+    "iq2_xxs": "iq4_nl",
+    "iq2_xs": "iq4_nl",
+    "iq2_s": "iq4_nl",
+    "iq3_xxs": "iq4_nl",
+    "iq3_s": "iq4_nl",
+    "iq4_xs": "iq4_nl",
+}
+# Up to this many bits per weight, codes chosen by input statistics are clearly better than without.
+STATISTICS_MATTER_BELOW = 4.6
+LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One row per tensor of the output file, in file order.
+
+    recipe: its name.  source: basename of the model.  file_type: GGUF's `general.file_type`.
+    warnings: sentences for the user.  kv_format: of the KV cache, None means the runtime's own.
+    """
+
+    recipe: str
+    source: str
+    file_type: int
+    rows: tuple[TensorPlan, ...]
+    warnings: tuple[str, ...] = ()
+    kv_format: NumberFormat | None = None
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Stored bytes of all tensors; tied ones once."""
+        return sum(row.nbytes for row in self.rows)
+
+    @property
+    def weights(self) -> int:
+        """Number of stored weights; tied ones once."""
+        return sum(weights_of(row) for row in self.rows if row.tied_to is None)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Tensor bytes only."""
+        return self.tensor_bytes * 8 / max(self.weights, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 hex of what would be written: equal plans give equal fingerprints, whatever their reasons say."""
+        rows = [[row.name, row.shape, row.format.name, row.method, row.tied_to] for row in self.rows]
+        content = [self.file_type, self.kv_format.name if self.kv_format else None, rows]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    def row(self, name: str) -> TensorPlan:
+        """The row of a canonical tensor name. Raises KeyError."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def json_rows(self) -> list[dict[str, str | int | list[int]]]:
+        """The `tensors` of `lilliput plan --json`."""
+        return [
+            {
+                "name": row.name,
+                "source_name": row.source_name,
+                "shape": list(row.shape),
+                "format": row.format.name.upper(),
+                "method": row.method,
+                "bytes": row.nbytes,
+                "reason": row.reason,
+            }
+            for row in self.rows
+        ]
+
+
+def weights_of(tensor: TensorPlan | TensorHeader) -> int:
+    """Number of weights of a tensor."""
+    return prod(tensor.shape)
+
+
+def resolve(
+    source: ModelSource, recipe: Recipe | str, *, statistics_present: bool, method: Method | None = None
+) -> Plan:
+    """Decide format and method of every tensor of `source` from headers alone.
+
+    recipe: rules, or the name of a preset, plain type or YAML file.  statistics_present: the run will have input
+    statistics.  method: replaces the default; a rule's own method still wins.
+    Raises RecipeError for a tensor that no rule matches, or a format that cannot be encoded.
+    """
+    if isinstance(recipe, str):
+        recipe = find_recipe(recipe)
+    resolver = _Resolver(source.config, recipe, statistics_present, method)
+    table = {entry.name: entry for entry in source.architecture.tensor_table(source.config)}
+    rows = []
+    for name, header in source.headers.items():
+        entry = table.get(name) or TensorEntry(name, Named(source.source_name(name)), header.shape, Role.OTHER)
+        if entry.tied_to in source.headers:
+            continue  # its bytes are those of the tensor it is tied to
+        rows.append(resolver.row(header, entry, source.source_name(name)))
+    plan = Plan(recipe.name, source.path.name, _file_type(recipe, rows), tuple(rows))
+    warnings = [*_warnings(plan, source.headers), *resolver.unused_rules()]
+    if not statistics_present:
+        warnings.extend(_warnings_without_statistics(plan, recipe))
+    return replace(plan, warnings=tuple(warnings))
+
+
+class _Resolver:
+    """Applies one recipe to the tensors of one model; remembers which rules were used."""
+
+    def __init__(self, config: ModelConfig, recipe: Recipe, statistics_present: bool, method: Method | None) -> None:
+        self._config = config
+        self._recipe = recipe
+        self._method = method
+        self._conditions = frozenset(_conditions(config, statistics_present))
+        self._rules = tuple(recipe.all_rules())
+        self._used: set[int] = set()
+
+    def row(self, header: TensorHeader, entry: TensorEntry, source_name: str) -> TensorPlan:
+        """The plan of one tensor."""
+        if len(header.shape) < 2 or entry.role in VECTOR_ROLES:
+            reason = "vectors stay F32" if len(header.shape) < 2 else f"{entry.role.value} tensors stay F32"
+            number_format, method = get_format("f32"), "copy"
+        else:
+            rule = self._rule(header, entry, source_name)
+            number_format, reason = _fitting_format(rule, header)
+            reason = reason or rule.reason or f"recipe {self._recipe.name}"
+            if self._serves_as_output(entry) and entry.role is Role.TOKEN_EMBEDDING:
+                reason += "; shared with the output head"
+            method = self._method_of(rule, number_format, header)
+        return TensorPlan(
+            name=header.name,
+            source_name=source_name,
+            shape=header.shape,
+            role=entry.role,
+            format=number_format,
+            method=method,
+            reason=reason,
+            runtime_group=entry.runtime_group,
+        )
+
+    def unused_rules(self) -> Iterator[str]:
+        """A warning for each of the recipe's own rules whose `match` found nothing: most likely a typo."""
+        for index, rule in enumerate(self._recipe.rules):
+            if index not in self._used and rule.match not in (None, "*"):
+                yield f"rule {index + 1} of {self._recipe.name} ('{rule.match}') decided about no tensor"
+
+    def _rule(self, header: TensorHeader, entry: TensorEntry, source_name: str) -> Rule:
+        """The first rule that matches."""
+        names = [source_name]
+        if isinstance(entry.source, Named | PermutedHeads):
+            names.append(entry.source.name)
+        found = LAYER.match(header.name)
+        layer = int(found[1]) if found else None
+        for index, rule in enumerate(self._rules):
+            if (
+                self._conditions.issuperset(rule.when)
+                and self._plays_role(entry, rule.role)
+                and rule.holds_for_layer(layer, self._config.layers)
+                and rule.matches_name(tuple(names), header.name)
+            ):
+                self._used.add(index)
+                return rule
+        raise RecipeError(
+            f"{self._recipe.name}: no rule matches {source_name} ({header.name}, role {entry.role.value}); "
+            'end the recipe with a rule for the rest: {match: "*", format: Q4_K}, or name a preset as its base'
+        )
+
+    def _plays_role(self, entry: TensorEntry, role: Role | None) -> bool:
+        return role is None or entry.role is role or (role is Role.OUTPUT and self._serves_as_output(entry))
+
+    def _serves_as_output(self, entry: TensorEntry) -> bool:
+        return entry.role is Role.OUTPUT or (entry.role is Role.TOKEN_EMBEDDING and self._config.tied)
+
+    def _method_of(self, rule: Rule, number_format: NumberFormat, header: TensorHeader) -> str:
+        """Raises RecipeError when the format has no encoder."""
+        if number_format.name in PLAIN_FLOATS or number_format.name == header.format.name:
+            return "copy"
+        if not number_format.can_encode:
+            raise RecipeError(
+                f"{self._recipe.name}: {header.name} would become {number_format.name.upper()}, and there is no "
+                "encoder for that format yet; Q2_K is the smallest preset that can be written"
+            )
+        method = rule.method or self._method or "searched_scales"
+        if method == "copy":
+            raise RecipeError(
+                f"{self._recipe.name}: method 'copy' cannot turn {header.name} from {header.format.name.upper()} "
+                f"into {number_format.name.upper()}; use searched_scales or round_to_nearest"
+            )
+        return method
+
+
+def _conditions(config: ModelConfig, statistics_present: bool) -> Iterator[Condition]:
+    """What holds for this model and run."""
+    yield "with_statistics" if statistics_present else "without_statistics"
+    if config.heads >= 4 * config.kv_heads:
+        yield "gqa_at_least_4"
+    if config.layers == 80 and (
+        config.family == "qwen2" or (config.family == "llama" and config.heads != config.kv_heads)
+    ):
+        yield "llama_70b"
+
+
+def _fitting_format(rule: Rule, header: TensorHeader) -> tuple[NumberFormat, str]:
+    """The rule's format or, where rows do not divide into its blocks, what it falls back to, with the reason."""
+    wanted = get_format(rule.format)
+    columns = header.columns
+    if columns % wanted.block_size == 0:
+        return wanted, ""
+    chosen = get_format(rule.fallback or FALLBACKS.get(wanted.name, "f16"))
+    if columns % chosen.block_size:
+        chosen = get_format("f16")
+    return chosen, (
+        f"rows of {columns} do not divide into {wanted.name.upper()}'s blocks of {wanted.block_size}: "
+        f"{chosen.name.upper()} instead"
+    )
+
+
+def _file_type(recipe: Recipe, rows: list[TensorPlan]) -> int:
+    """GGUF's `general.file_type`: the recipe's, or that of the format holding most weights."""
+    if recipe.file_type is not None:
+        return recipe.file_type
+    weights: Counter[str] = Counter()
+    for row in rows:
+        weights[row.format.name.upper()] += weights_of(row)
+    name = weights.most_common(1)[0][0] if weights else "F32"
+    known = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_S" for bits in (3, 4, 5)}}
+    member = known.get(name, f"MOSTLY_{name}")
+    return int(LlamaFileType[member]) if member in LlamaFileType.__members__ else int(LlamaFileType.GUESSED)
+
+
+def _warnings(plan: Plan, headers: Mapping[str, TensorHeader]) -> Iterator[str]:
+    """What the user should know before the work starts."""
+    input_bytes = sum(header.nbytes for header in headers.values())
+    if plan.tensor_bytes > input_bytes:
+        yield (
+            f"the output's tensors ({plan.tensor_bytes:,} bytes) are larger than the input's ({input_bytes:,} bytes): "
+            "choose a smaller preset, or keep the input"
+        )
+    again = [
+        row
+        for row in plan.rows
+        if headers[row.name].format.name not in PLAIN_FLOATS and row.format.name != headers[row.name].format.name
+    ]
+    if again:
+        name = headers[again[0].name].format.name.upper()
+        yield (
+            f"{len(again)} tensors of the input are already quantized ({again[0].name} is {name}): quantizing again "
+            "adds their errors up; start from the original model where you can"
+        )
+    fallen = [row for row in plan.rows if "do not divide" in row.reason]
+    if fallen:
+        yield f"{len(fallen)} tensors fall back because their rows do not divide into blocks (first: {fallen[0].name})"
+
+
+def _warnings_without_statistics(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """What would be better with input statistics."""
+    advice = "give --text, --statistics or --imatrix"
+    if recipe.needs_statistics:
+        yield f"{recipe.name} without input statistics leaves little of a model: {advice}"
+        return
+    small = [row for row in plan.rows if row.method != "copy" and row.format.bits_per_weight < STATISTICS_MATTER_BELOW]
+    if small:
+        yield f"{len(small)} tensors get at most 4.5 bits per weight without input statistics; for less loss {advice}"
