@@ -1,1 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The command line: one file per subcommand; each parses, calls one workflow and prints."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer.main import get_command
+
+from lilliput.cli import bench, calibrate, evaluate, inspect, plan, quantize, run
+from lilliput.cli.output import report_failure
+
+app = typer.Typer(
+    name="lilliput",
+    help="Makes big language models small, and proves what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("plan")(plan.command)
+app.command("calibrate")(calibrate.command)
+app.command("quantize")(quantize.command)
+app.command("eval")(evaluate.command)
+app.command("run")(run.command)
+app.command("bench")(bench.command)
+app.command("inspect")(inspect.command)
+
+INTERRUPTED = 130
+USAGE = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. 0 done, 1 a failure with one clear line on stderr, 2 wrong usage, 130 Ctrl-C."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = get_command(app).main(words, prog_name="lilliput", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:  # every failure leaves through one door, as one line and an exit code
+        return report_failure(error, as_json="--json" in words, usage_code=USAGE)
+    if code == INTERRUPTED:
+        print("interrupted; nothing was left behind", file=sys.stderr)
+    return code if isinstance(code, int) else 0

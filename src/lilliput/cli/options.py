@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several subcommands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Hugging Face folder or id, GGUF file, or lilliput safetensors folder.")]
+To = Annotated[str, typer.Option("--to", help="Preset (Q4_K_M), number format (Q4_K, F16) or recipe.yaml.")]
+Text = Annotated[
+    list[Path] | None,
+    typer.Option("--text", help="Text, JSONL or chat file to calibrate on (gzip too); repeatable; 'builtin' for ours."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default LILLIPUT_THREADS or all cores.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Method = Annotated[str | None, typer.Option("--method", help="How codes are chosen; default searched_scales.")]
+StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Statistics from `lilliput calibrate`.")]
+ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="llama.cpp's imatrix.gguf (or legacy .dat).")]

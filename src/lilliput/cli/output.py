@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every subcommand speaks: progress and words on stderr, one JSON object on stdout with --json."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lilliput.architectures.architecture import Json
+from lilliput.errors import LilliputError
+
+Advance = Callable[[int, int], None]
+
+
+def console(*, to_stdout: bool = False) -> Console:
+    """A console without markup or colour off a terminal."""
+    stream = sys.stdout if to_stdout else sys.stderr
+    # Off a terminal rich assumes 80 columns and cuts tensor names; a pipe has no width.
+    width = None if stream.isatty() else 200
+    return Console(file=stream, highlight=False, markup=False, soft_wrap=False, width=width)
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """One JSON object on stdout; non-finite numbers become null."""
+    json.dump(finite(value), sys.stdout, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def finite(value: object) -> Json:
+    """The same value with every NaN or infinity as None and every container as plain JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, str) or value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, Sequence):
+        return [finite(item) for item in value]
+    return str(value)
+
+
+def say(message: str) -> None:
+    """One line for the user, on stderr."""
+    console().print(message)
+
+
+def warn(message: str) -> None:
+    """One warning for the user, on stderr."""
+    console().print(f"warning: {message}", style="yellow")
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()) -> None:
+    """A table on stdout; columns whose index is in `numeric` are right-aligned."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console(to_stdout=True).print(table)
+
+
+def human_bytes(count: float) -> str:
+    """Decimal units: GB = 10^9."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def human_seconds(seconds: float) -> str:
+    """1 h 02 min, 3 min 20 s, 4.1 s."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Advance]:
+    """A progress bar on stderr with a remaining time; silent off a terminal."""
+    shown = console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+
+
+def report_failure(error: Exception, *, as_json: bool, usage_code: int) -> int:
+    """Print one line for the error and return the exit code."""
+    exit_code = usage_code if getattr(error, "exit_code", None) == usage_code else 1
+    if hasattr(error, "format_message"):
+        message = str(error.format_message())
+    elif isinstance(error, LilliputError):
+        message = str(error)
+    elif isinstance(error, OSError):
+        message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+    elif isinstance(error, MemoryError):
+        message = "out of memory; try a smaller --memory-limit, a shorter --context, or a smaller model"
+    else:
+        message = f"internal error: {type(error).__name__}: {error} (set LILLIPUT_LOG=debug for the trace, please report it)"
+    if os.environ.get("LILLIPUT_LOG", "").lower() == "debug":
+        traceback.print_exception(error)
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    if as_json:
+        print_json({"error": {"type": type(error).__name__, "message": line}})
+    return exit_code
+
+
+def configure_logging() -> None:
+    """LILLIPUT_LOG=debug|info|warning; warnings by default."""
+    level = getattr(logging, os.environ.get("LILLIPUT_LOG", "warning").upper(), logging.WARNING)
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
