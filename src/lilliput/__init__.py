@@ -1,1 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
+"""lilliput makes big language models small, and proves what it cost.
+
+    import lilliput
+    lilliput.plan("path/to/model", "Q4_K_M")
+    lilliput.calibrate("path/to/model", ["text.txt"], "statistics.safetensors")
+    lilliput.quantize("path/to/model", "Q4_K_M", statistics="statistics.safetensors")
+    lilliput.evaluate("path/to/model", ["model-Q4_K_M.gguf"], "held-out.txt")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lilliput.workflows import calibrate, evaluate, inspect, plan, quantize
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "calibrate", "evaluate", "inspect", "plan", "quantize"]
+
+
+def __getattr__(name: str) -> object:
+    # Loaded on first use, so that reading one room does not import them all.
+    if name in __all__:
+        return getattr(import_module("lilliput.workflows"), name)
+    raise AttributeError(f"module 'lilliput' has no attribute {name!r}")

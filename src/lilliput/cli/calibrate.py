@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput calibrate`: statistics once, for every later run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lilliput.cli import options
+from lilliput.cli.output import print_json, progress, say
+
+
+def command(
+    model: options.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="STATS.safetensors, or imatrix.gguf for llama.cpp.")],
+    text: options.Text = None,
+    context: Annotated[int, typer.Option("--context", min=16, help="Tokens per chunk.")] = 512,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after this many tokens.")] = None,
+    merge: Annotated[list[Path] | None, typer.Option("--merge", help="Add the sums of earlier statistics.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Collect what enters every linear layer on a text. Reads and writes imatrix.gguf too."""
+    from lilliput import workflows
+
+    with progress("calibrating") as advance:
+        statistics = workflows.calibrate(
+            model, text, output, chunk_size=context, tokens=tokens, merge=merge or [], device=device,
+            threads=threads, revision=revision, force=force, progress=advance,
+        )  # fmt: skip
+    seen = statistics.chunks * statistics.chunk_size
+    if json:
+        print_json({"output": str(output), "chunks": statistics.chunks, "tokens": seen, "layers": len(statistics.inputs)})
+    else:
+        say(f"{output}: {len(statistics.inputs)} layers, {seen} tokens in {statistics.chunks} chunks")

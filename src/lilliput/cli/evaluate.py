@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput eval`: what quantization cost, measured against the original on the same tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lilliput.cli import options
+from lilliput.cli.output import print_json, progress, say
+
+
+def command(
+    base: Annotated[str, typer.Argument(help="The original: Hugging Face folder or any file that runs here.")],
+    files: Annotated[list[str], typer.Argument(help="Quantized files.")],
+    text: Annotated[Path, typer.Option("--text", help="Text, JSONL or gzip; never the calibration text.")],
+    context: Annotated[int, typer.Option("--context", min=16, help="Tokens per chunk; the second half is scored.")] = 512,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of text.")] = None,
+    activations: Annotated[
+        str, typer.Option("--activations", help="f32 measures the file; engine adds the engine's own rounding.")
+    ] = "f32",
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Perplexity and KL divergence of quantized files, paired, over the full vocabulary."""
+    from lilliput import workflows
+
+    kind: Literal["f32", "engine"] = workflows.activation_kind(activations)
+    with progress("evaluating") as advance:
+        result = workflows.evaluate(
+            base, files, text, context=context, tokens=tokens, activations=kind, threads=threads, progress=advance
+        )
+    if json:
+        print_json(result.to_json())
+    else:
+        for line in result.to_text().splitlines():
+            say(line)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput plan`: what will happen, from headers only."""
+
+from __future__ import annotations
+
+from lilliput.cli import options
+from lilliput.cli.output import human_bytes, human_seconds, print_json, print_table, say, warn
+
+
+def command(
+    model: options.Model,
+    to: options.To = "Q4_K_M",
+    text: options.Text = None,
+    statistics: options.StatisticsFile = None,
+    imatrix: options.ImatrixFile = None,
+    method: options.Method = None,
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    json: options.Json = False,
+) -> None:
+    """Show the per-tensor plan, the exact size, peak RAM, disk and time. Reads headers only."""
+    from lilliput import workflows
+
+    guided = any(value is not None for value in (text, statistics, imatrix))
+    report = workflows.plan(model, to, method=method, is_guided=guided, revision=revision, threads=threads)
+    if json:
+        print_json(report.to_json())
+        return
+    rows = [
+        (row.source_name, "x".join(map(str, row.shape)), row.format.name.upper(), row.method, human_bytes(row.nbytes), row.reason)
+        for row in report.plan.rows
+    ]
+    print_table(f"{model} -> {to}", ("tensor", "shape", "format", "method", "size", "reason"), rows, numeric=(1, 4))
+    say(
+        f"\nfile {human_bytes(report.bytes)} ({report.plan.bits_per_weight:.3f} bits per weight), "
+        f"peak RAM {human_bytes(report.peak_ram_bytes)}, disk {human_bytes(report.disk_bytes)}, "
+        + ", ".join(f"{stage} {human_seconds(seconds)}" for stage, seconds in report.seconds.items())
+    )
+    for warning in report.plan.warnings:
+        warn(warning)

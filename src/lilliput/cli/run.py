@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput run`: raw completion through the native engine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lilliput.cli import options
+from lilliput.cli.output import print_json, say
+
+
+def command(
+    file: Annotated[str, typer.Argument(help="Model to run: GGUF, lilliput safetensors or Hugging Face folder.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; may be empty.")] = "",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Most tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0 turns it off.")] = 40,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="1 turns it off.")] = 0.95,
+    min_p: Annotated[float, typer.Option("--min-p", min=0.0, max=1.0, help="0 turns it off.")] = 0.05,
+    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", min=0.0, help="1 turns it off.")] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text; default: drawn and printed.")] = None,
+    context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of KV cache.")] = None,
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    json: options.Json = False,
+) -> None:
+    """Continue a prompt: no chat template, BOS as the metadata says."""
+    from lilliput import workflows
+    from lilliput.runtime.sampler import SamplingOptions
+
+    sampling = SamplingOptions(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=workflows.chosen_seed(seed),
+    )  # fmt: skip
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    result = workflows.generate(
+        file, prompt, max_tokens=max_tokens, sampling=sampling, context=context, threads=threads, revision=revision,
+        on_text=None if json else show,
+    )  # fmt: skip
+    if json:
+        print_json(result.to_json())
+        return
+    sys.stdout.write("\n")
+    say(
+        f"{result.prompt_tokens} prompt tokens at {result.prefill_tok_s or 0:.1f} tok/s, "
+        f"{len(result.token_ids)} generated at {result.decode_tok_s or 0:.1f} tok/s, seed {sampling.seed}"
+    )

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fill the generated regions of the documentation, or check with --check that they are up to date.
+
+A region is everything between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a function below.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from lilliput.architectures import ARCHITECTURES
+from lilliput.cli import app
+from lilliput.formats import FORMATS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/formats.md", "docs/commands.md", "docs/families.md")
+REGION = re.compile(r"(<!-- generated: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def formats_table() -> str:
+    """Every number format with its computed bits per weight."""
+    rows = ["| format | bits per weight | weights per block | encoder |", "|---|--:|--:|---|"]
+    for item in FORMATS.values():
+        encoder = "yes" if item.can_encode else "decodes only"
+        rows.append(f"| {item.name.upper()} | {item.bits_per_weight:.4g} | {item.block_size} | {encoder} |")
+    return "\n".join(rows)
+
+
+def families_table() -> str:
+    """Every model family."""
+    rows = ["| family | Hugging Face `model_type` | GGUF architecture |", "|---|---|---|"]
+    rows += [f"| {a.family} | {', '.join(a.huggingface_types)} | {a.family} |" for a in ARCHITECTURES]
+    return "\n".join(rows)
+
+
+def commands() -> str:
+    """--help of every subcommand."""
+    runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
+    names = list(getattr(get_command(app), "commands"))  # noqa: B009  typer's own attribute, untyped
+    parts = []
+    for name in names:
+        text = runner.invoke(app, [name, "--help"]).stdout.rstrip()
+        lines = "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+        parts.append(f"## lilliput {name}\n\n```text\n{lines}\n```\n")
+    return "\n".join(parts).rstrip()
+
+
+def results() -> str:
+    """The demo's own table: Gulliver quantized, measured against the original."""
+    path = RESULTS / "demo.jsonl"
+    if not path.is_file():
+        return "_No stored result yet; run `make demo`._"
+    newest = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    rows = ["| file | size | bits per weight | mean KL (nats) | same top token | perplexity |", "|---|--:|--:|--:|--:|--:|"]
+    base = newest["base"]
+    rows.append(f"| original (BF16) | {base['bytes'] / 1e6:.2f} MB | 16 | 0 | 100 % | {base['ppl']:.3f} |")
+    for item in newest["files"]:
+        rows.append(
+            f"| {item['name']} | {item['bytes'] / 1e6:.2f} MB | {item['bits_per_weight']:.3f} "
+            f"| {item['mean_kld']:.5f} ± {item['mean_kld_stderr']:.5f} | {item['same_top'] * 100:.2f} % | {item['ppl']:.3f} |"
+        )
+    return "\n".join([*rows, "", f"{newest['caption']}"])
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "formats_table": formats_table, "families_table": families_table, "commands": commands, "results": results,
+}  # fmt: skip
+
+
+def filled(text: str) -> str:
+    """The document with every region regenerated."""
+    return REGION.sub(lambda found: f"{found[1]}{GENERATORS[found['name']]()}\n{found[3]}", text)
+
+
+def main() -> int:
+    """Rewrite, or with --check only compare."""
+    stale = []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(new, encoding="utf-8")
+    if "--check" in sys.argv and stale:
+        print(f"out of date: {', '.join(stale)}; run `make docs`")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
