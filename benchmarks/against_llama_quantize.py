@@ -58,7 +58,17 @@ def main() -> None:
             run(options.llama_cpp / "llama-quantize", "--imatrix", imatrix, base, theirs, preset)
             if tensor_types(ours) != tensor_types(theirs):
                 raise SystemExit(f"{preset}: the type maps differ; the comparison would not be at equal bytes")
-            command = ("eval", options.model, ours, theirs, "--text", options.measure, "--tokens", options.tokens, "--json")
+            command = (
+                "eval",
+                options.model,
+                ours,
+                theirs,
+                "--text",
+                options.measure,
+                "--tokens",
+                options.tokens,
+                "--json",
+            )
             report = json.loads(run(LILLIPUT, *command))
             line = {
                 "type": preset, "model": Path(options.model).name, "text": options.measure.name,

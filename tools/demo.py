@@ -64,7 +64,9 @@ def print_report(model: Path, report: dict) -> None:
     """The demo's table: every file against the original."""
     weights = (model / "model.safetensors").stat().st_size
     print(f"\n{'file':24} {'MB':>8} {'bits/weight':>12} {'mean KL, nats':>20} {'same top':>9} {'ppl':>9}")
-    print(f"{'original (BF16)':24} {weights / 1e6:8.2f} {16:12.3f} {0:20.5f} {'100.00 %':>9} {report['base']['ppl']:9.3f}")
+    print(
+        f"{'original (BF16)':24} {weights / 1e6:8.2f} {16:12.3f} {0:20.5f} {'100.00 %':>9} {report['base']['ppl']:9.3f}"
+    )
     for item in report["files"]:
         kl = f"{item['mean_kld']:.5f} ± {item['mean_kld_stderr']:.5f}"
         print(
@@ -78,7 +80,9 @@ def record(model: Path, report: dict) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     line = {
         "base": {"ppl": report["base"]["ppl"], "bytes": (model / "model.safetensors").stat().st_size},
-        "files": [{**item, "path": Path(item["path"]).name, "name": Path(item["path"]).stem} for item in report["files"]],
+        "files": [
+            {**item, "path": Path(item["path"]).name, "name": Path(item["path"]).stem} for item in report["files"]
+        ],
         "paired": [{**pair, "a": Path(pair["a"]).name, "b": Path(pair["b"]).name} for pair in report["paired"]],
         "caption": f"`make demo`: Gulliver, calibrated on text sampled from itself, measured on {HELD_OUT.name} "
         f"({report['files'][0]['tokens']} scored tokens, context 512, float32 activations); ± one standard error.",

@@ -59,7 +59,10 @@ def results() -> str:
     if not path.is_file():
         return "_No stored result yet; run `make demo`._"
     newest = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    rows = ["| file | size | bits per weight | mean KL (nats) | same top token | perplexity |", "|---|--:|--:|--:|--:|--:|"]
+    rows = [
+        "| file | size | bits per weight | mean KL (nats) | same top token | perplexity |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     base = newest["base"]
     rows.append(f"| original (BF16) | {base['bytes'] / 1e6:.2f} MB | 16 | 0 | 100 % | {base['ppl']:.3f} |")
     for item in newest["files"]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """lilliput makes big language models small, and proves what it cost.
 
-    import lilliput
-    lilliput.plan("path/to/model", "Q4_K_M")
-    lilliput.calibrate("path/to/model", ["text.txt"], "statistics.safetensors")
-    lilliput.quantize("path/to/model", "Q4_K_M", statistics="statistics.safetensors")
-    lilliput.evaluate("path/to/model", ["model-Q4_K_M.gguf"], "held-out.txt")
+import lilliput
+lilliput.plan("path/to/model", "Q4_K_M")
+lilliput.calibrate("path/to/model", ["text.txt"], "statistics.safetensors")
+lilliput.quantize("path/to/model", "Q4_K_M", statistics="statistics.safetensors")
+lilliput.evaluate("path/to/model", ["model-Q4_K_M.gguf"], "held-out.txt")
 """
 
 from __future__ import annotations

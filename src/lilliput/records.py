@@ -12,12 +12,13 @@ import numpy as np
 
 from lilliput.arrays import Array, DoubleArray, FloatArray
 from lilliput.formats import NumberFormat, Planes
+from lilliput.formats.native_decode import decode
 
 
 class Role(StrEnum):
     """What a tensor does in its model; recipes and presets speak of roles."""
 
-    TOKEN_EMBEDDING = "token_embedding"  # noqa: S105  a role, not a secret
+    TOKEN_EMBEDDING = "token_embedding"
     OUTPUT = "output"
     ATTENTION_Q = "attention_q"
     ATTENTION_K = "attention_k"
@@ -64,7 +65,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> FloatArray:
         """Float32 values in `shape`."""
-        return self.format.dequantize(self.planes, self.columns).reshape(self.shape)
+        return decode(self.format, self.planes, self.columns).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import lilliput
 from lilliput.architectures.architecture import Json
-from lilliput.checkpoints.model_source import ModelSource
-from lilliput.containers import open_model
-from lilliput.errors import CalibrationError, PublishError, RecipeError
-from lilliput.models import BUILT_IN, gulliver
-from lilliput.records import Statistics
 
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]

@@ -35,6 +35,8 @@ def command(
         )  # fmt: skip
     seen = statistics.chunks * statistics.chunk_size
     if json:
-        print_json({"output": str(output), "chunks": statistics.chunks, "tokens": seen, "layers": len(statistics.inputs)})
+        print_json(
+            {"output": str(output), "chunks": statistics.chunks, "tokens": seen, "layers": len(statistics.inputs)}
+        )
     else:
         say(f"{output}: {len(statistics.inputs)} layers, {seen} tokens in {statistics.chunks} chunks")

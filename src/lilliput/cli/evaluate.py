@@ -16,7 +16,9 @@ def command(
     base: Annotated[str, typer.Argument(help="The original: Hugging Face folder or any file that runs here.")],
     files: Annotated[list[str], typer.Argument(help="Quantized files.")],
     text: Annotated[Path, typer.Option("--text", help="Text, JSONL or gzip; never the calibration text.")],
-    context: Annotated[int, typer.Option("--context", min=16, help="Tokens per chunk; the second half is scored.")] = 512,
+    context: Annotated[
+        int, typer.Option("--context", min=16, help="Tokens per chunk; the second half is scored.")
+    ] = 512,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of text.")] = None,
     activations: Annotated[
         str, typer.Option("--activations", help="f32 measures the file; engine adds the engine's own rounding.")

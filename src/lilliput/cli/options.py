@@ -15,7 +15,9 @@ Text = Annotated[
     typer.Option("--text", help="Text, JSONL or chat file to calibrate on (gzip too); repeatable; 'builtin' for ours."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default LILLIPUT_THREADS or all cores.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads; default LILLIPUT_THREADS or all cores.")
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Method = Annotated[str | None, typer.Option("--method", help="How codes are chosen; default searched_scales.")]

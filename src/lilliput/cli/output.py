@@ -59,7 +59,9 @@ def warn(message: str) -> None:
     console().print(f"warning: {message}", style="yellow")
 
 
-def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()) -> None:
+def print_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()
+) -> None:
     """A table on stdout; columns whose index is in `numeric` are right-aligned."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, heading in enumerate(headings):
@@ -110,7 +112,9 @@ def report_failure(error: Exception, *, as_json: bool, usage_code: int) -> int:
     elif isinstance(error, MemoryError):
         message = "out of memory; try a smaller --memory-limit, a shorter --context, or a smaller model"
     else:
-        message = f"internal error: {type(error).__name__}: {error} (set LILLIPUT_LOG=debug for the trace, please report it)"
+        message = (
+            f"internal error: {type(error).__name__}: {error} (set LILLIPUT_LOG=debug for the trace, please report it)"
+        )
     if os.environ.get("LILLIPUT_LOG", "").lower() == "debug":
         traceback.print_exception(error)
     line = " ".join(message.split())

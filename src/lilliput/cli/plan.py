@@ -27,7 +27,14 @@ def command(
         print_json(report.to_json())
         return
     rows = [
-        (row.source_name, "x".join(map(str, row.shape)), row.format.name.upper(), row.method, human_bytes(row.nbytes), row.reason)
+        (
+            row.source_name,
+            "x".join(map(str, row.shape)),
+            row.format.name.upper(),
+            row.method,
+            human_bytes(row.nbytes),
+            row.reason,
+        )
         for row in report.plan.rows
     ]
     print_table(f"{model} -> {to}", ("tensor", "shape", "format", "method", "size", "reason"), rows, numeric=(1, 4))

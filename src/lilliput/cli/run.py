@@ -21,7 +21,9 @@ def command(
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="1 turns it off.")] = 0.95,
     min_p: Annotated[float, typer.Option("--min-p", min=0.0, max=1.0, help="0 turns it off.")] = 0.05,
     repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", min=0.0, help="1 turns it off.")] = 1.0,
-    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text; default: drawn and printed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Same seed, same text; default: drawn and printed.")
+    ] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of KV cache.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,

@@ -14,5 +14,7 @@ def gulliver() -> Path:
     """Folder of Gulliver, the small Llama-architecture model that this project trained. Raises CheckpointError."""
     folder = Path(__file__).parent / BUILT_IN
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"the built-in model is not installed ({folder.name}/config.json is missing); reinstall lilliput")
+        raise CheckpointError(
+            f"the built-in model is not installed ({folder.name}/config.json is missing); reinstall lilliput"
+        )
     return folder

@@ -17,6 +17,7 @@ from lilliput.arrays import FloatArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import FormatError
 from lilliput.formats import BlockFormat, NumberFormat, Planes
+from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
 from lilliput.recipes.ledger import LedgerEntry
 from lilliput.recipes.plan import Plan
@@ -60,10 +61,10 @@ def _quantize(
     errors = _Errors()
     if tensor.format.name == row.format.name:
         planes = tensor.planes
-        for weight in _slabs(tensor):
+        for weight in _slabs(tensor, threads):
             _check_finite(row.name, weight)
     else:
-        for weight in _slabs(tensor):
+        for weight in _slabs(tensor, threads):
             _check_finite(row.name, weight)
             _quantize_slab(weight, row, importance, errors, threads)
         planes = _joined(errors.planes)
@@ -89,7 +90,7 @@ def _quantize_slab(
     method = METHODS[row.method]
     # Vectors and embeddings have no input statistics of their own.
     planes = method.quantize(row.format, weight, importance, threads=threads)
-    residual = row.format.dequantize(planes, weight.shape[1]) - weight
+    residual = decode(row.format, planes, weight.shape[1], threads=threads) - weight
     if row.format.name == "f16":
         errors.overflows += int(np.count_nonzero(np.abs(weight) > F16_LARGEST))
         residual = np.where(np.isfinite(residual), residual, 0.0).astype(np.float32)
@@ -102,7 +103,7 @@ def _quantize_slab(
     errors.planes.append(planes)
 
 
-def _slabs(tensor: QuantizedTensor) -> Iterator[FloatArray]:
+def _slabs(tensor: QuantizedTensor, threads: int) -> Iterator[FloatArray]:
     """Float32 [rows, columns] pieces of the tensor."""
     if not isinstance(tensor.format, BlockFormat):
         yield tensor.format.dequantize(tensor.planes, tensor.columns).reshape(-1, tensor.columns)
@@ -110,7 +111,7 @@ def _slabs(tensor: QuantizedTensor) -> Iterator[FloatArray]:
     blocks = tensor.planes["blocks"].reshape(tensor.rows, -1)
     step = max(1, SLAB_WEIGHTS // tensor.columns)
     for start in range(0, tensor.rows, step):
-        yield tensor.format.dequantize({"blocks": blocks[start : start + step]}, tensor.columns)
+        yield decode(tensor.format, {"blocks": blocks[start : start + step]}, tensor.columns, threads=threads)
 
 
 def _joined(slabs: list[Planes]) -> Planes:
