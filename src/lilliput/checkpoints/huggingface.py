@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face folder as a ModelSource: config.json, safetensors, tokenizer and side files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from lilliput.architectures import architecture_for_huggingface
+from lilliput.architectures.architecture import Computed, Json, Named, PermutedHeads, TensorEntry
+from lilliput.arrays import ByteArray, FloatArray
+from lilliput.checkpoints.mapped_file import planes_of_bytes, update_digest
+from lilliput.checkpoints.model_card import read_provenance
+from lilliput.checkpoints.safetensors_reader import SafetensorsFile, StoredTensor
+from lilliput.checkpoints.scaled_weights import (
+    FP8,
+    IGNORED_SUFFIXES,
+    SCALE_SUFFIXES,
+    apply_scale,
+    block_shape,
+    check_quantization,
+)
+from lilliput.checkpoints.shards import open_shards, read_json
+from lilliput.errors import CheckpointError, TokenizerError
+from lilliput.formats import NumberFormat, get_format
+from lilliput.records import QuantizedTensor, TensorHeader
+from lilliput.text.huggingface import load_vocabulary
+from lilliput.text.vocabulary import TokenType, Vocabulary
+
+# safetensors dtype -> our format. FP8 times its scale is kept as F32: nothing but the product's last bit is rounded.
+_FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f32", "F8_E5M2": "f32", "F64": "f32"}
+# Buffers that old checkpoints saved and every runtime recomputes.
+_IGNORED = re.compile(r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|attn\.bias)$")
+# SentencePiece never merges into a token of this score.
+PADDING_SCORE = -1000.0
+
+
+class HuggingFaceModel:
+    """One opened folder. Tensors are mapped; permuted and FP8 ones are made when asked for."""
+
+    container = "huggingface"
+
+    def __init__(self, folder: Path, repository: str | None = None) -> None:
+        """Open a folder. Raises CheckpointError or UnsupportedModelError.
+
+        repository: the hub id it came from, for its provenance.
+        """
+        self.path = folder
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json here; this is not a Hugging Face model folder")
+        described = read_json(folder / "config.json")
+        check_quantization(described.get("quantization_config"))
+        self._block = block_shape(described.get("quantization_config"))
+        config: Mapping[str, Json] = described  # type: ignore[assignment]
+        self.architecture = architecture_for_huggingface(config)
+        self.config = self.architecture.config_from_huggingface(config)
+        self.provenance = read_provenance(folder, described, repository)
+        self._files = open_shards(folder)
+        try:
+            self._sources = self._match(self.architecture.tensor_table(self.config))
+        except BaseException:
+            self.close()
+            raise
+        self._entries = {entry.name: entry for entry in self.architecture.tensor_table(self.config)}
+        self._headers = {
+            name: TensorHeader(name, self._entries[name].shape, self._format(name)) for name in self._sources
+        }
+
+    @property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """Canonical name -> header, in the order of the architecture's table."""
+        return self._headers
+
+    def source_name(self, name: str) -> str:
+        """The checkpoint's own name of a canonical tensor; the canonical one where it holds none."""
+        return self._sources[name] or name
+
+    def tensor(self, name: str) -> QuantizedTensor:
+        """One tensor in the format its header says."""
+        header = self.headers[name]
+        data = self._data(name)
+        planes = planes_of_bytes(header.format, header.rows, header.columns, data)
+        return QuantizedTensor(name, header.shape, header.format, planes)
+
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer, padded with unused tokens up to the rows of the embedding."""
+        vocabulary = load_vocabulary(self.path)
+        if len(vocabulary.tokens) > self.config.vocab_size:
+            raise TokenizerError(
+                f"{self.path.name}: the tokenizer has {len(vocabulary.tokens)} tokens, the embedding "
+                f"{self.config.vocab_size} rows; the folder mixes files of two models"
+            )
+        return padded(vocabulary, self.config.vocab_size)
+
+    def fingerprint(self) -> str:
+        """sha256 over config, tokenizer files and every tensor's stored bytes, whatever the sharding."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for file in self.provenance.side_files:
+            if file.name.startswith(("tokenizer", "vocab", "merges", "added_", "special_", "chat_")):
+                digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        for name, header in self.headers.items():
+            digest.update(f"{name} {header.format.name} {header.shape}\n".encode())
+            source = self._sources[name]
+            for stored in (source, self._scale_name(source)) if source else ():
+                if stored:
+                    update_digest(digest, self._files[stored].data(stored))
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the maps."""
+        for file in self._files.values():
+            file.close()
+
+    def _stored(self, source: str) -> StoredTensor:
+        return self._files[source].tensors[source]
+
+    def _match(self, table: tuple[TensorEntry, ...]) -> dict[str, str]:
+        """Canonical name -> source name ("" for computed tensors), each checked against the table's shape."""
+        sources: dict[str, str] = {}
+        used: set[str] = set()
+        absent: list[str] = []
+        for entry in table:
+            if isinstance(entry.source, Computed):
+                sources[entry.name] = ""
+                continue
+            source = entry.source.name
+            if entry.tied_to is not None:
+                # Some tied checkpoints store the shared tensor twice.
+                used.add(source)
+                continue
+            if source not in self._files:
+                if not entry.optional:
+                    absent.append(source)
+                continue
+            self._check_shape(source, entry.shape)
+            sources[entry.name] = source
+            used.add(source)
+        if absent:
+            raise CheckpointError(
+                f"{self.path.name}: {len(absent)} tensors missing that {self.architecture.family} needs: {_few(absent)}"
+            )
+        self._refuse_unexpected(used)
+        return sources
+
+    def _refuse_unexpected(self, used: set[str]) -> None:
+        scales = {self._scale_name(source) for source in used if source in self._files}
+        unexpected = [
+            name
+            for name in self._files
+            if name not in used
+            and name not in scales
+            and not _IGNORED.search(name)
+            and not name.endswith(IGNORED_SUFFIXES)
+        ]
+        if unexpected:
+            raise CheckpointError(
+                f"{self.path.name}: {len(unexpected)} tensors that {self.architecture.family} does not know: "
+                f"{_few(unexpected)}; dropping them would change the model, so it is refused"
+            )
+
+    def _check_shape(self, source: str, shape: tuple[int, ...]) -> None:
+        stored = self._stored(source)
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{self.path.name}: tensor '{source}' has shape {list(stored.shape)}, config.json implies {list(shape)}"
+            )
+        if stored.dtype not in _FORMATS:
+            raise CheckpointError(
+                f"{self.path.name}: tensor '{source}' is {stored.dtype}; weights may be {', '.join(_FORMATS)}"
+            )
+
+    def _format(self, name: str) -> NumberFormat:
+        source = self._sources[name]
+        return get_format(_FORMATS[self._stored(source).dtype] if source else "f32")
+
+    def _scale_name(self, source: str) -> str | None:
+        if self._stored(source).dtype not in FP8:
+            return None
+        return next((source + suffix for suffix in SCALE_SUFFIXES if source + suffix in self._files), None)
+
+    def _data(self, name: str) -> ByteArray:
+        """Stored bytes of the canonical tensor in its header's format."""
+        expression = self._entries[name].source
+        if isinstance(expression, Computed):
+            return np.asarray(expression.values, dtype=np.float32).view(np.uint8)
+        source = self._sources[name]
+        stored = self._stored(source)
+        data = self._files[source].data(source)
+        if stored.dtype in FP8 or stored.dtype == "F64":
+            data = np.ascontiguousarray(self._float32(source)).reshape(-1).view(np.uint8)
+        match expression:
+            case Named():
+                return data
+            case PermutedHeads(heads=heads):
+                return _permuted(data, stored.shape[0], heads)
+
+    def _float32(self, source: str) -> FloatArray:
+        values = self._files[source].float32(source)
+        scale = self._scale_name(source)
+        if scale is None:
+            return values
+        return apply_scale(source, values, self._files[scale].float32(scale), self._block)
+
+
+def _permuted(data: ByteArray, rows: int, heads: int) -> ByteArray:
+    """Rows of each head from halves to adjacent pairs: row (half, i) of a head becomes row (i, half).
+
+    data: bytes of a [rows, n] matrix or a [rows] vector, any element size.
+    """
+    order = np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
+    result: ByteArray = data.reshape(rows, -1)[order].reshape(-1)
+    return result
+
+
+def padded(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    """The vocabulary with `[PAD<id>]` tokens of type UNUSED up to `size`, as llama.cpp's converter names them."""
+    extra = range(len(vocabulary.tokens), size)
+    return replace(
+        vocabulary,
+        tokens=vocabulary.tokens + tuple(f"[PAD{token}]" for token in extra),
+        token_types=vocabulary.token_types + (int(TokenType.UNUSED),) * len(extra),
+        scores=vocabulary.scores + (PADDING_SCORE,) * len(extra) if vocabulary.scores else (),
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:4]) + (" …" if len(names) > 4 else "")
