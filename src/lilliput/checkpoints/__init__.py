@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Reading models: Hugging Face folders and hub ids, lazily and without torch."""

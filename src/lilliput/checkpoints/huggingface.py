@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,10 @@ import numpy as np
 from lilliput.architectures import architecture_for_huggingface
 from lilliput.architectures.architecture import Computed, Json, Named, PermutedHeads, TensorEntry
 from lilliput.arrays import ByteArray, FloatArray
-from lilliput.checkpoints.mapped_file import planes_of_bytes, update_digest
+from lilliput.checkpoints.fingerprint import model_fingerprint
+from lilliput.checkpoints.mapped_file import planes_of_bytes
 from lilliput.checkpoints.model_card import read_provenance
-from lilliput.checkpoints.safetensors_reader import SafetensorsFile, StoredTensor
+from lilliput.checkpoints.safetensors_reader import StoredTensor
 from lilliput.checkpoints.scaled_weights import (
     FP8,
     IGNORED_SUFFIXES,
@@ -30,7 +29,6 @@ from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.errors import CheckpointError, TokenizerError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.records import QuantizedTensor, TensorHeader
-from lilliput.text.huggingface import load_vocabulary
 from lilliput.text.vocabulary import TokenType, Vocabulary
 
 # safetensors dtype -> our format. FP8 times its scale is kept as F32: nothing but the product's last bit is rounded.
@@ -61,13 +59,19 @@ class HuggingFaceModel:
         self.architecture = architecture_for_huggingface(config)
         self.config = self.architecture.config_from_huggingface(config)
         self.provenance = read_provenance(folder, described, repository)
+        self._fingerprint: str | None = None
         self._files = open_shards(folder)
+        # Tensors that repeat the one they are tied to.
+        self._copies: set[str] = set()
         try:
-            self._sources = self._match(self.architecture.tensor_table(self.config))
+            if self.config.tied and self._has_own_output():
+                self.config = replace(self.config, tied=False)
+            table = self.architecture.tensor_table(self.config)
+            self._entries = {entry.name: entry for entry in table}
+            self._sources = self._match(table)
         except BaseException:
             self.close()
             raise
-        self._entries = {entry.name: entry for entry in self.architecture.tensor_table(self.config)}
         self._headers = {
             name: TensorHeader(name, self._entries[name].shape, self._format(name)) for name in self._sources
         }
@@ -90,6 +94,8 @@ class HuggingFaceModel:
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, padded with unused tokens up to the rows of the embedding."""
+        from lilliput.text.huggingface import load_vocabulary
+
         vocabulary = load_vocabulary(self.path)
         if len(vocabulary.tokens) > self.config.vocab_size:
             raise TokenizerError(
@@ -99,19 +105,9 @@ class HuggingFaceModel:
         return padded(vocabulary, self.config.vocab_size)
 
     def fingerprint(self) -> str:
-        """sha256 over config, tokenizer files and every tensor's stored bytes, whatever the sharding."""
-        digest = hashlib.sha256()
-        digest.update(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for file in self.provenance.side_files:
-            if file.name.startswith(("tokenizer", "vocab", "merges", "added_", "special_", "chat_")):
-                digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-        for name, header in self.headers.items():
-            digest.update(f"{name} {header.format.name} {header.shape}\n".encode())
-            source = self._sources[name]
-            for stored in (source, self._scale_name(source)) if source else ():
-                if stored:
-                    update_digest(digest, self._files[stored].data(stored))
-        return digest.hexdigest()
+        """sha256 over config, tokenizer and every tensor's bytes, whatever the sharding."""
+        self._fingerprint = self._fingerprint or model_fingerprint(self)
+        return self._fingerprint
 
     def close(self) -> None:
         """Let go of the maps."""
@@ -120,6 +116,24 @@ class HuggingFaceModel:
 
     def _stored(self, source: str) -> StoredTensor:
         return self._files[source].tensors[source]
+
+    def _has_own_output(self) -> bool:
+        """Whether a checkpoint that claims a tied output stores one, and with other values: then it is not tied.
+
+        transformers 5 reads such a checkpoint the same way.
+        """
+        untied = self.architecture.tensor_table(replace(self.config, tied=False))
+        tied = {entry.name: entry for entry in self.architecture.tensor_table(self.config)}
+        for entry in untied:
+            shared = tied.get(entry.name, entry)
+            if shared.tied_to is None or not isinstance(entry.source, Named) or not isinstance(shared.source, Named):
+                continue
+            own, other = entry.source.name, shared.source.name
+            if own in self._files and other in self._files:
+                self._copies.add(own)
+                if not np.array_equal(self._files[own].data(own), self._files[other].data(other)):
+                    return True
+        return False
 
     def _match(self, table: tuple[TensorEntry, ...]) -> dict[str, str]:
         """Canonical name -> source name ("" for computed tensors), each checked against the table's shape."""
@@ -132,8 +146,6 @@ class HuggingFaceModel:
                 continue
             source = entry.source.name
             if entry.tied_to is not None:
-                # Some tied checkpoints store the shared tensor twice.
-                used.add(source)
                 continue
             if source not in self._files:
                 if not entry.optional:
@@ -154,8 +166,7 @@ class HuggingFaceModel:
         unexpected = [
             name
             for name in self._files
-            if name not in used
-            and name not in scales
+            if name not in used | scales | self._copies
             and not _IGNORED.search(name)
             and not name.endswith(IGNORED_SUFFIXES)
         ]

@@ -75,7 +75,7 @@ def planes_of_bytes(number_format: NumberFormat, rows: int, columns: int, data: 
 def update_digest(digest: hashlib._Hash, data: ByteArray) -> None:
     """Feed bytes to a hash piece by piece, so that a mapped tensor never has to be in memory at once."""
     for start in range(0, data.size, CHUNK_BYTES):
-        digest.update(memoryview(data[start : start + CHUNK_BYTES]))
+        digest.update(data[start : start + CHUNK_BYTES].data)
 
 
 @contextmanager

@@ -167,8 +167,8 @@ class _Header:
     def _without_duplicates(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            names = [key for key, _ in pairs]
+            twice = next(key for key in found if names.count(key) > 1)
             raise self.error(f"{self.name}: the name '{twice}' appears twice in the safetensors header")
         return found
 
@@ -193,7 +193,8 @@ class _Header:
         begin, end = offsets
         if end - begin != needed:
             raise self.error(
-                f"{self.name}: tensor '{name}' {dtype} {list(shape)} needs {needed} bytes, its offsets span {end - begin}"
+                f"{self.name}: tensor '{name}' {dtype} {list(shape)} needs {needed} bytes, its offsets span "
+                f"{end - begin}"
             )
         return StoredTensor(name, dtype, tuple(shape), base + begin, base + end)
 

@@ -1,1 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Files: one door for everything that can be opened, and the list of what can be written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lilliput.checkpoints.huggingface import HuggingFaceModel
+from lilliput.checkpoints.hub import download
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.checkpoints.shards import PICKLED_SUFFIXES
+from lilliput.containers.gguf_model import GgufModel
+from lilliput.containers.gguf_types import MAGIC
+from lilliput.errors import CheckpointError
+
+__all__ = ["open_model"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelSource:
+    """Open a Hugging Face folder, a GGUF file (any part of a split), our own safetensors file, or a hub id.
+
+    revision: branch, tag or commit of a hub id.
+    Raises CheckpointError, ContainerError or UnsupportedModelError, one line each.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        return HuggingFaceModel(path)
+    if path.is_file():
+        return _open_file(path)
+    name = str(path_or_id)
+    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        return HuggingFaceModel(download(name, revision), repository=name)
+    raise CheckpointError(f"{name}: no such file or folder, and not a hub id of the form organization/name")
+
+
+def _open_file(path: Path) -> ModelSource:
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if start == MAGIC or path.suffix == ".gguf":
+        return GgufModel(path)
+    if path.suffix in PICKLED_SUFFIXES:
+        raise CheckpointError(
+            f"{path.name}: pickled weights; unpickling runs code from the file, so it is refused; "
+            "convert them to safetensors first"
+        )
+    raise CheckpointError(f"{path.name}: not a model file; give a GGUF file or the folder that holds config.json")

@@ -2,15 +2,18 @@
 """GGUF files, versions 2 and 3, read strictly: nothing in the file is trusted before it is checked against its size.
 
 layout   "GGUF", version u32, tensor count u64, key count u64; keys: name, type u32, value; tensors: name, axes u32,
-         sizes u64 (innermost first), type u32, offset u64; then, aligned, the tensors' bytes. Strings are u64 length + UTF-8.
+         sizes u64 (innermost first), type u32, offset u64; then, aligned, the tensors' bytes. A string is its length,
+         u64, and UTF-8.
 source   ggml docs/gguf.md
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +93,7 @@ class _Parser:
 
     def __init__(self, name: str, data: ByteArray) -> None:
         self.name = name
-        self.data = memoryview(data)
+        self.data = data.data
         self.size = len(self.data)
         self.position = 0
         self.version = 0
@@ -276,8 +279,6 @@ class _Parser:
         self.tensors[tensor.name] = GgufTensor(tensor.name, tensor.shape, tensor.type, begin, tensor.nbytes)
 
     def _check_overlaps(self) -> None:
-        key: Callable[[GgufTensor], int] = lambda tensor: tensor.start  # noqa: E731
-        in_order = sorted(self.tensors.values(), key=key)
-        for before, after in zip(in_order, in_order[1:], strict=False):
+        for before, after in pairwise(sorted(self.tensors.values(), key=attrgetter("start"))):
             if before.start + before.nbytes > after.start:
                 raise self.fail(f"tensors '{before.name}' and '{after.name}' overlap")
