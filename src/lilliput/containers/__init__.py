@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.hub import download
+from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
 from lilliput.containers.gguf_model import GgufModel

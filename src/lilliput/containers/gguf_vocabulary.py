@@ -37,7 +37,19 @@ _DEFAULT_IDS: dict[TokenizerModel, dict[str, int]] = {
 }
 # Byte-level pre-tokenizers that put BOS in front when `add_bos_token` is absent.
 _PRE_WITH_BOS = frozenset(
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken chameleon".split()
+    [
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "jina-v5-nano",
+        "tekken",
+        "chameleon",
+    ]
 )
 KNOWN_KEYS = frozenset(
     [PREFIX + key for key in ("model", "pre", "tokens", "scores", "token_type", "merges", *_IDS.values(), *_FLAGS)]

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put finished files in place: all of them and whole, or nothing.
+
+Everything is written into a hidden folder beside the target, synced, reopened and compared, and only then renamed, so
+that a reader of the target never sees half a file and a failure or Ctrl-C leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lilliput.containers.container import Container, Contents, PartLayout, Split
+from lilliput.containers.part_writer import disk_error
+from lilliput.errors import PublishError
+from lilliput.records import QuantizedTensor
+
+# Room left on the disk beyond the files themselves, for the ledger and the file system's own needs.
+_SPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Files in place. digests: tensor name -> sha256 of its stored arrays."""
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    digests: dict[str, str]
+
+
+def publish(
+    container: Container,
+    contents: Contents,
+    tensors: Iterable[QuantizedTensor],
+    target: Path,
+    *,
+    split: Split | None = None,
+    overwrite: bool = False,
+) -> Published:
+    """Write a model to `target` (of a split: its name without the part numbers), verified.
+
+    tensors: in the order of `contents.headers`; taken one at a time.
+    Raises PublishError: the output exists, the folder cannot be written, the disk is or becomes full.
+    Raises ContainerError: a tensor that the container cannot hold, or that reads back differently.
+    Side files are not copied: a GGUF carries licence texts and sampling defaults in its metadata, and our own layout
+    all of them; `copy_side_files` puts them into a folder when asked.
+    """
+    parts = container.layout(contents, target.name, split or Split())
+    check_target(target, parts, overwrite=overwrite)
+    with staging_folder(target) as staging:
+        written = container.write(parts, tensors, staging)
+        container.verify(written)
+        paths = _rename_all(written.paths, target.parent)
+    return Published(paths, sum(path.stat().st_size for path in paths), dict(written.digests))
+
+
+def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
+    """Everything that can be known before the work starts. Raises PublishError."""
+    folder = target.parent
+    existing = [part.file_name for part in parts if (folder / part.file_name).exists()]
+    if existing and not overwrite:
+        raise PublishError(f"{existing[0]} exists already; pass --force to replace it or choose another name with -o")
+    if any((folder / part.file_name).is_dir() for part in parts):
+        raise PublishError(f"{target} is a folder; give a file name")
+    nearest = folder
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise PublishError(f"{nearest} is a file, not a folder; choose another place with -o")
+    needed = sum(part.size for part in parts) + _SPARE_BYTES
+    free = shutil.disk_usage(nearest).free
+    if needed > free:
+        raise PublishError(
+            f"{target.name} needs {needed / 1e9:.2f} GB, {nearest} has {free / 1e9:.2f} GB free; "
+            "free some space or choose another place with -o"
+        )
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` that is gone afterwards, whatever happens."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as failure:
+        raise disk_error(str(target.parent), failure) from failure
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a small text file (a ledger, a card) whole or not at all. Raises PublishError."""
+    with staging_folder(target) as staging:
+        part = staging / target.name
+        try:
+            with part.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as failure:
+            raise disk_error(target.name, failure) from failure
+        _rename_all((part,), target.parent)
+
+
+def copy_side_files(side_files: Iterable[Path], folder: Path) -> tuple[Path, ...]:
+    """Copy licence, card, generation_config and tokenizer files into a folder, keeping what is there already."""
+    copied: list[Path] = []
+    for source in side_files:
+        target = folder / source.name
+        if target.exists():
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        except OSError as failure:
+            raise disk_error(str(target), failure) from failure
+        copied.append(target)
+    return tuple(copied)
+
+
+def _rename_all(sources: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+    """Move finished files into place, the first part last: it is what readers open."""
+    placed: list[Path] = []
+    try:
+        for source in reversed(sources):
+            # Files that this replaces stay whole until the very call, and are gone after it.
+            os.replace(source, folder / source.name)
+            placed.append(folder / source.name)
+    except BaseException as failure:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        if isinstance(failure, OSError):
+            raise disk_error(str(folder), failure) from failure
+        raise
+    _sync_folder(folder)
+    return tuple(reversed(placed))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renames survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network file systems cannot sync a folder; the files themselves are synced.
+        pass
+    finally:
+        os.close(descriptor)
