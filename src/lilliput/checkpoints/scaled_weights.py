@@ -47,8 +47,9 @@ def check_quantization(quantization: object) -> None:
 
 
 def apply_scale(name: str, weight: FloatArray, scale: FloatArray, block: tuple[int, int]) -> FloatArray:
-    """Multiply by the scale. weight: [out, in].  scale: one value, [out, 1], or one per block, ragged blocks at the edges.
+    """Multiply by the scale.
 
+    weight: [out, in].  scale: one value, [out, 1], or one per block, ragged blocks at the edges.
     Raises CheckpointError naming the tensor when the shapes do not belong together.
     """
     rows, columns = weight.shape

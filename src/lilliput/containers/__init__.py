@@ -10,11 +10,16 @@ from lilliput.checkpoints.hub import download
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
-from lilliput.containers.gguf_model import GgufModel
-from lilliput.containers.gguf_types import MAGIC
+from lilliput.containers.container import Container
+from lilliput.containers.gguf import Gguf
 from lilliput.errors import CheckpointError
 
-__all__ = ["open_model"]
+__all__ = ["CONTAINERS", "open_model"]
+
+# To add a container, write its file and add one line here.
+CONTAINERS: tuple[Container, ...] = (
+    Gguf(),
+)  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -37,10 +42,9 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
 
 
 def _open_file(path: Path) -> ModelSource:
-    with path.open("rb") as file:
-        start = file.read(len(MAGIC))
-    if start == MAGIC or path.suffix == ".gguf":
-        return GgufModel(path)
+    for container in CONTAINERS:
+        if container.recognises(path):
+            return container.open(path)
     if path.suffix in PICKLED_SUFFIXES:
         raise CheckpointError(
             f"{path.name}: pickled weights; unpickling runs code from the file, so it is refused; "
