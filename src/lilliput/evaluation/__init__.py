@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""How a quantized model differs from its original, measured on the same tokens."""
