@@ -12,6 +12,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
 from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
+from lilliput.containers.lilliput_safetensors import LilliputSafetensors
 from lilliput.errors import CheckpointError
 
 __all__ = ["CONTAINERS", "open_model"]
@@ -19,6 +20,7 @@ __all__ = ["CONTAINERS", "open_model"]
 # To add a container, write its file and add one line here.
 CONTAINERS: tuple[Container, ...] = (
     Gguf(),
+    LilliputSafetensors(),
 )  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -4,17 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from lilliput.architectures.architecture import Json
 from lilliput.containers.container import Contents
 from lilliput.containers.gguf_types import DEFAULT_ALIGNMENT, QUANTIZATION_VERSION, file_type_number
 from lilliput.containers.gguf_vocabulary import vocabulary_to_gguf
-
-# Small texts whose content must travel with the weights; a GGUF file is often passed on alone.
-_EMBEDDED = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "generation_config.json")
-_MAX_EMBEDDED_BYTES = 1 << 18
-SIDE_FILE_PREFIX = "lilliput.side_file."
+from lilliput.containers.side_files import embedded_files
 
 
 def file_metadata(contents: Contents) -> dict[str, Json]:
@@ -33,7 +28,7 @@ def file_metadata(contents: Contents) -> dict[str, Json]:
     if contents.vocabulary is not None:
         metadata |= vocabulary_to_gguf(contents.vocabulary)
     metadata |= contents.provenance.extra
-    metadata |= _embedded_files(contents.provenance.side_files)
+    metadata |= embedded_files(contents.provenance.side_files)
     metadata |= contents.metadata
     metadata["general.file_type"] = file_type_number(contents.preset or _only_format(contents))
     metadata["general.quantization_version"] = QUANTIZATION_VERSION
@@ -67,14 +62,3 @@ def _only_format(contents: Contents) -> str:
     for header in contents.headers:
         weights[header.format.name] = weights.get(header.format.name, 0) + header.rows * header.columns
     return max(weights, key=lambda name: weights[name], default="f32")
-
-
-def _embedded_files(side_files: tuple[Path, ...]) -> dict[str, Json]:
-    found: dict[str, Json] = {}
-    for path in side_files:
-        if path.name.startswith(_EMBEDDED) and path.is_file() and path.stat().st_size <= _MAX_EMBEDDED_BYTES:
-            try:
-                found[SIDE_FILE_PREFIX + path.name] = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue
-    return found

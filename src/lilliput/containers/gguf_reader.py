@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lilliput.architectures.architecture import Json
-from lilliput.arrays import ByteArray
+from lilliput.arrays import ByteArray, FloatArray
 from lilliput.checkpoints.mapped_file import MappedFile, closing_on_error
 from lilliput.containers.gguf_types import (
     DEFAULT_ALIGNMENT,
@@ -82,6 +82,13 @@ class GgufFile:
         """The tensor's bytes, mapped: uint8 [n]."""
         tensor = self.tensors[name]
         return self._file.data[tensor.start : tensor.start + tensor.nbytes]
+
+    def float32(self, name: str) -> FloatArray:
+        """A tensor of type F32, mapped, in its shape. Raises ContainerError for another type."""
+        tensor = self.tensors[name]
+        if tensor.type.name != "f32":
+            raise ContainerError(f"{self.path.name}: tensor '{name}' is {tensor.type.name.upper()}, F32 is expected")
+        return self.data(name).view("<f4").reshape(tensor.shape)
 
     def close(self) -> None:
         """Let go of the map."""
@@ -184,8 +191,12 @@ class _Parser:
         raw = self._take(dtype.itemsize, f"key '{key}'")
         if value_type is ValueType.BOOL:
             return self._booleans(key, raw)[0]
-        number: int | float = np.frombuffer(raw, dtype)[0].item()
-        return number
+        number = np.frombuffer(raw, dtype)[0]
+        if value_type is ValueType.FLOAT32:
+            # The shortest decimal that is this float32: 1e-05 comes back as 1e-05, not as 9.999999747378752e-06.
+            return float(str(number))
+        result: int | float = number.item()
+        return result
 
     def _booleans(self, key: str, raw: memoryview) -> list[Json]:
         if raw and max(raw) > 1:
