@@ -81,7 +81,9 @@ class LilliputSafetensors:
         moved = tuple(
             PlacedTensor(
                 tensor.header,
-                tuple(Piece(piece.kind, piece.name, piece.start + len(header), piece.nbytes) for piece in tensor.pieces),
+                tuple(
+                    Piece(piece.kind, piece.name, piece.start + len(header), piece.nbytes) for piece in tensor.pieces
+                ),
             )
             for tensor in placed
         )
@@ -137,8 +139,7 @@ class LilliputModel:
         """One tensor, mapped."""
         header = self.headers[name]
         planes = {
-            plane: self._array(f"{name}.{plane}")
-            for plane in header.format.stored_planes(header.rows, header.columns)
+            plane: self._array(f"{name}.{plane}") for plane in header.format.stored_planes(header.rows, header.columns)
         }
         sidecars = {key: self._array(f"{name}.sidecar.{key}") for key in self._sidecars[name]}
         return QuantizedTensor(name, header.shape, header.format, planes, sidecars)
