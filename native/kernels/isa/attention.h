@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of one instruction set; see kernels/vector_kernels.h for the meaning.
+#pragma once
+
+#include "kernels/vector_kernels.h"
+
+namespace lilliput::kernels::LILLIPUT_ISA {
+
+void store_key_value(const HeadCache& cache, CacheFormat format, std::int64_t head_dim,
+                     std::int64_t position, const float* key, const float* value);
+void attend(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
+            float* scratch);
+
+}  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// The border between the engine and the kernels that work on rows of floats: norms, rotation, attention, activations.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/matmul.h"
+
+namespace lilliput::kernels {
+
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu };
+enum class RopeStyle : std::uint8_t { adjacent, halves };
+enum class CacheFormat : std::uint8_t { f16, f32 };
+
+// Keys that lie side by side in the cache; also the step in which a cache grows.
+inline constexpr std::int64_t kKeyGroup = 16;
+// Keys that one step of attention looks at.
+inline constexpr std::int64_t kKeyBlock = 64;
+
+static inline std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+
+// Keys and values of one kv head, in float16 or float32.
+// keys: [context / 16][head_dim][16]: sixteen keys are the lanes of a vector, so that scores need no sum over lanes.
+// values: [context][padded_dim], padded_dim = head_dim rounded up to 16, the padding zero.
+struct HeadCache {
+  void* keys;
+  void* values;
+};
+
+// The rows that one kv head serves: `tokens` x `group` queries, row = token * group + head within the group.
+struct AttentionTask {
+  const float* q;  // first token, first head of the group
+  std::int64_t q_stride;
+  std::int64_t tokens;
+  std::int64_t group;
+  std::int64_t head_dim;
+  std::int64_t first_position;  // of the first token
+  std::int64_t key_begin;       // multiple of kKeyBlock
+  std::int64_t key_end;         // exclusive; may lie beyond what the last token sees
+  std::int64_t window;          // keys that a token sees, its own included; 0: all
+  float scale;
+  float softcap;  // 0: none
+  HeadCache cache;
+};
+
+// Softmax over a range of keys, not yet divided: true output is the sum over ranges of e^(maximum - M) * weighted.
+// maximum, sum: [rows].  weighted: [rows][padded_dim].
+struct AttentionPartial {
+  float* maximum;
+  float* sum;
+  float* weighted;
+};
+
+struct VectorKernels {
+  // y = x / sqrt(mean(x²) + epsilon) * weight over `width` floats; y may be x.
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::int64_t width, float* y);
+  void (*add)(const float* a, const float* b, std::int64_t width, float* y);
+  void (*glu)(const float* gate, const float* up, Activation activation, std::int64_t width, float* y);
+  // Rotates each head's first 2 * pairs floats by the angles whose cosine and sine are given, [pairs] each.
+  void (*rope)(float* x, std::int64_t heads, std::int64_t head_dim, const float* cosine, const float* sine,
+               std::int64_t pairs, RopeStyle style);
+  // Writes one position of one kv head into its cache.
+  void (*store_key_value)(const HeadCache& cache, CacheFormat format, std::int64_t head_dim, std::int64_t position,
+                          const float* key, const float* value);
+  // `scratch` has attention_scratch_floats(rows, head_dim) floats of this thread's own, 64-byte aligned.
+  void (*attend)(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial, float* scratch);
+};
+
+std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim);
+
+const VectorKernels& vector_kernels(Isa isa);
+
+}  // namespace lilliput::kernels
