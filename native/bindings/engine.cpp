@@ -1,4 +1,269 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <nanobind/nanobind.h>
+// lilliput._native: Program (built operation by operation) and Engine (runs it).
+// std::invalid_argument is ValueError.
+#include "engine/engine.h"
 
-void bind_engine(nanobind::module_& module) { (void)module; }
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <chrono>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "engine/program.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using namespace nb::literals;
+using namespace lilliput;
+
+using Blocks = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using LinearTuple = std::tuple<int, int, int>;
+
+template <typename T, std::size_t N>
+T by_name(const std::array<std::pair<const char*, T>, N>& table, const std::string& name,
+          const char* what) {
+  std::string known;
+  for (const auto& [key, value] : table) {
+    if (name == key) return value;
+    known += (known.empty() ? "" : ", ") + std::string(key);
+  }
+  throw std::invalid_argument(std::string(what) + " '" + name + "' is unknown; known: " + known);
+}
+
+constexpr std::array<std::pair<const char*, kernels::Activation>, 4> kActivations{
+    {{"silu", kernels::Activation::silu},
+     {"gelu", kernels::Activation::gelu},
+     {"gelu_tanh", kernels::Activation::gelu_tanh},
+     {"relu", kernels::Activation::relu}}};
+constexpr std::array<std::pair<const char*, kernels::RopeStyle>, 2> kRopeStyles{
+    {{"adjacent", kernels::RopeStyle::adjacent}, {"halves", kernels::RopeStyle::halves}}};
+constexpr std::array<std::pair<const char*, kernels::Isa>, 3> kInstructionSets{
+    {{"scalar", kernels::Isa::scalar},
+     {"avx2", kernels::Isa::avx2},
+     {"avx512_vnni", kernels::Isa::avx512_vnni}}};
+constexpr std::array<std::pair<const char*, bool>, 2> kExactInput{
+    {{"engine", false}, {"f32", true}}};
+constexpr std::array<std::pair<const char*, kernels::CacheFormat>, 2> kCacheFormats{
+    {{"f16", kernels::CacheFormat::f16}, {"f32", kernels::CacheFormat::f32}}};
+
+// The program and the Python arrays whose bytes it points into.
+struct BoundProgram {
+  std::shared_ptr<engine::Program> program = std::make_shared<engine::Program>();
+  std::vector<Blocks> owners;
+
+  int add_weight(const std::string& name, const std::string& format, std::int64_t columns,
+                 Blocks blocks) {
+    const int index =
+        program->add_weight(name, format, static_cast<std::int64_t>(blocks.shape(0)), columns,
+                            blocks.data(), static_cast<std::int64_t>(blocks.nbytes()));
+    owners.push_back(std::move(blocks));
+    return index;
+  }
+
+  void linears(int x, const std::vector<LinearTuple>& parts) {
+    engine::LinearGroup group{x, {}};
+    for (const auto& [out, weight, bias] : parts) group.parts.push_back({out, weight, bias});
+    program->add(group);
+  }
+};
+
+std::string instruction_set_name(kernels::Isa isa) {
+  for (const auto& [name, value] : kInstructionSets) {
+    if (value == isa) return name;
+  }
+  return "unknown";
+}
+
+std::vector<std::string> available_instruction_sets() {
+  std::vector<std::string> names;
+  for (const auto& [name, isa] : kInstructionSets) {
+    if (kernels::is_available(isa)) names.emplace_back(name);
+  }
+  return names;
+}
+
+// Asks Python for pending signals (Ctrl-C) at most ten times a second; needs no GIL to decide not
+// to.
+class SignalCheck {
+ public:
+  bool operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_) return false;
+    next_ = now + std::chrono::milliseconds(100);
+    nb::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point next_ =
+      std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+};
+
+Logits forward(engine::Engine& self, const Ints& tokens, std::int64_t n_past,
+               const Ints& output_rows) {
+  const std::size_t rows = output_rows.size();
+  const auto width = static_cast<std::size_t>(self.output_width());
+  auto values = std::make_unique_for_overwrite<float[]>(rows * width);
+  try {
+    nb::gil_scoped_release release;
+    self.forward({tokens.data(), tokens.size()}, n_past, {output_rows.data(), rows},
+                 {values.get(), rows * width}, SignalCheck());
+  } catch (const engine::Interrupted&) {
+    throw nb::python_error();
+  }
+  nb::capsule owner(values.get(), [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return Logits(values.release(), {rows, width}, owner);
+}
+
+void bind_program(nb::module_& module) {
+  nb::class_<BoundProgram>(module, "Program",
+                           "A lowered forward pass; every add checks its indices and widths.")
+      .def(nb::init<>())
+      .def(
+          "add_buffer",
+          [](BoundProgram& self, std::int64_t width) { return self.program->add_buffer(width); },
+          "width"_a)
+      .def("add_weight", &BoundProgram::add_weight, "name"_a, "format"_a, "columns"_a, "blocks"_a,
+           "blocks: uint8 [rows, row_bytes], kept alive and never copied.")
+      .def(
+          "add_vector",
+          [](BoundProgram& self, const Floats& values) {
+            return self.program->add_vector({values.data(), values.data() + values.size()});
+          },
+          "values"_a)
+      .def(
+          "add_rope",
+          [](BoundProgram& self, const Doubles& inverse, double magnitude) {
+            return self.program->add_rope({inverse.data(), inverse.data() + inverse.size()},
+                                          magnitude);
+          },
+          "inverse_frequencies"_a, "magnitude"_a)
+      .def(
+          "add_state",
+          [](BoundProgram& self, std::int64_t kv_heads, std::int64_t head_dim) {
+            return self.program->add_state(kv_heads, head_dim);
+          },
+          "kv_heads"_a, "head_dim"_a)
+      .def(
+          "embed",
+          [](BoundProgram& self, int out, int weight, float scale) {
+            self.program->add(engine::Embed{out, weight, scale});
+          },
+          nb::kw_only(), "out"_a, "weight"_a, "scale"_a)
+      .def(
+          "rms_norm",
+          [](BoundProgram& self, int out, int x, int weight, float epsilon, std::int64_t groups) {
+            self.program->add(engine::RmsNorm{out, x, weight, epsilon, groups});
+          },
+          nb::kw_only(), "out"_a, "x"_a, "weight"_a, "epsilon"_a, "groups"_a)
+      .def("linears", &BoundProgram::linears, nb::kw_only(), "x"_a, "parts"_a,
+           "parts: (out buffer, weight, bias vector or -1) of linears that all read x.")
+      .def(
+          "rope",
+          [](BoundProgram& self, int x, std::int64_t heads, std::int64_t head_dim, int frequencies,
+             const std::string& style) {
+            self.program->add(engine::Rope{x, heads, head_dim, frequencies,
+                                           by_name(kRopeStyles, style, "rope style")});
+          },
+          nb::kw_only(), "x"_a, "heads"_a, "head_dim"_a, "frequencies"_a, "style"_a)
+      .def(
+          "attention",
+          [](BoundProgram& self, std::tuple<int, int, int, int> buffers, int layer,
+             std::tuple<std::int64_t, std::int64_t, std::int64_t> heads, float scale,
+             std::int64_t window, float softcap) {
+            const auto [out, q, k, v] = buffers;
+            const auto [n_heads, kv_heads, head_dim] = heads;
+            self.program->add(engine::Attention{out, q, k, v, layer, n_heads, kv_heads, head_dim,
+                                                scale, window, softcap});
+          },
+          nb::kw_only(), "buffers"_a, "layer"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a,
+          "buffers: out, q, k, v.  heads: heads, kv_heads, head_dim.  window, softcap: 0 for none.")
+      .def(
+          "glu",
+          [](BoundProgram& self, int out, int gate, int up, const std::string& activation) {
+            self.program->add(
+                engine::Glu{out, gate, up, by_name(kActivations, activation, "activation")});
+          },
+          nb::kw_only(), "out"_a, "gate"_a, "up"_a, "activation"_a)
+      .def(
+          "add",
+          [](BoundProgram& self, int out, int a, int b) {
+            self.program->add(engine::Add{out, a, b});
+          },
+          nb::kw_only(), "out"_a, "a"_a, "b"_a)
+      .def(
+          "select_output_rows",
+          [](BoundProgram& self, int out, int x) {
+            self.program->add(engine::SelectOutputRows{out, x});
+          },
+          nb::kw_only(), "out"_a, "x"_a)
+      .def(
+          "set_output", [](BoundProgram& self, int buffer) { self.program->set_output(buffer); },
+          "buffer"_a);
+}
+
+void bind_engine_class(nb::module_& module) {
+  nb::class_<engine::Engine>(module, "Engine", "Runs a Program on one sequence.")
+      .def(
+          "__init__",
+          [](engine::Engine* self, const BoundProgram& program, std::int64_t context,
+             std::int64_t batch, int threads, const std::string& instruction_set,
+             const std::string& activations, const std::string& kv_format) {
+            const kernels::Isa isa =
+                instruction_set.empty()
+                    ? kernels::best_isa()
+                    : by_name(kInstructionSets, instruction_set, "instruction set");
+            if (!kernels::is_available(isa)) {
+              throw std::invalid_argument("this machine cannot run the instruction set '" +
+                                          instruction_set + "'");
+            }
+            const engine::EngineOptions options{context,
+                                                batch,
+                                                threads,
+                                                isa,
+                                                by_name(kExactInput, activations, "activations"),
+                                                by_name(kCacheFormats, kv_format, "kv format")};
+            new (self) engine::Engine(program.program, options);
+          },
+          nb::keep_alive<1, 2>(), "program"_a, nb::kw_only(), "context"_a, "batch"_a, "threads"_a,
+          "instruction_set"_a = "", "activations"_a = "engine", "kv_format"_a = "f16")
+      .def("forward", &forward, "tokens"_a, "n_past"_a, "output_rows"_a,
+           "tokens: int32 [n], at most `batch`, at positions n_past …; what the cache held from "
+           "n_past on is dropped.  output_rows: int32, increasing.  Returns float32 "
+           "[len(output_rows), vocabulary]. Raises ValueError; KeyboardInterrupt between "
+           "operations, after which the cache holds n_past tokens.")
+      .def("truncate", &engine::Engine::truncate, "length"_a)
+      .def_prop_ro("length", &engine::Engine::length)
+      .def_prop_rw("threads", &engine::Engine::threads, &engine::Engine::set_threads)
+      .def_prop_ro("context", [](const engine::Engine& self) { return self.options().context; })
+      .def_prop_ro("batch", [](const engine::Engine& self) { return self.options().batch; })
+      .def_prop_ro("cache_bytes", &engine::Engine::cache_bytes)
+      .def_prop_ro("instruction_set", [](const engine::Engine& self) {
+        return instruction_set_name(self.options().isa);
+      });
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& module) {
+  bind_program(module);
+  bind_engine_class(module);
+  module.def("available_instruction_sets", &available_instruction_sets,
+             "Instruction sets that this machine runs, worst first.");
+  module.def("usable_cpus", &engine::usable_cpus, "CPUs that this process may use.");
+}

@@ -10,7 +10,8 @@
 namespace lilliput::engine {
 namespace {
 
-// Longer than the serial steps between two jobs of a forward pass, shorter than a scheduler's slice.
+// Longer than the serial steps between two jobs of a forward pass, shorter than a scheduler's
+// slice.
 constexpr std::chrono::microseconds kSpin{50};
 constexpr std::int64_t kMaxChunks = (1 << 20) - 1;
 
@@ -82,7 +83,9 @@ ThreadPool& ThreadPool::shared() {
 }
 
 ThreadPool::Lease::Lease(ThreadPool& pool, int threads)
-    : pool_(pool), exclusive_(pool.exclusive_mutex_), threads_(std::clamp(threads, 1, kMaxThreads)) {
+    : pool_(pool),
+      exclusive_(pool.exclusive_mutex_),
+      threads_(std::clamp(threads, 1, kMaxThreads)) {
   pool_.start_workers(threads_ - 1);
   // More threads than processors: whoever spins keeps the one waited for from running.
   pool_.may_spin_.store(threads_ <= usable_cpus(), std::memory_order_relaxed);
@@ -115,7 +118,9 @@ void ThreadPool::run(std::int64_t chunks, int threads, ChunkFunction function) {
   const std::uint64_t generation = Ticket{ticket_.load(std::memory_order_relaxed)}.generation() + 1;
   ticket_.store(make_ticket(generation & 0xffff, threads, chunks));
   if (sleepers_.load() > 0) {
-    { const std::lock_guard<std::mutex> lock(sleep_mutex_); }
+    {
+      const std::lock_guard<std::mutex> lock(sleep_mutex_);
+    }
     job_arrived_.notify_all();
   }
   while (claim_and_run(0)) {
@@ -123,7 +128,8 @@ void ThreadPool::run(std::int64_t chunks, int threads, ChunkFunction function) {
   wait_until_done(chunks);
 }
 
-// Claims by compare-and-swap of the whole word: a worker that comes late finds either nothing or a whole newer job.
+// Claims by compare-and-swap of the whole word: a worker that comes late finds either nothing or a
+// whole newer job.
 bool ThreadPool::claim_and_run(int thread) {
   Ticket ticket{ticket_.load(std::memory_order_acquire)};
   do {
@@ -133,7 +139,9 @@ bool ThreadPool::claim_and_run(int thread) {
   function_(ticket.next(), thread);
   const std::int64_t done = done_.fetch_add(1) + 1;
   if (done == ticket.chunks() && caller_sleeps_.load()) {
-    { const std::lock_guard<std::mutex> lock(sleep_mutex_); }
+    {
+      const std::lock_guard<std::mutex> lock(sleep_mutex_);
+    }
     job_done_.notify_one();
   }
   return true;

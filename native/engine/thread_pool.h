@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The process's one pool of worker threads.
 //
-// The caller works too: `threads` = 1 starts nothing. Chunks are claimed one by one, so a worker that the operating
-// system has put aside never holds the others up before it has claimed something.
-// Workers spin briefly for the next job while a Lease is open, and sleep otherwise.
-// The pool is started lazily, started anew after fork, and never joined: it is leaked on purpose at exit.
+// The caller works too: `threads` = 1 starts nothing. Chunks are claimed one by one, so a worker
+// that the operating system has put aside never holds the others up before it has claimed
+// something. Workers spin briefly for the next job while a Lease is open, and sleep otherwise. The
+// pool is started lazily, started anew after fork, and never joined: it is leaked on purpose at
+// exit.
 #pragma once
 
 #include <atomic>
@@ -17,7 +18,8 @@
 
 namespace lilliput::engine {
 
-// A reference to a callable of (chunk, thread), valid as long as the callable: no allocation per job.
+// A reference to a callable of (chunk, thread), valid as long as the callable: no allocation per
+// job.
 class ChunkFunction {
  public:
   template <typename F>
@@ -54,8 +56,8 @@ class ThreadPool {
     Lease& operator=(const Lease&) = delete;
 
     int threads() const { return threads_; }
-    // Calls function(chunk, thread) for every chunk in [0, chunks), thread in [0, threads). `function` must not throw.
-    // All writes of the chunks are visible when it returns.
+    // Calls function(chunk, thread) for every chunk in [0, chunks), thread in [0, threads).
+    // `function` must not throw. All writes of the chunks are visible when it returns.
     void parallel_for(std::int64_t chunks, ChunkFunction function);
 
    private:
@@ -73,7 +75,8 @@ class ThreadPool {
   void wait_until_done(std::int64_t chunks);
   void run(std::int64_t chunks, int threads, ChunkFunction function);
 
-  // One word, so that a claim sees one consistent job: generation 16 | threads 8 | chunks 20 | next chunk 20 bits.
+  // One word, so that a claim sees one consistent job: generation 16 | threads 8 | chunks 20 | next
+  // chunk 20 bits.
   alignas(64) std::atomic<std::uint64_t> ticket_{0};
   alignas(64) std::atomic<std::int64_t> done_{0};
   alignas(64) ChunkFunction function_;

@@ -16,7 +16,8 @@ extern const VectorKernels kVectorKernels;
 #endif
 
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim) {
-  // Scaled queries, scores of one key block, one block of keys and of values as floats, corrections.
+  // Scaled queries, scores of one key block, one block of keys and of values as floats,
+  // corrections.
   return static_cast<std::size_t>(rows * head_dim + rows * kKeyBlock + kKeyBlock * head_dim +
                                   kKeyBlock * round_up(head_dim, kKeyGroup) + rows);
 }

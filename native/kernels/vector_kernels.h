@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The border between the engine and the kernels that work on rows of floats: norms, rotation, attention, activations.
+// The border between the engine and the kernels that work on rows of floats: norms, rotation,
+// attention, activations.
 #pragma once
 
 #include <cstddef>
@@ -18,17 +19,21 @@ inline constexpr std::int64_t kKeyGroup = 16;
 // Keys that one step of attention looks at.
 inline constexpr std::int64_t kKeyBlock = 64;
 
-static inline std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
+static inline std::int64_t round_up(std::int64_t n, std::int64_t step) {
+  return (n + step - 1) / step * step;
+}
 
 // Keys and values of one kv head, in float16 or float32.
-// keys: [context / 16][head_dim][16]: sixteen keys are the lanes of a vector, so that scores need no sum over lanes.
-// values: [context][padded_dim], padded_dim = head_dim rounded up to 16, the padding zero.
+// keys: [context / 16][head_dim][16]: sixteen keys are the lanes of a vector, so that scores need
+// no sum over lanes. values: [context][padded_dim], padded_dim = head_dim rounded up to 16, the
+// padding zero.
 struct HeadCache {
   void* keys;
   void* values;
 };
 
-// The rows that one kv head serves: `tokens` x `group` queries, row = token * group + head within the group.
+// The rows that one kv head serves: `tokens` x `group` queries, row = token * group + head within
+// the group.
 struct AttentionTask {
   const float* q;  // first token, first head of the group
   std::int64_t q_stride;
@@ -44,8 +49,8 @@ struct AttentionTask {
   HeadCache cache;
 };
 
-// Softmax over a range of keys, not yet divided: true output is the sum over ranges of e^(maximum - M) * weighted.
-// maximum, sum: [rows].  weighted: [rows][padded_dim].
+// Softmax over a range of keys, not yet divided: true output is the sum over ranges of e^(maximum -
+// M) * weighted. maximum, sum: [rows].  weighted: [rows][padded_dim].
 struct AttentionPartial {
   float* maximum;
   float* sum;
@@ -54,17 +59,22 @@ struct AttentionPartial {
 
 struct VectorKernels {
   // y = x / sqrt(mean(x²) + epsilon) * weight over `width` floats; y may be x.
-  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::int64_t width, float* y);
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::int64_t width,
+                   float* y);
   void (*add)(const float* a, const float* b, std::int64_t width, float* y);
-  void (*glu)(const float* gate, const float* up, Activation activation, std::int64_t width, float* y);
-  // Rotates each head's first 2 * pairs floats by the angles whose cosine and sine are given, [pairs] each.
-  void (*rope)(float* x, std::int64_t heads, std::int64_t head_dim, const float* cosine, const float* sine,
-               std::int64_t pairs, RopeStyle style);
+  void (*glu)(const float* gate, const float* up, Activation activation, std::int64_t width,
+              float* y);
+  // Rotates each head's first 2 * pairs floats by the angles whose cosine and sine are given,
+  // [pairs] each.
+  void (*rope)(float* x, std::int64_t heads, std::int64_t head_dim, const float* cosine,
+               const float* sine, std::int64_t pairs, RopeStyle style);
   // Writes one position of one kv head into its cache.
-  void (*store_key_value)(const HeadCache& cache, CacheFormat format, std::int64_t head_dim, std::int64_t position,
-                          const float* key, const float* value);
-  // `scratch` has attention_scratch_floats(rows, head_dim) floats of this thread's own, 64-byte aligned.
-  void (*attend)(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial, float* scratch);
+  void (*store_key_value)(const HeadCache& cache, CacheFormat format, std::int64_t head_dim,
+                          std::int64_t position, const float* key, const float* value);
+  // `scratch` has attention_scratch_floats(rows, head_dim) floats of this thread's own, 64-byte
+  // aligned.
+  void (*attend)(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
+                 float* scratch);
 };
 
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim);

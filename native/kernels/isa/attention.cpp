@@ -5,7 +5,8 @@
 // For one block of 64 keys:
 //   scores[row][key]   = scale * q[row] . k[key]        outer products: sixteen keys are the lanes
 //   maximum, sum       updated; earlier results are corrected by e^(old maximum - new maximum)
-//   weighted[row][dim] = correction * weighted + sum_key p[row][key] * v[key][dim]   sixteen dims are the lanes
+//   weighted[row][dim] = correction * weighted + sum_key p[row][key] * v[key][dim]   sixteen dims
+//   are the lanes
 #include "kernels/isa/attention.h"
 
 #include <limits>
@@ -57,7 +58,8 @@ inline void score_tile(const float* q, const T* keys, std::int64_t head_dim, flo
   }
 }
 
-// weighted[row][group * 16 + lane] = correction[row] * weighted + sum_key p[row][key] * values[key][...]
+// weighted[row][group * 16 + lane] = correction[row] * weighted + sum_key p[row][key] *
+// values[key][...]
 template <int kRows, int kGroups, typename T>
 inline void value_tile(const float* p, const float* correction, const T* values, const Block& block,
                        float* weighted) {
@@ -73,7 +75,8 @@ inline void value_tile(const float* p, const float* correction, const T* values,
     for (int g = 0; g < kGroups; ++g) value[g] = load(values + key * block.padded_dim + g * kLanes);
     for (int r = 0; r < kRows; ++r) {
       const Lanes probability = broadcast(p[r * kKeyBlock + key]);
-      for (int g = 0; g < kGroups; ++g) sums[r][g] = multiply_add(probability, value[g], sums[r][g]);
+      for (int g = 0; g < kGroups; ++g)
+        sums[r][g] = multiply_add(probability, value[g], sums[r][g]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -93,7 +96,8 @@ inline void score_rows(const float* q, const T* keys, const Block& block, float*
                                    scores + g * kLanes);
   }
   for (; g < groups; ++g) {
-    score_tile<kRows, 1>(q, keys + g * block.head_dim * kLanes, block.head_dim, scores + g * kLanes);
+    score_tile<kRows, 1>(q, keys + g * block.head_dim * kLanes, block.head_dim,
+                         scores + g * kLanes);
   }
 }
 
@@ -103,14 +107,16 @@ inline void value_rows(const float* p, const float* correction, const T* values,
   const std::int64_t groups = block.padded_dim / kLanes;
   std::int64_t g = 0;
   for (; g + kTileGroups <= groups; g += kTileGroups) {
-    value_tile<kRows, kTileGroups>(p, correction, values + g * kLanes, block, weighted + g * kLanes);
+    value_tile<kRows, kTileGroups>(p, correction, values + g * kLanes, block,
+                                   weighted + g * kLanes);
   }
   for (; g < groups; ++g) {
     value_tile<kRows, 1>(p, correction, values + g * kLanes, block, weighted + g * kLanes);
   }
 }
 
-// Calls run(std::integral_constant-like tag, first row) over all rows, kTileRows at a time, then the rest in one tile.
+// Calls run(std::integral_constant-like tag, first row) over all rows, kTileRows at a time, then
+// the rest in one tile.
 template <int kRows>
 struct RowCount {
   static constexpr int value = kRows;
@@ -149,10 +155,10 @@ void value_block(const float* p, const float* correction, const T* values, const
   });
 }
 
-// Scores of one row -> probabilities relative to the new maximum; keys outside [visible_begin, visible_end) get 0.
-// Returns the factor that corrects what was summed under the old maximum.
-float softmax_step(float* scores, std::int64_t visible_begin, std::int64_t visible_end, float softcap,
-                   float* running_maximum, float* running_sum) {
+// Scores of one row -> probabilities relative to the new maximum; keys outside [visible_begin,
+// visible_end) get 0. Returns the factor that corrects what was summed under the old maximum.
+float softmax_step(float* scores, std::int64_t visible_begin, std::int64_t visible_end,
+                   float softcap, float* running_maximum, float* running_sum) {
   if (softcap > 0.0f) {
     for (int i = 0; i < kKeyBlock; i += kLanes) {
       // c tanh(s / c) = c - 2c / (e^(2 s / c) + 1)
@@ -222,7 +228,8 @@ void softmax_block(const AttentionTask& task, const Block& block, std::int64_t k
   }
 }
 
-// Keys past the block's own count within its last group of 16 are stale: their scores are masked, their values unread.
+// Keys past the block's own count within its last group of 16 are stale: their scores are masked,
+// their values unread.
 template <typename T>
 void attend_over(const AttentionTask& task, Block block, const AttentionPartial& partial,
                  const Scratch& scratch) {
@@ -268,8 +275,8 @@ inline std::uint16_t to_cache<std::uint16_t>(float value) {
 }
 
 template <typename T>
-void store_as(const HeadCache& cache, std::int64_t head_dim, std::int64_t position, const float* key,
-              const float* value) {
+void store_as(const HeadCache& cache, std::int64_t head_dim, std::int64_t position,
+              const float* key, const float* value) {
   const std::int64_t padded_dim = round_up(head_dim, kKeyGroup);
   T* keys = static_cast<T*>(cache.keys) + position / kKeyGroup * kKeyGroup * head_dim +
             position % kKeyGroup;

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sixteen float lanes on every instruction set, so that a kernel is written once.
-// Included only by files compiled once per instruction set; everything lives in that instruction set's namespace.
+// Included only by files compiled once per instruction set; everything lives in that instruction
+// set's namespace.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "formats/float_bits.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -15,20 +18,7 @@ namespace lilliput::kernels::LILLIPUT_ISA {
 
 inline constexpr int kLanes = 16;
 
-// float16 bits -> float32, exact.
-inline float half_to_float(std::uint16_t half) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000) << 16;
-  const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7fff) << 13;
-  float value;
-  std::memcpy(&value, &magnitude, 4);
-  value *= 0x1p112f;  // moves the exponent bias from 15 to 127; subnormals come out right
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if ((half & 0x7c00) == 0x7c00) bits |= 0x7f800000;  // infinity and NaN
-  bits |= sign;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
+using formats::half_to_float;
 
 // float32 -> float16 bits, round to nearest even; beyond 65519 becomes infinity.
 inline std::uint16_t float_to_half(float value) {
@@ -38,7 +28,8 @@ inline std::uint16_t float_to_half(float value) {
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return static_cast<std::uint16_t>(sign | 0x7e00);
   if (bits >= 0x477ff000) return static_cast<std::uint16_t>(sign | 0x7c00);
-  if (bits < 0x38800000) {  // subnormal: adding 0.5 puts the unit of float16's smallest step at bit 0
+  if (bits <
+      0x38800000) {  // subnormal: adding 0.5 puts the unit of float16's smallest step at bit 0
     float magnitude;
     std::memcpy(&magnitude, &bits, 4);
     magnitude += 0.5f;
@@ -143,7 +134,8 @@ inline Lanes zero_where_below(Lanes x, float limit, Lanes a) {
 
 #else
 
-// Plain loops: the meaning of each function above, and what the compiler makes of it on any machine.
+// Plain loops: the meaning of each function above, and what the compiler makes of it on any
+// machine.
 struct Lanes {
   float v[kLanes];
 };
@@ -225,8 +217,9 @@ inline float largest(const Lanes& a) {
   return v[0];
 }
 
-// e^x with relative error below 3e-7, NaN for NaN; x above 88 counts as 88, and e^x is 0 below -87.3 (minus infinity included).
-// x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor series to r^7, whose remainder is below 5e-9.
+// e^x with relative error below 3e-7, NaN for NaN; x above 88 counts as 88, and e^x is 0 below
+// -87.3 (minus infinity included). x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor series to
+// r^7, whose remainder is below 5e-9.
 inline Lanes exponential(Lanes x) {
   constexpr float kLowest = -87.3f;
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number

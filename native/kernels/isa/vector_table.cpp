@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Norms, activations and rotation on rows of floats, and this instruction set's table of vector kernels.
+// Norms, activations and rotation on rows of floats, and this instruction set's table of vector
+// kernels.
 #include <cmath>
 
 #include "kernels/isa/attention.h"
@@ -9,8 +10,8 @@
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
-// Calls body(offset, lanes of a, lanes of b) for each sixteen floats; the rest is padded with zeros.
-// body returns what is written to y.
+// Calls body(offset, lanes of a, lanes of b) for each sixteen floats; the rest is padded with
+// zeros. body returns what is written to y.
 template <typename Body>
 inline void map2(const float* a, const float* b, std::int64_t width, float* y, Body body) {
   std::int64_t i = 0;
@@ -27,7 +28,8 @@ inline void map2(const float* a, const float* b, std::int64_t width, float* y, B
 void rms_norm(const float* x, const float* weight, float epsilon, std::int64_t width, float* y) {
   Lanes squares = zero();
   std::int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) squares = multiply_add(load(x + i), load(x + i), squares);
+  for (; i + kLanes <= width; i += kLanes)
+    squares = multiply_add(load(x + i), load(x + i), squares);
   float rest = 0.0f;
   for (; i < width; ++i) rest += x[i] * x[i];
   const float mean = (sum(squares) + rest) / static_cast<float>(width);

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "engine/pass.h"
+
+namespace lilliput::engine {
+namespace {
+
+constexpr std::size_t kCacheLine = 64;
+constexpr std::size_t kPage = 4096;
+
+std::size_t aligned(std::size_t bytes, std::size_t step) {
+  return (bytes + step - 1) / step * step;
+}
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& options)
+    : program_(std::move(program)),
+      options_(options),
+      vector_kernels_(kernels::vector_kernels(options.isa)),
+      cache_(program_->states(), options.context, options.cache_format) {
+  if (program_->output() == kNone) refuse("the program has no output");
+  if (options_.context < 1)
+    refuse("context is " + std::to_string(options_.context) + ", must be at least 1");
+  if (options_.batch < 1)
+    refuse("batch is " + std::to_string(options_.batch) + ", must be at least 1");
+  for (const kernels::Weight& weight : program_->weights()) {
+    matmul_kernels_.push_back(
+        &kernels::matmul_kernel(weight.format, options_.isa, options_.exact_input));
+  }
+  const auto batch = static_cast<std::size_t>(options_.batch);
+  for (std::size_t i = 0; i < program_->buffers().size(); ++i) {
+    const bool is_callers = static_cast<BufferIndex>(i) == program_->output();
+    const auto width = static_cast<std::size_t>(program_->buffers()[i]);
+    buffers_.emplace_back(is_callers ? 0 : batch * width * sizeof(float));
+  }
+  for (const RopeFrequencies& rope : program_->ropes()) {
+    angles_.emplace_back(2 * batch * rope.inverse.size() * sizeof(float));
+  }
+  measure_scratch();
+  set_threads(options_.threads);
+}
+
+// Sizes of the scratch that operations share, for the largest batch.
+void Engine::measure_scratch() {
+  std::size_t prepared_bytes = 0;
+  std::size_t partial_floats = 0;
+  for (const Step& step : program_->steps()) {
+    if (const auto* linears = std::get_if<LinearGroup>(&step.operation)) {
+      std::size_t bytes = 0;
+      for (const LinearPart& part : linears->parts) {
+        const auto weight = static_cast<std::size_t>(part.weight);
+        const std::int64_t columns = program_->weights()[weight].columns;
+        const kernels::MatmulKernel& kernel = *matmul_kernels_[weight];
+        bytes += aligned(kernel.prepared_bytes(options_.batch, columns), kCacheLine);
+        thread_scratch_bytes_ =
+            std::max(thread_scratch_bytes_, kernel.scratch_bytes(columns, options_.batch));
+      }
+      prepared_bytes = std::max(prepared_bytes, bytes);
+    }
+    if (const auto* attention = std::get_if<Attention>(&step.operation)) {
+      const AttentionTiling tiling(*attention, options_.batch);
+      thread_scratch_bytes_ =
+          std::max(thread_scratch_bytes_, tiling.thread_scratch_floats() * sizeof(float));
+      partial_floats = std::max(partial_floats, tiling.partial_floats(options_.batch));
+    }
+  }
+  thread_scratch_bytes_ = aligned(thread_scratch_bytes_, kPage);
+  prepared_ = Memory(prepared_bytes);
+  attention_partials_ = Memory(partial_floats * sizeof(float));
+}
+
+void Engine::set_threads(int threads) {
+  if (threads < 1 || threads > kMaxThreads) {
+    refuse("threads is " + std::to_string(threads) + ", must be 1 to " +
+           std::to_string(kMaxThreads));
+  }
+  options_.threads = threads;
+  thread_scratch_ = Memory(static_cast<std::size_t>(threads) * thread_scratch_bytes_);
+}
+
+std::int64_t Engine::output_width() const {
+  return program_->buffers()[static_cast<std::size_t>(program_->output())];
+}
+
+void Engine::truncate(std::int64_t length) {
+  if (length < 0 || length > length_) {
+    refuse("cannot truncate to " + std::to_string(length) + " tokens: the cache holds " +
+           std::to_string(length_));
+  }
+  length_ = length;
+}
+
+void Engine::check_input(std::span<const std::int32_t> tokens, std::int64_t n_past,
+                         std::span<const std::int32_t> output_rows, std::span<float> logits) const {
+  const auto n_tokens = static_cast<std::int64_t>(tokens.size());
+  if (n_tokens < 1 || n_tokens > options_.batch) {
+    refuse(std::to_string(n_tokens) + " tokens in one batch; 1 to " +
+           std::to_string(options_.batch) + " are allowed");
+  }
+  if (n_past < 0 || n_past > length_) {
+    refuse("n_past is " + std::to_string(n_past) + ", but the cache holds " +
+           std::to_string(length_));
+  }
+  if (n_past + n_tokens > options_.context) {
+    refuse(std::to_string(n_past + n_tokens) + " tokens do not fit the context of " +
+           std::to_string(options_.context));
+  }
+  for (const std::int32_t token : tokens) {
+    if (token < 0 || token >= program_->vocabulary()) {
+      refuse("token id " + std::to_string(token) + " is outside the vocabulary of " +
+             std::to_string(program_->vocabulary()));
+    }
+  }
+  std::int32_t previous = -1;
+  for (const std::int32_t row : output_rows) {
+    if (row <= previous || row >= n_tokens) {
+      refuse("output row " + std::to_string(row) + " of " + std::to_string(n_tokens) +
+             " tokens: rows must increase and exist");
+    }
+    previous = row;
+  }
+  if (static_cast<std::int64_t>(logits.size()) !=
+      static_cast<std::int64_t>(output_rows.size()) * output_width()) {
+    refuse("logits have room for " + std::to_string(logits.size()) + " floats, not for " +
+           std::to_string(output_rows.size()) + " rows of " + std::to_string(output_width()));
+  }
+}
+
+// Cosine and sine of position * frequency, in double precision: float32 angles lose 2^-11 at
+// position 8192.
+void Engine::prepare_angles(std::int64_t first_position, std::int64_t tokens) {
+  for (std::size_t i = 0; i < angles_.size(); ++i) {
+    const RopeFrequencies& rope = program_->ropes()[i];
+    const std::size_t pairs = rope.inverse.size();
+    float* cosine = angles_[i].as<float>();
+    float* sine = cosine + static_cast<std::size_t>(options_.batch) * pairs;
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      for (std::size_t pair = 0; pair < pairs; ++pair) {
+        const double angle = static_cast<double>(first_position + token) * rope.inverse[pair];
+        *cosine++ = static_cast<float>(std::cos(angle) * rope.magnitude);
+        *sine++ = static_cast<float>(std::sin(angle) * rope.magnitude);
+      }
+    }
+  }
+}
+
+void Engine::forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
+                     std::span<const std::int32_t> output_rows, std::span<float> logits,
+                     const std::function<bool()>& should_stop) {
+  check_input(tokens, n_past, output_rows, logits);
+  const auto n_tokens = static_cast<std::int64_t>(tokens.size());
+  ThreadPool::Lease lease(ThreadPool::shared(), options_.threads);
+  length_ = n_past;
+  prepare_angles(n_past, n_tokens);
+  Pass pass{tokens, n_past, output_rows, logits, lease, 0};
+  for (const Step& step : program_->steps()) {
+    if (should_stop && should_stop()) throw Interrupted();
+    pass.rows = step.on_selected_rows ? static_cast<std::int64_t>(output_rows.size()) : n_tokens;
+    if (pass.rows == 0) continue;
+    std::visit([&](const auto& operation) { run(pass, operation); }, step.operation);
+  }
+  length_ = n_past + n_tokens;
+}
+
+float* Engine::buffer(const Pass& pass, BufferIndex index) const {
+  if (index == program_->output()) return pass.logits.data();
+  return buffers_[static_cast<std::size_t>(index)].as<float>();
+}
+
+std::uint8_t* Engine::thread_scratch(int thread) const {
+  return thread_scratch_.as<std::uint8_t>() +
+         static_cast<std::size_t>(thread) * thread_scratch_bytes_;
+}
+
+}  // namespace lilliput::engine

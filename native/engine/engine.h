@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Executes a Program on one sequence: scratch buffers, the cache of keys and values, the order of
+// parallel regions.
+//
+// Results do not depend on the number of threads: every float is computed by one thread in an order
+// that follows from the shapes alone.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+#include "engine/kv_cache.h"
+#include "engine/memory.h"
+#include "engine/program.h"
+#include "engine/thread_pool.h"
+
+namespace lilliput::engine {
+
+struct EngineOptions {
+  std::int64_t context;  // positions that the cache holds
+  std::int64_t batch;    // tokens of one forward pass at most
+  int threads;
+  kernels::Isa isa;
+  bool exact_input;  // float32 activations for every weight
+  kernels::CacheFormat cache_format;
+};
+
+// The caller's own check between operations said stop.
+struct Interrupted : std::runtime_error {
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
+class Engine {
+ public:
+  Engine(std::shared_ptr<const Program> program, const EngineOptions& options);
+
+  // Runs tokens at positions n_past, n_past + 1, …; what the cache held from n_past on is dropped.
+  // output_rows: increasing indices into `tokens` whose logits are written to
+  // logits[row][vocabulary]. should_stop is asked between operations. Throws std::invalid_argument
+  // for bad input, Interrupted.
+  void forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
+               std::span<const std::int32_t> output_rows, std::span<float> logits,
+               const std::function<bool()>& should_stop);
+
+  std::int64_t length() const { return length_; }
+  void truncate(std::int64_t length);
+  int threads() const { return options_.threads; }
+  void set_threads(int threads);
+  const EngineOptions& options() const { return options_; }
+  std::size_t cache_bytes() const { return cache_.bytes(); }
+  std::int64_t output_width() const;
+
+ private:
+  // One forward pass under way.
+  struct Pass;
+
+  void check_input(std::span<const std::int32_t> tokens, std::int64_t n_past,
+                   std::span<const std::int32_t> output_rows, std::span<float> logits) const;
+  void measure_scratch();
+  void prepare_angles(std::int64_t first_position, std::int64_t tokens);
+  float* buffer(const Pass& pass, BufferIndex index) const;
+  std::uint8_t* thread_scratch(int thread) const;
+
+  void run(Pass& pass, const Embed& operation);
+  void run(Pass& pass, const RmsNorm& operation);
+  void run(Pass& pass, const LinearGroup& operation);
+  void run(Pass& pass, const Rope& operation);
+  void run(Pass& pass, const Attention& operation);
+  void run(Pass& pass, const Glu& operation);
+  void run(Pass& pass, const Add& operation);
+  void run(Pass& pass, const SelectOutputRows& operation);
+
+  std::shared_ptr<const Program> program_;
+  EngineOptions options_;
+  const kernels::VectorKernels& vector_kernels_;
+  std::vector<const kernels::MatmulKernel*> matmul_kernels_;  // by weight
+  KvCache cache_;
+  std::int64_t length_ = 0;
+  std::vector<Memory> buffers_;
+  std::vector<Memory> angles_;  // by rope: cosines [batch][pairs], then sines
+  std::size_t thread_scratch_bytes_ = 0;
+  Memory thread_scratch_;
+  Memory prepared_;            // inputs of a linear group as the kernels want them
+  Memory attention_partials_;  // of key ranges, before they are joined
+};
+
+}  // namespace lilliput::engine

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations of a Program but attention.
+#include <algorithm>
+#include <array>
+
+#include "engine/pass.h"
+#include "formats/format.h"
+
+namespace lilliput::engine {
+namespace {
+
+// From so many rows on, elementwise work outweighs waking the other threads (about 2 µs).
+constexpr std::int64_t kRowsWorthSharing = 8;
+// Chunks per thread of a linear: enough for an even end, few enough to stream whole pages.
+constexpr std::int64_t kChunksPerThread = 4;
+
+std::size_t cache_line_aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// One preparation of the input serves all parts whose kernels prepare alike.
+struct Preparation {
+  const kernels::MatmulKernel* kernel;
+  std::uint8_t* memory;
+};
+
+// The row chunks of one part within the group's parallel region.
+struct PartPlan {
+  std::size_t preparation;
+  std::int64_t first_chunk;
+  std::int64_t chunk_rows;
+};
+
+void add_bias(const std::vector<float>& bias, std::int64_t row_begin, std::int64_t row_end,
+              std::int64_t tokens, std::int64_t stride, float* y) {
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    for (std::int64_t row = row_begin; row < row_end; ++row) {
+      y[token * stride + row] += bias[static_cast<std::size_t>(row)];
+    }
+  }
+}
+
+}  // namespace
+
+void Engine::run(Pass& pass, const Embed& operation) {
+  const kernels::Weight& weight = program_->weights()[static_cast<std::size_t>(operation.weight)];
+  const formats::FormatTraits& traits = formats::traits(weight.format);
+  float* out = buffer(pass, operation.out);
+  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      float* values = out + row * weight.columns;
+      const std::int64_t token = pass.tokens[static_cast<std::size_t>(row)];
+      traits.decode(weight.blocks + token * weight.row_bytes, values,
+                    weight.columns / traits.block_size);
+      if (operation.scale == 1.0f) continue;
+      for (std::int64_t i = 0; i < weight.columns; ++i) values[i] *= operation.scale;
+    }
+  });
+}
+
+void Engine::run(Pass& pass, const RmsNorm& operation) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.x)];
+  const std::int64_t part = width / operation.groups;
+  const float* weight = program_->vectors()[static_cast<std::size_t>(operation.weight)].data();
+  const float* x = buffer(pass, operation.x);
+  float* out = buffer(pass, operation.out);
+  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin * operation.groups; i < end * operation.groups; ++i) {
+      vector_kernels_.rms_norm(x + i * part, weight, operation.epsilon, part, out + i * part);
+    }
+  });
+}
+
+void Engine::run(Pass& pass, const LinearGroup& operation) {
+  const float* x = buffer(pass, operation.x);
+  const std::int64_t columns = program_->buffers()[static_cast<std::size_t>(operation.x)];
+  std::vector<Preparation> preparations;
+  std::vector<PartPlan> plans;
+  std::uint8_t* memory = prepared_.as<std::uint8_t>();
+  std::int64_t chunks = 0;
+  const std::int64_t wanted_chunks =
+      pass.lease.threads() == 1 ? 1 : pass.lease.threads() * kChunksPerThread;
+  for (const LinearPart& part : operation.parts) {
+    const kernels::MatmulKernel* kernel = matmul_kernels_[static_cast<std::size_t>(part.weight)];
+    const auto same = std::find_if(preparations.begin(), preparations.end(), [&](const auto& p) {
+      return p.kernel->prepare == kernel->prepare;
+    });
+    const auto index = static_cast<std::size_t>(same - preparations.begin());
+    if (same == preparations.end()) {
+      preparations.push_back({kernel, memory});
+      memory += cache_line_aligned(kernel->prepared_bytes(pass.rows, columns));
+    }
+    const std::int64_t rows = program_->weights()[static_cast<std::size_t>(part.weight)].rows;
+    const std::int64_t chunk_rows =
+        kernels::round_up((rows + wanted_chunks - 1) / wanted_chunks, kernel->row_tile);
+    plans.push_back({index, chunks, chunk_rows});
+    chunks += (rows + chunk_rows - 1) / chunk_rows;
+  }
+  for (const Preparation& preparation : preparations) {
+    const kernels::MatmulKernel& kernel = *preparation.kernel;
+    const std::int64_t step = kernels::round_up(kRowsWorthSharing, kernel.token_tile);
+    const auto prepare = [&](std::int64_t begin, std::int64_t end) {
+      kernel.prepare(x, columns, pass.rows, columns, begin, end, preparation.memory);
+    };
+    if (pass.rows <= step || pass.lease.threads() == 1) {
+      prepare(0, pass.rows);
+    } else {
+      pass.lease.parallel_for((pass.rows + step - 1) / step, [&](std::int64_t chunk, int) {
+        prepare(chunk * step, std::min(pass.rows, (chunk + 1) * step));
+      });
+    }
+  }
+  pass.lease.parallel_for(chunks, [&](std::int64_t chunk, int thread) {
+    std::size_t index = plans.size() - 1;
+    while (plans[index].first_chunk > chunk) --index;
+    const PartPlan& plan = plans[index];
+    const LinearPart& part = operation.parts[index];
+    const kernels::Weight& weight = program_->weights()[static_cast<std::size_t>(part.weight)];
+    const std::int64_t begin = (chunk - plan.first_chunk) * plan.chunk_rows;
+    const std::int64_t end = std::min(weight.rows, begin + plan.chunk_rows);
+    float* y = buffer(pass, part.out);
+    matmul_kernels_[static_cast<std::size_t>(part.weight)]->multiply(
+        weight, preparations[plan.preparation].memory, pass.rows, y, weight.rows, begin, end,
+        thread_scratch(thread));
+    if (part.bias != kNone) {
+      add_bias(program_->vectors()[static_cast<std::size_t>(part.bias)], begin, end, pass.rows,
+               weight.rows, y);
+    }
+  });
+}
+
+void Engine::run(Pass& pass, const Rope& operation) {
+  const auto index = static_cast<std::size_t>(operation.frequencies);
+  const auto pairs = static_cast<std::int64_t>(program_->ropes()[index].inverse.size());
+  const float* cosine = angles_[index].as<float>();
+  const float* sine = cosine + options_.batch * pairs;
+  float* x = buffer(pass, operation.x);
+  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      vector_kernels_.rope(x + row * operation.heads * operation.head_dim, operation.heads,
+                           operation.head_dim, cosine + row * pairs, sine + row * pairs, pairs,
+                           operation.style);
+    }
+  });
+}
+
+void Engine::run(Pass& pass, const Glu& operation) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.up)];
+  const float* gate = buffer(pass, operation.gate);
+  const float* up = buffer(pass, operation.up);
+  float* out = buffer(pass, operation.out);
+  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
+    vector_kernels_.glu(gate + begin * width, up + begin * width, operation.activation,
+                        (end - begin) * width, out + begin * width);
+  });
+}
+
+void Engine::run(Pass& pass, const Add& operation) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.b)];
+  const float* a = buffer(pass, operation.a);
+  const float* b = buffer(pass, operation.b);
+  float* out = buffer(pass, operation.out);
+  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
+    vector_kernels_.add(a + begin * width, b + begin * width, (end - begin) * width,
+                        out + begin * width);
+  });
+}
+
+void Engine::run(Pass& pass, const SelectOutputRows& operation) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.x)];
+  const float* x = buffer(pass, operation.x);
+  float* out = buffer(pass, operation.out);
+  for (std::int64_t row = 0; row < pass.rows; ++row) {
+    const std::int64_t source = pass.output_rows[static_cast<std::size_t>(row)];
+    std::copy_n(x + source * width, width, out + row * width);
+  }
+}
+
+}  // namespace lilliput::engine

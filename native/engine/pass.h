@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the operations of one forward pass share; private to the engine.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "engine/engine.h"
+#include "engine/thread_pool.h"
+
+namespace lilliput::engine {
+
+struct Engine::Pass {
+  std::span<const std::int32_t> tokens;
+  std::int64_t n_past;
+  std::span<const std::int32_t> output_rows;
+  std::span<float> logits;
+  ThreadPool::Lease& lease;
+  std::int64_t rows;  // of the operation under way
+
+  // Calls body(first row, end row): in one piece where the rows are few, in parallel otherwise.
+  template <typename Body>
+  void for_rows(std::int64_t rows_at_least, Body body) const {
+    constexpr std::int64_t kRowsPerChunk = 8;
+    if (rows < rows_at_least || lease.threads() == 1) {
+      body(std::int64_t{0}, rows);
+      return;
+    }
+    lease.parallel_for((rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](std::int64_t chunk, int) {
+      body(chunk * kRowsPerChunk, std::min(rows, (chunk + 1) * kRowsPerChunk));
+    });
+  }
+};
+
+// How attention is cut into tasks: by kv head, by tile of tokens, and for few tokens by range of
+// keys too. It follows from shapes and positions alone, never from the number of threads.
+class AttentionTiling {
+ public:
+  // tokens: of the batch; key_end: positions up to the last token's, its own included.
+  AttentionTiling(const Attention& attention, std::int64_t tokens, std::int64_t key_end = 1);
+
+  std::int64_t tasks() const { return attention_.kv_heads * tiles * ranges; }
+  std::size_t row_floats() const;                        // of one row of a partial result
+  std::size_t thread_scratch_floats() const;             // for one task
+  std::size_t partial_floats(std::int64_t batch) const;  // for all tasks of the largest cut
+
+  std::int64_t group;        // query heads of one kv head
+  std::int64_t tile_tokens;  // tokens of one task
+  std::int64_t tiles;
+  std::int64_t range_length;  // keys of one task, a multiple of kernels::kKeyBlock
+  std::int64_t ranges;
+
+ private:
+  const Attention& attention_;
+};
+
+}  // namespace lilliput::engine

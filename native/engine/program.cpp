@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/program.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "formats/format.h"
+
+namespace lilliput::engine {
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+template <typename T>
+const T& at(const std::vector<T>& items, int index, const char* what) {
+  if (index < 0 || static_cast<std::size_t>(index) >= items.size()) {
+    refuse(std::string(what) + " " + std::to_string(index) + " is not one of the program's " +
+           std::to_string(items.size()));
+  }
+  return items[static_cast<std::size_t>(index)];
+}
+
+}  // namespace
+
+BufferIndex Program::add_buffer(std::int64_t width) {
+  if (width < 1) refuse("buffer width is " + std::to_string(width) + ", must be at least 1");
+  buffers_.push_back(width);
+  written_.push_back(Rows::none);
+  held_all_.push_back(false);
+  return static_cast<BufferIndex>(buffers_.size()) - 1;
+}
+
+WeightIndex Program::add_weight(const std::string& name, const std::string& format,
+                                std::int64_t rows, std::int64_t columns, const std::uint8_t* blocks,
+                                std::int64_t bytes) {
+  const formats::FormatId id = formats::format_by_name(format);
+  const formats::FormatTraits& traits = formats::traits(id);
+  if (traits.decode == nullptr) refuse(name + ": the native core cannot decode " + format);
+  if (rows < 1 || columns < 1 || columns % traits.block_size != 0) {
+    refuse(name + ": shape [" + std::to_string(rows) + ", " + std::to_string(columns) +
+           "] does not divide into " + format + "'s blocks of " +
+           std::to_string(traits.block_size));
+  }
+  const std::int64_t row_bytes = columns / traits.block_size * traits.block_bytes;
+  if (bytes != rows * row_bytes) {
+    refuse(name + ": " + std::to_string(bytes) + " bytes, but " + format + " of this shape takes " +
+           std::to_string(rows * row_bytes));
+  }
+  weights_.push_back({id, rows, columns, blocks, row_bytes});
+  weight_names_.push_back(name);
+  return static_cast<WeightIndex>(weights_.size()) - 1;
+}
+
+VectorIndex Program::add_vector(std::vector<float> values) {
+  vectors_.push_back(std::move(values));
+  return static_cast<VectorIndex>(vectors_.size()) - 1;
+}
+
+RopeIndex Program::add_rope(std::vector<double> inverse_frequencies, double magnitude) {
+  ropes_.push_back({std::move(inverse_frequencies), magnitude});
+  return static_cast<RopeIndex>(ropes_.size()) - 1;
+}
+
+int Program::add_state(std::int64_t kv_heads, std::int64_t head_dim) {
+  if (kv_heads < 1 || head_dim < 1) refuse("a layer's cache needs at least one head of width 1");
+  states_.push_back({kv_heads, head_dim});
+  return static_cast<int>(states_.size()) - 1;
+}
+
+std::int64_t Program::width(BufferIndex buffer) const { return at(buffers_, buffer, "buffer"); }
+
+Program::Rows Program::rows_of(BufferIndex buffer) const {
+  const Rows rows = at(written_, buffer, "buffer");
+  if (rows == Rows::none)
+    refuse("buffer " + std::to_string(buffer) + " is read before it is written");
+  return rows;
+}
+
+void Program::check_width(const char* what, BufferIndex buffer, std::int64_t expected) const {
+  if (width(buffer) != expected) {
+    refuse(std::string(what) + ": buffer " + std::to_string(buffer) + " has width " +
+           std::to_string(width(buffer)) + ", must be " + std::to_string(expected));
+  }
+}
+
+void Program::check_vector(const char* what, VectorIndex vector, std::int64_t expected) const {
+  const auto size = static_cast<std::int64_t>(at(vectors_, vector, "vector").size());
+  if (size != expected) {
+    refuse(std::string(what) + " has " + std::to_string(size) + " values, must have " +
+           std::to_string(expected));
+  }
+}
+
+void Program::append(Operation operation, Rows rows, BufferIndex out) {
+  if (output_ != kNone) refuse("operation after the program's output was set");
+  steps_.push_back({std::move(operation), rows == Rows::selected});
+  mark_written(out, rows);
+}
+
+void Program::mark_written(BufferIndex buffer, Rows rows) {
+  written_[static_cast<std::size_t>(buffer)] = rows;
+  if (rows == Rows::all) held_all_[static_cast<std::size_t>(buffer)] = true;
+}
+
+void Program::add(const Embed& operation) {
+  const kernels::Weight& weight = at(weights_, operation.weight, "weight");
+  check_width("embed", operation.out, weight.columns);
+  vocabulary_ = vocabulary_ == 0 ? weight.rows : std::min(vocabulary_, weight.rows);
+  append(operation, Rows::all, operation.out);
+}
+
+void Program::add(const RmsNorm& operation) {
+  check_width("rms_norm", operation.out, width(operation.x));
+  if (operation.groups < 1 || width(operation.x) % operation.groups != 0) {
+    refuse("rms_norm: width " + std::to_string(width(operation.x)) + " does not divide into " +
+           std::to_string(operation.groups) + " groups");
+  }
+  check_vector("rms_norm: weight", operation.weight, width(operation.x) / operation.groups);
+  append(operation, rows_of(operation.x), operation.out);
+}
+
+void Program::add(const LinearGroup& operation) {
+  if (operation.parts.empty()) refuse("linear: no weights");
+  const Rows rows = rows_of(operation.x);
+  for (const LinearPart& part : operation.parts) {
+    const kernels::Weight& weight = at(weights_, part.weight, "weight");
+    const std::string& name = weight_names_[static_cast<std::size_t>(part.weight)];
+    check_width((name + " input").c_str(), operation.x, weight.columns);
+    check_width((name + " output").c_str(), part.out, weight.rows);
+    if (part.bias != kNone) check_vector((name + " bias").c_str(), part.bias, weight.rows);
+    if (part.out == operation.x) refuse(name + ": output buffer is its input");
+  }
+  append(operation, rows, operation.parts.front().out);
+  for (const LinearPart& part : operation.parts) mark_written(part.out, rows);
+}
+
+void Program::add(const Rope& operation) {
+  check_width("rope", operation.x, operation.heads * operation.head_dim);
+  const auto pairs =
+      static_cast<std::int64_t>(at(ropes_, operation.frequencies, "rope").inverse.size());
+  if (2 * pairs > operation.head_dim) {
+    refuse("rope: rotary dimension " + std::to_string(2 * pairs) + " exceeds the head's " +
+           std::to_string(operation.head_dim));
+  }
+  if (rows_of(operation.x) != Rows::all) refuse("rope: positions of selected rows are not kept");
+  append(operation, Rows::all, operation.x);
+}
+
+void Program::add(const Attention& operation) {
+  const KvState& state = at(states_, operation.layer, "layer");
+  if (state.kv_heads != operation.kv_heads || state.head_dim != operation.head_dim) {
+    refuse("attention: heads differ from those of the cache of layer " +
+           std::to_string(operation.layer));
+  }
+  if (operation.kv_heads < 1 || operation.heads % operation.kv_heads != 0) {
+    refuse("attention: " + std::to_string(operation.heads) + " heads do not divide among " +
+           std::to_string(operation.kv_heads) + " kv heads");
+  }
+  check_width("attention q", operation.q, operation.heads * operation.head_dim);
+  check_width("attention k", operation.k, operation.kv_heads * operation.head_dim);
+  check_width("attention v", operation.v, operation.kv_heads * operation.head_dim);
+  check_width("attention out", operation.out, operation.heads * operation.head_dim);
+  for (const BufferIndex buffer : {operation.q, operation.k, operation.v}) {
+    if (rows_of(buffer) != Rows::all) refuse("attention: q, k and v must hold all tokens");
+    if (buffer == operation.out) refuse("attention: output buffer is one of its inputs");
+  }
+  append(operation, Rows::all, operation.out);
+}
+
+void Program::add(const Glu& operation) {
+  check_width("glu", operation.gate, width(operation.up));
+  check_width("glu", operation.out, width(operation.up));
+  if (rows_of(operation.gate) != rows_of(operation.up)) refuse("glu: inputs hold different rows");
+  append(operation, rows_of(operation.up), operation.out);
+}
+
+void Program::add(const Add& operation) {
+  check_width("add", operation.a, width(operation.b));
+  check_width("add", operation.out, width(operation.b));
+  if (rows_of(operation.a) != rows_of(operation.b)) refuse("add: inputs hold different rows");
+  append(operation, rows_of(operation.a), operation.out);
+}
+
+void Program::add(const SelectOutputRows& operation) {
+  check_width("select_output_rows", operation.out, width(operation.x));
+  if (rows_of(operation.x) != Rows::all) refuse("select_output_rows: rows are already selected");
+  if (operation.out == operation.x) refuse("select_output_rows: output buffer is its input");
+  append(operation, Rows::selected, operation.out);
+}
+
+void Program::set_output(BufferIndex buffer) {
+  if (rows_of(buffer) != Rows::selected)
+    refuse("the program selects no output rows before its output");
+  if (held_all_[static_cast<std::size_t>(buffer)])
+    refuse("the output buffer serves other operations too");
+  if (vocabulary_ == 0) refuse("the program embeds no tokens");
+  output_ = buffer;
+}
+
+}  // namespace lilliput::engine

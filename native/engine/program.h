@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// A lowered Program: what src/lilliput/architectures/program.py means, with names turned into
+// indices, rope frequencies resolved and linears of one input joined. Built once at load through
+// the `add` functions, which check every index and width and throw std::invalid_argument; executed
+// by Engine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels/matmul.h"
+#include "kernels/vector_kernels.h"
+
+namespace lilliput::engine {
+
+// Indices into the lists of Program.
+using BufferIndex = int;
+using WeightIndex = int;
+using VectorIndex = int;
+using RopeIndex = int;
+inline constexpr int kNone = -1;
+
+struct Embed {
+  BufferIndex out;
+  WeightIndex weight;
+  float scale;
+};
+
+struct RmsNorm {
+  BufferIndex out;
+  BufferIndex x;
+  VectorIndex weight;
+  float epsilon;
+  std::int64_t groups;
+};
+
+struct LinearPart {
+  BufferIndex out;
+  WeightIndex weight;
+  VectorIndex bias;  // or kNone
+};
+
+// Linears that read one buffer: one preparation of the input, one parallel region.
+struct LinearGroup {
+  BufferIndex x;
+  std::vector<LinearPart> parts;
+};
+
+struct Rope {
+  BufferIndex x;
+  std::int64_t heads;
+  std::int64_t head_dim;
+  RopeIndex frequencies;
+  kernels::RopeStyle style;
+};
+
+struct Attention {
+  BufferIndex out;
+  BufferIndex q;
+  BufferIndex k;
+  BufferIndex v;
+  int layer;
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  std::int64_t head_dim;
+  float scale;
+  std::int64_t window;  // 0: none
+  float softcap;        // 0: none
+};
+
+struct Glu {
+  BufferIndex out;
+  BufferIndex gate;
+  BufferIndex up;
+  kernels::Activation activation;
+};
+
+struct Add {
+  BufferIndex out;
+  BufferIndex a;
+  BufferIndex b;
+};
+
+struct SelectOutputRows {
+  BufferIndex out;
+  BufferIndex x;
+};
+
+using Operation =
+    std::variant<Embed, RmsNorm, LinearGroup, Rope, Attention, Glu, Add, SelectOutputRows>;
+
+// An operation runs on all tokens, or on the rows whose logits were asked for.
+struct Step {
+  Operation operation;
+  bool on_selected_rows;
+};
+
+// Inverse frequencies in radians per position, [rotary_dim / 2], and the factor on cosine and sine.
+struct RopeFrequencies {
+  std::vector<double> inverse;
+  double magnitude;
+};
+
+struct KvState {
+  std::int64_t kv_heads;
+  std::int64_t head_dim;
+};
+
+class Program {
+ public:
+  BufferIndex add_buffer(std::int64_t width);
+  // `blocks` stays owned by the caller and must outlive every engine of this program.
+  WeightIndex add_weight(const std::string& name, const std::string& format, std::int64_t rows,
+                         std::int64_t columns, const std::uint8_t* blocks, std::int64_t bytes);
+  VectorIndex add_vector(std::vector<float> values);
+  RopeIndex add_rope(std::vector<double> inverse_frequencies, double magnitude);
+  int add_state(std::int64_t kv_heads, std::int64_t head_dim);
+
+  void add(const Embed& operation);
+  void add(const RmsNorm& operation);
+  void add(const LinearGroup& operation);
+  void add(const Rope& operation);
+  void add(const Attention& operation);
+  void add(const Glu& operation);
+  void add(const Add& operation);
+  void add(const SelectOutputRows& operation);
+  // The buffer of the logits. Ends the program.
+  void set_output(BufferIndex buffer);
+
+  const std::vector<std::int64_t>& buffers() const { return buffers_; }
+  const std::vector<kernels::Weight>& weights() const { return weights_; }
+  const std::vector<std::vector<float>>& vectors() const { return vectors_; }
+  const std::vector<RopeFrequencies>& ropes() const { return ropes_; }
+  const std::vector<KvState>& states() const { return states_; }
+  const std::vector<Step>& steps() const { return steps_; }
+  BufferIndex output() const { return output_; }
+  // Token ids are below this.
+  std::int64_t vocabulary() const { return vocabulary_; }
+
+ private:
+  enum class Rows : std::uint8_t { none, all, selected };
+
+  std::int64_t width(BufferIndex buffer) const;
+  Rows rows_of(BufferIndex buffer) const;
+  void check_width(const char* what, BufferIndex buffer, std::int64_t expected) const;
+  void check_vector(const char* what, VectorIndex vector, std::int64_t expected) const;
+  void append(Operation operation, Rows rows, BufferIndex out);
+  void mark_written(BufferIndex buffer, Rows rows);
+
+  std::vector<std::int64_t> buffers_;
+  std::vector<Rows> written_;   // what each buffer holds after the steps so far
+  std::vector<bool> held_all_;  // whether it ever held all tokens
+  std::vector<kernels::Weight> weights_;
+  std::vector<std::string> weight_names_;
+  std::vector<std::vector<float>> vectors_;
+  std::vector<RopeFrequencies> ropes_;
+  std::vector<KvState> states_;
+  std::vector<Step> steps_;
+  BufferIndex output_ = kNone;
+  std::int64_t vocabulary_ = 0;
+};
+
+}  // namespace lilliput::engine
