@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Program -> native program: names become indices, linears that read one buffer become one group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lilliput import _native
+from lilliput.architectures.program import (
+    Add,
+    Attention,
+    Embed,
+    Glu,
+    Linear,
+    Operation,
+    Program,
+    RmsNorm,
+    Rope,
+    RopeFrequencies,
+    SelectOutputRows,
+)
+from lilliput.errors import RuntimeModelError
+from lilliput.records import QuantizedTensor
+from lilliput.runtime.rope_frequencies import inverse_frequencies
+
+TensorByName = Callable[[str], QuantizedTensor]
+_NO_BIAS = -1
+
+
+def lower(program: Program, tensor: TensorByName) -> _native.Program:
+    """Resolve a program for the native engine. Weights are used where they lie, never copied.
+
+    Raises RuntimeModelError naming the tensor or operation that the native core cannot run.
+    """
+    return _Lowering(program, tensor).run()
+
+
+def linear_groups(operations: tuple[Operation, ...]) -> Iterator[Operation | tuple[Linear, ...]]:
+    """Join neighbouring linears that read the same buffer, which none of them writes."""
+    joinable: list[Linear] = []
+    for operation in operations:
+        if isinstance(operation, Linear):
+            if joinable and not _may_join(joinable, operation):
+                yield tuple(joinable)
+                joinable = []
+            joinable.append(operation)
+            continue
+        if joinable:
+            yield tuple(joinable)
+            joinable = []
+        yield operation
+    if joinable:
+        yield tuple(joinable)
+
+
+def _may_join(group: list[Linear], operation: Linear) -> bool:
+    outputs = {member.out for member in group}
+    return operation.x == group[0].x and operation.x not in outputs and operation.out not in outputs
+
+
+@dataclass(slots=True)
+class _Lowering:
+    """One run of `lower`: the native program under construction and the indices given so far."""
+
+    program: Program
+    tensor: TensorByName
+    native: _native.Program = field(default_factory=_native.Program)
+    buffers: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+    vectors: dict[str, int] = field(default_factory=dict)
+    ropes: dict[RopeFrequencies, int] = field(default_factory=dict)
+    layers: dict[int, int] = field(default_factory=dict)
+
+    def run(self) -> _native.Program:
+        for name, width in self.program.buffers.items():
+            self.buffers[name] = self.native.add_buffer(width)
+        for state in self.program.states:
+            self.layers[state.layer] = self.native.add_state(state.kv_heads, state.head_dim)
+        for operation in linear_groups(self.program.operations):
+            try:
+                self._add(operation)
+            except ValueError as refused:
+                raise RuntimeModelError(f"the model's program is not sound: {refused}") from refused
+        self.native.set_output(self.buffers[self.program.output])
+        return self.native
+
+    def _add(self, operation: Operation | tuple[Linear, ...]) -> None:
+        buffers = self.buffers
+        match operation:
+            case tuple():
+                parts = [(buffers[part.out], self._weight(part.weight), self._bias(part.bias)) for part in operation]
+                self.native.linears(x=buffers[operation[0].x], parts=parts)
+            case Embed(out, weight, scale):
+                self.native.embed(out=buffers[out], weight=self._weight(weight), scale=scale)
+            case RmsNorm(out, x, weight, epsilon, groups):
+                self.native.rms_norm(
+                    out=buffers[out], x=buffers[x], weight=self._vector(weight), epsilon=epsilon, groups=groups
+                )
+            case Rope(x, heads, head_dim, frequencies, style):
+                rope = self._rope(frequencies)
+                self.native.rope(x=buffers[x], heads=heads, head_dim=head_dim, frequencies=rope, style=style)
+            case Attention():
+                self._attention(operation)
+            case Glu(out, gate, up, activation):
+                self.native.glu(out=buffers[out], gate=buffers[gate], up=buffers[up], activation=activation)
+            case Add(out, a, b):
+                self.native.add(out=buffers[out], a=buffers[a], b=buffers[b])
+            case SelectOutputRows(out, x):
+                self.native.select_output_rows(out=buffers[out], x=buffers[x])
+            case _:
+                raise RuntimeModelError(f"the native engine has no operation for {type(operation).__name__}")
+
+    def _attention(self, operation: Attention) -> None:
+        names = (operation.out, operation.q, operation.k, operation.v)
+        out, q, k, v = (self.buffers[name] for name in names)
+        self.native.attention(
+            buffers=(out, q, k, v),
+            layer=self.layers[operation.layer],
+            heads=(operation.heads, operation.kv_heads, operation.head_dim),
+            scale=operation.scale,
+            window=operation.window or 0,
+            softcap=operation.softcap or 0.0,
+        )
+
+    def _weight(self, name: str) -> int:
+        if name not in self.weights:
+            tensor = self.tensor(name)
+            blocks = tensor.planes.get("blocks")
+            if blocks is None or len(tensor.planes) != 1 or tensor.sidecars:
+                raise RuntimeModelError(
+                    f"{name}: the native engine cannot multiply with {tensor.format.name.upper()} yet; "
+                    "convert the file to a format of GGUF's"
+                )
+            mapped = np.ascontiguousarray(blocks).reshape(tensor.rows, -1)
+            self.weights[name] = self.native.add_weight(name, tensor.format.name, tensor.columns, mapped)
+        return self.weights[name]
+
+    def _bias(self, name: str | None) -> int:
+        return _NO_BIAS if name is None else self._vector(name)
+
+    def _vector(self, name: str) -> int:
+        if name not in self.vectors:
+            self.vectors[name] = self.native.add_vector(self.tensor(name).dequantize().reshape(-1))
+        return self.vectors[name]
+
+    def _rope(self, frequencies: RopeFrequencies) -> int:
+        if frequencies not in self.ropes:
+            factors = None
+            if frequencies.factors is not None:
+                factors = self.tensor(frequencies.factors).dequantize().reshape(-1)
+            inverse, magnitude = inverse_frequencies(frequencies, factors)
+            self.ropes[frequencies] = self.native.add_rope(inverse, magnitude)
+        return self.ropes[frequencies]

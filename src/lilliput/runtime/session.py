@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One sequence under way: the native engine with its cache of keys and values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lilliput import _native
+from lilliput.architectures.program import Program
+from lilliput.arrays import FloatArray, IntArray
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.errors import RuntimeModelError
+from lilliput.runtime.lowering import lower
+
+Activations = Literal["engine", "f32"]
+KvFormat = Literal["f16", "f32"]
+OutputRows = Literal["last", "all", "none"] | Sequence[int]
+
+# Tokens of one forward pass. Unpacking a weight is shared by the tokens of a batch: 512 loses nothing measurable.
+LARGEST_BATCH = 512
+SMALLEST_BATCH = 32
+# Bytes that a batch's buffers may take beside the file and the cache.
+BATCH_MEMORY = 128 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How the engine runs; none of it changes what a file means.
+
+    threads: None means `default_threads()`.  context: positions of the cache, None means the model's own.
+    activations: "engine" quantizes inputs where the kernels want it, "f32" keeps them exact.
+    kv_format: of the cache.  instruction_set: "scalar", "avx2", "avx512_vnni", or None for the best.
+    """
+
+    threads: int | None = None
+    context: int | None = None
+    activations: Activations = "engine"
+    kv_format: KvFormat = "f16"
+    instruction_set: str | None = None
+
+
+def default_threads() -> int:
+    """LILLIPUT_THREADS, or the processors that this process may use. Raises RuntimeModelError."""
+    wanted = os.environ.get("LILLIPUT_THREADS", "")
+    if not wanted:
+        return min(_native.usable_cpus(), 255)
+    if not wanted.isdigit() or not 1 <= int(wanted) <= 255:
+        raise RuntimeModelError(f"LILLIPUT_THREADS is '{wanted}', must be a number from 1 to 255")
+    return int(wanted)
+
+
+class Session:
+    """Runs tokens through a model and remembers them.
+
+    `length` tokens are in the cache; `forward` appends, `truncate` forgets the end.
+    """
+
+    def __init__(self, source: ModelSource, options: EngineOptions | None = None) -> None:
+        """Load a model. Raises RuntimeModelError: context longer than the model's, a format that cannot be run."""
+        options = options or EngineOptions()
+        config = source.config
+        self.context = checked_context(options.context, config.context_length)
+        program = source.architecture.program(config)
+        native = lower(program, source.tensor)
+        self.vocab_size = program.buffers[program.output]
+        try:
+            self._engine = _native.Engine(
+                native,
+                context=self.context,
+                batch=min(batch_size(program), self.context),
+                threads=options.threads or default_threads(),
+                instruction_set=options.instruction_set or "",
+                activations=options.activations,
+                kv_format=options.kv_format,
+            )
+        except ValueError as refused:
+            raise RuntimeModelError(f"{source.path.name}: {refused}") from refused
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._engine.length
+
+    @property
+    def threads(self) -> int:
+        """Threads that work on a forward pass."""
+        return self._engine.threads
+
+    @property
+    def instruction_set(self) -> str:
+        """Which kernels run."""
+        return self._engine.instruction_set
+
+    @property
+    def batch(self) -> int:
+        """Tokens that one pass of the engine takes at most."""
+        return self._engine.batch
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of a full cache."""
+        return self._engine.cache_bytes
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises RuntimeModelError when there are fewer."""
+        try:
+            self._engine.truncate(length)
+        except ValueError as refused:
+            raise RuntimeModelError(str(refused)) from refused
+
+    def forward(
+        self,
+        token_ids: Sequence[int] | IntArray,
+        output: OutputRows = "last",
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FloatArray:
+        """Append tokens; return float32 logits [rows, vocab_size] of the rows asked for.
+
+        output: the last token, all, none, or increasing indices into token_ids.
+        progress: called with (tokens done, tokens in all) after each batch.
+        Raises RuntimeModelError: too long for the context, a token id outside the vocabulary.
+        """
+        pieces = []
+        for done, logits in self.batches(token_ids, output):
+            pieces.append(logits)
+            if progress is not None:
+                progress(done, len(token_ids))
+        if not pieces:
+            return np.empty((0, self.vocab_size), dtype=np.float32)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def batches(
+        self, token_ids: Sequence[int] | IntArray, output: OutputRows = "all"
+    ) -> Iterator[tuple[int, FloatArray]]:
+        """Like `forward`, but yields (tokens done, their logits) batch by batch, so that memory stays bounded."""
+        tokens = _as_token_ids(token_ids)
+        rows = _as_rows(output, tokens.size)
+        if self.length + tokens.size > self.context:
+            raise RuntimeModelError(
+                f"{self.length} tokens are in the cache and {tokens.size} more do not fit the context of "
+                f"{self.context}; shorten the text or open the model with a larger context"
+            )
+        for start in range(0, tokens.size, self.batch):
+            end = min(start + self.batch, tokens.size)
+            wanted = rows[(rows >= start) & (rows < end)] - np.int32(start)
+            yield end, self._run(tokens[start:end], wanted)
+
+    def _run(self, tokens: IntArray, rows: IntArray) -> FloatArray:
+        try:
+            return self._engine.forward(tokens, self._engine.length, rows)
+        except ValueError as refused:
+            raise RuntimeModelError(str(refused)) from refused
+
+
+def checked_context(wanted: int | None, model_context: int) -> int:
+    """The context to run with. Raises RuntimeModelError when it is longer than the model's or below 1."""
+    if wanted is None:
+        return model_context
+    if wanted > model_context:
+        raise RuntimeModelError(
+            f"context {wanted} is longer than the model's {model_context}; give --context {model_context} or less"
+        )
+    if wanted < 1:
+        raise RuntimeModelError(f"context is {wanted}, must be at least 1")
+    return wanted
+
+
+def batch_size(program: Program) -> int:
+    """Tokens of one pass: as many as keep the buffers within BATCH_MEMORY."""
+    widths = sum(width for name, width in program.buffers.items() if name != program.output)
+    # The widest input once more, as the kernels want it prepared.
+    bytes_per_token = 4 * (widths + max(program.buffers.values()))
+    fitting = BATCH_MEMORY // bytes_per_token
+    return int(np.clip(fitting // SMALLEST_BATCH * SMALLEST_BATCH, SMALLEST_BATCH, LARGEST_BATCH))
+
+
+def _as_token_ids(token_ids: Sequence[int] | IntArray) -> IntArray:
+    wide = np.asarray(token_ids, dtype=np.int64).reshape(-1)
+    if wide.size and (wide.min() < 0 or wide.max() > np.iinfo(np.int32).max):
+        bad = wide.min() if wide.min() < 0 else wide.max()
+        raise RuntimeModelError(f"token id {bad} is outside every vocabulary")
+    return np.ascontiguousarray(wide, dtype=np.int32)
+
+
+def _as_rows(output: OutputRows, tokens: int) -> IntArray:
+    match output:
+        case "last":
+            return np.arange(max(tokens - 1, 0), tokens, dtype=np.int32)
+        case "all":
+            return np.arange(tokens, dtype=np.int32)
+        case "none":
+            return np.empty(0, dtype=np.int32)
+        case _:
+            rows = np.asarray(output, dtype=np.int32).reshape(-1)
+            if rows.size and (rows[0] < 0 or rows[-1] >= tokens or (np.diff(rows) <= 0).any()):
+                raise RuntimeModelError(f"output rows must increase and lie in 0..{tokens - 1}")
+            return rows
