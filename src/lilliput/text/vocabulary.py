@@ -31,6 +31,7 @@ class Vocabulary:
     scores: [vocab] or empty.  token_types: [vocab].  merges: "left right", best first.
     *_token_id: None where the model has none.
     chat_template: jinja source or None.
+    lowercase: WordPiece only: text is lower-cased and loses its accents.
     """
 
     model: TokenizerModel
@@ -52,3 +53,4 @@ class Vocabulary:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     chat_template: str | None = None
+    lowercase: bool = True

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Vocabulary as GGUF's `tokenizer.*` metadata, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lilliput.errors import TokenizerError
+from lilliput.text.pre_tokenizers import pre_tokenizer
+from lilliput.text.vocabulary import TokenizerModel, TokenType, Vocabulary
+
+Scalar = None | bool | int | float | str
+Value = Scalar | Sequence[Scalar]
+MODELS: tuple[TokenizerModel, ...] = ("llama", "gpt2", "bert")
+# Vocabulary field -> key after `tokenizer.ggml.`; GGUF misspells the separator.
+ID_KEYS = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "eot_token_id": "eot_token_id",
+    "unknown_token_id": "unknown_token_id",
+    "padding_token_id": "padding_token_id",
+    "separator_token_id": "seperator_token_id",
+    "cls_token_id": "cls_token_id",
+    "mask_token_id": "mask_token_id",
+}
+# What llama.cpp assumes where a file names no ids.
+_DEFAULT_IDS: dict[str, dict[str, int]] = {
+    "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
+    "bert": {"bos_token_id": 101, "unknown_token_id": 100, "separator_token_id": 102, "padding_token_id": 0},
+    "gpt2": {"bos_token_id": 11, "eos_token_id": 11},
+}
+_WHAT_STILL_WORKS = "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
+
+
+def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
+    """Read `tokenizer.*`, with llama.cpp's defaults where keys are absent. Raises TokenizerError."""
+    model = metadata.get("tokenizer.ggml.model")
+    if model is None:
+        raise TokenizerError(f"the file holds no tokenizer (no tokenizer.ggml.model). {_WHAT_STILL_WORKS}")
+    if model not in MODELS:
+        raise TokenizerError(
+            f"tokenizer.ggml.model: '{model}' cannot be rebuilt here; known are {', '.join(MODELS)}. "
+            + _WHAT_STILL_WORKS
+        )
+    kind = next(name for name in MODELS if name == model)
+    tokens = _strings(metadata, "tokens")
+    if not tokens:
+        raise TokenizerError(f"tokenizer.ggml.tokens: missing or empty. {_WHAT_STILL_WORKS}")
+    types = _numbers(metadata, "token_type")
+    pre = str(metadata.get("tokenizer.ggml.pre", "") or "")
+    template = metadata.get("tokenizer.chat_template")
+    return Vocabulary(
+        model=kind,
+        pre=pre,
+        tokens=tuple(token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)),
+        token_types=tuple(map(int, types)) or (int(TokenType.NORMAL),) * len(tokens),
+        scores=tuple(map(float, _numbers(metadata, "scores"))),
+        merges=_strings(metadata, "merges"),
+        add_bos_token=_flag(metadata, "add_bos_token", kind != "gpt2" or pre_tokenizer(pre).adds_bos),
+        add_eos_token=_flag(metadata, "add_eos_token", False),
+        add_space_prefix=_flag(metadata, "add_space_prefix", kind == "llama"),
+        remove_extra_whitespaces=_flag(metadata, "remove_extra_whitespaces", False),
+        chat_template=str(template) if template is not None else None,
+        lowercase=_flag(metadata, "normalizer.lowercase", True),
+        **_ids(metadata, kind, len(tokens)),
+    )
+
+
+def metadata_from_vocabulary(vocabulary: Vocabulary) -> dict[str, Value]:
+    """The `tokenizer.*` keys that llama.cpp reads, in its converter's order."""
+    metadata: dict[str, Value] = {
+        "tokenizer.ggml.model": vocabulary.model,
+        "tokenizer.ggml.pre": vocabulary.pre or "default",
+        "tokenizer.ggml.tokens": vocabulary.tokens,
+    }
+    if vocabulary.scores:
+        metadata["tokenizer.ggml.scores"] = vocabulary.scores
+    metadata["tokenizer.ggml.token_type"] = vocabulary.token_types
+    if vocabulary.merges:
+        metadata["tokenizer.ggml.merges"] = vocabulary.merges
+    for field, key in ID_KEYS.items():
+        token_id: int | None = getattr(vocabulary, field)
+        if token_id is not None:
+            metadata[f"tokenizer.ggml.{key}"] = token_id
+    metadata["tokenizer.ggml.add_bos_token"] = vocabulary.add_bos_token
+    metadata["tokenizer.ggml.add_eos_token"] = vocabulary.add_eos_token
+    if vocabulary.model == "llama":
+        metadata["tokenizer.ggml.add_space_prefix"] = vocabulary.add_space_prefix
+        metadata["tokenizer.ggml.remove_extra_whitespaces"] = vocabulary.remove_extra_whitespaces
+    if vocabulary.model == "bert":
+        metadata["tokenizer.ggml.normalizer.lowercase"] = vocabulary.lowercase
+    if vocabulary.chat_template is not None:
+        metadata["tokenizer.chat_template"] = vocabulary.chat_template
+    return metadata
+
+
+def _ids(metadata: Mapping[str, object], model: str, size: int) -> dict[str, int | None]:
+    """Ids of special tokens; one outside the vocabulary counts as absent, as in llama.cpp."""
+    found: dict[str, int | None] = {}
+    for field, key in ID_KEYS.items():
+        default = _DEFAULT_IDS[model].get(field)
+        value = metadata.get(f"tokenizer.ggml.{key}", default)
+        valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
+        found[field] = int(value) if valid and isinstance(value, int) else None
+    return found
+
+
+def _list(metadata: Mapping[str, object], key: str) -> Sequence[object]:
+    value = metadata.get(f"tokenizer.ggml.{key}")
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        if hasattr(value, "tolist"):  # an array
+            return list(value.tolist())
+        raise TokenizerError(f"tokenizer.ggml.{key}: found {type(value).__name__}, needs an array")
+    return value
+
+
+def _strings(metadata: Mapping[str, object], key: str) -> tuple[str, ...]:
+    values = _list(metadata, key)
+    if not all(isinstance(value, str) for value in values):
+        raise TokenizerError(f"tokenizer.ggml.{key}: every entry must be text")
+    return tuple(str(value) for value in values)
+
+
+def _numbers(metadata: Mapping[str, object], key: str) -> tuple[float, ...]:
+    values = _list(metadata, key)
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(numbers) != len(values):
+        raise TokenizerError(f"tokenizer.ggml.{key}: every entry must be a number")
+    return tuple(numbers)
+
+
+def _flag(metadata: Mapping[str, object], key: str, default: bool) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{key}", default)
+    return bool(value)

@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the tokenizer of a Hugging Face folder as a Vocabulary."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers import Tokenizer as RustTokenizer
+
+from lilliput.architectures.architecture import Json
+from lilliput.errors import TokenizerError
+from lilliput.text.byte_level_bpe import build_core
+from lilliput.text.pre_tokenizers import pre_tokenizer
+from lilliput.text.recognition import recognize
+from lilliput.text.sentencepiece_bpe import SPACE
+from lilliput.text.sentencepiece_model import parse_sentencepiece_model
+from lilliput.text.vocabulary import TokenType, Vocabulary
+
+WHAT_STILL_WORKS = "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
+# Score of tokens that no merge produces; below every rank.
+UNREACHABLE_SCORE = -1e9
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_JsonObject = Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class _AddedToken:
+    token_id: int
+    text: str
+    is_special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """The JSON files of a model folder that say something about its tokenizer; absent ones are empty."""
+
+    path: Path
+    tokenizer: _JsonObject
+    tokenizer_config: _JsonObject
+    special_tokens: _JsonObject
+    config: _JsonObject
+    generation: _JsonObject
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """The tokenizer of a model folder: tokenizer.json, else tokenizer.model, vocab.json + merges.txt, or vocab.txt.
+
+    It has the tokens that the files name; `padded` brings it to the number of rows of the embedding.
+    Raises TokenizerError that says what is missing and what still works without a tokenizer.
+    """
+    read = _Folder(
+        path=folder,
+        tokenizer=_read_json(folder / "tokenizer.json"),
+        tokenizer_config=_read_json(folder / "tokenizer_config.json"),
+        special_tokens=_read_json(folder / "special_tokens_map.json"),
+        config=_read_json(folder / "config.json"),
+        generation=_read_json(folder / "generation_config.json"),
+    )
+    if read.tokenizer:
+        vocabulary = _from_tokenizer_json(read)
+    elif (folder / "tokenizer.model").is_file():
+        vocabulary = _from_sentencepiece(read)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocabulary = _from_vocab_and_merges(read)
+    else:
+        raise TokenizerError(
+            f"{folder.name}: no tokenizer found; needs tokenizer.json, tokenizer.model, or vocab.json with merges.txt. "
+            + WHAT_STILL_WORKS
+        )
+    return replace(vocabulary, chat_template=_chat_template(read))
+
+
+def padded(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    """The vocabulary with exactly `size` tokens, the number of rows of the embedding.
+
+    Missing tokens become `[PAD<id>]`, unused. Added tokens past the last row are dropped: the model has no vector for
+    them. Raises TokenizerError where ordinary tokens have no row.
+    """
+    tokens, types, scores = vocabulary.tokens, vocabulary.token_types, vocabulary.scores
+    if len(tokens) > size:
+        lost = [index for index in range(size, len(tokens)) if types[index] == TokenType.NORMAL]
+        if lost:
+            raise TokenizerError(
+                f"the tokenizer has {len(tokens)} tokens and the embedding {size} rows; token {lost[0]} "
+                f"'{tokens[lost[0]]}' has no row. The tokenizer files belong to another model: restore the right ones"
+            )
+        kept = _without_ids_from(vocabulary, size)
+        return replace(kept, tokens=tokens[:size], token_types=types[:size], scores=scores[:size])
+    extra = range(len(tokens), size)
+    return replace(
+        vocabulary,
+        tokens=tokens + tuple(f"[PAD{index}]" for index in extra),
+        token_types=types + (int(TokenType.UNUSED),) * len(extra),
+        scores=scores + (UNREACHABLE_SCORE,) * len(extra) if scores else (),
+    )
+
+
+def _without_ids_from(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    def kept(token_id: int | None) -> int | None:
+        return token_id if token_id is not None and token_id < size else None
+
+    return replace(
+        vocabulary,
+        bos_token_id=kept(vocabulary.bos_token_id),
+        eos_token_id=kept(vocabulary.eos_token_id),
+        eot_token_id=kept(vocabulary.eot_token_id),
+        unknown_token_id=kept(vocabulary.unknown_token_id),
+        padding_token_id=kept(vocabulary.padding_token_id),
+        separator_token_id=kept(vocabulary.separator_token_id),
+        cls_token_id=kept(vocabulary.cls_token_id),
+        mask_token_id=kept(vocabulary.mask_token_id),
+    )
+
+
+def _from_tokenizer_json(read: _Folder) -> Vocabulary:
+    model = _object(read.tokenizer.get("model"))
+    kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece" if "vocab" in model else None)
+    try:
+        huggingface = RustTokenizer.from_file(str(read.path / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception
+        raise TokenizerError(f"tokenizer.json: cannot be read ({error}). {WHAT_STILL_WORKS}") from error
+    if kind == "WordPiece":
+        vocabulary = _wordpiece(read, model)
+    elif kind == "BPE" and _has_step(read.tokenizer, "ByteLevel"):
+        vocabulary = _byte_level(read, model, huggingface)
+    elif kind == "BPE":
+        vocabulary = _sentencepiece_bpe(read, model, huggingface)
+    else:
+        raise TokenizerError(
+            f"tokenizer.json: model type '{kind}' cannot be rebuilt here; known are BPE and WordPiece. "
+            + WHAT_STILL_WORKS
+        )
+    return _with_special_ids(vocabulary, read, huggingface)
+
+
+def _byte_level(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -> Vocabulary:
+    tokens, types = _tokens(read, model)
+    # Tokens never hold a space here, but an added token taking part in merges may.
+    merges = tuple(" ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merges(model))
+    unnamed = Vocabulary("gpt2", "gpt-2", tokens, types, merges=merges, add_space_prefix=False)
+    core = build_core(unnamed, pre_tokenizer("gpt-2"))
+    recognition = recognize(huggingface, core, ignores_merges=bool(model.get("ignore_merges")))
+    return replace(unnamed, pre=recognition.name)
+
+
+def _sentencepiece_bpe(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -> Vocabulary:
+    tokens, types = _tokens(read, model)
+    unknown = model.get("unk_token")
+    scores = _scores(tokens, types, _merges(model))
+    return Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=tokens,
+        token_types=types,
+        scores=scores,
+        unknown_token_id=tokens.index(unknown) if isinstance(unknown, str) and unknown in tokens else None,
+        add_space_prefix=_prefixes_space(huggingface),
+    )
+
+
+def _scores(tokens: tuple[str, ...], types: tuple[int, ...], merges: list[tuple[str, str]]) -> tuple[float, ...]:
+    """Scores under which merging by score repeats merging by rank: minus the first rank that produces the token."""
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    return tuple(
+        -float(ranks[token])
+        if token in ranks
+        else 0.0
+        if kind != TokenType.NORMAL or len(token) == 1
+        else UNREACHABLE_SCORE
+        for token, kind in zip(tokens, types, strict=True)
+    )
+
+
+def _prefixes_space(huggingface: RustTokenizer) -> bool:
+    text = "a"
+    if huggingface.normalizer is not None:
+        text = huggingface.normalizer.normalize_str(text)
+    if huggingface.pre_tokenizer is not None:
+        pieces = huggingface.pre_tokenizer.pre_tokenize_str(text)
+        text = pieces[0][0] if pieces else text
+    return text.startswith((SPACE, " "))
+
+
+def _wordpiece(read: _Folder, model: _JsonObject) -> Vocabulary:
+    tokens, types = _tokens(read, model)
+    spelled = tuple(_gguf_wordpiece(token, kind) for token, kind in zip(tokens, types, strict=True))
+    lowercase = _find(read.tokenizer.get("normalizer"), "lowercase")
+    return Vocabulary(
+        "bert",
+        "",
+        spelled,
+        types,
+        add_bos_token=True,
+        add_eos_token=True,
+        add_space_prefix=False,
+        lowercase=lowercase is not False,
+    )
+
+
+def _gguf_wordpiece(token: str, kind: int) -> str:
+    if kind != TokenType.NORMAL or (token.startswith("[") and token.endswith("]")):
+        return token
+    return token[2:] if token.startswith("##") else SPACE + token
+
+
+def _tokens(read: _Folder, model: _JsonObject) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Texts and types by id; ids that no file names become unused padding."""
+    by_id = {token_id: token for token, token_id in _vocab(model).items()}
+    added = {token.token_id: token for token in _added_tokens(read)}
+    unknown = model.get("unk_token")
+    tokens: list[str] = []
+    types: list[int] = []
+    for index in range(1 + max([*by_id, *added], default=-1)):
+        token, entry = by_id.get(index), added.get(index)
+        if entry is not None:
+            # Added tokens are found in raw text, where a space is a space.
+            kind = TokenType.CONTROL if _is_control(entry) else TokenType.USER_DEFINED
+            text = entry.text.replace(SPACE, " ") if kind == TokenType.USER_DEFINED else entry.text
+            tokens.append(text)
+            types.append(int(TokenType.UNKNOWN if entry.text == unknown else kind))
+        elif token is not None:
+            is_byte = model.get("byte_fallback") and _BYTE_TOKEN.fullmatch(token)
+            kind = TokenType.BYTE if is_byte else TokenType.UNKNOWN if token == unknown else TokenType.NORMAL
+            tokens.append(token)
+            types.append(int(kind))
+        else:
+            tokens.append(f"[PAD{index}]")
+            types.append(int(TokenType.UNUSED))
+    return tuple(tokens), tuple(types)
+
+
+def _is_control(token: _AddedToken) -> bool:
+    """Special by declaration, or by its looks, as in llama.cpp: many files forget to declare `<|...|>` tokens."""
+    text = token.text
+    looks_special = (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<\uff5c") and text.endswith("\uff5c>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+    return token.is_special or looks_special
+
+
+def _added_tokens(read: _Folder) -> list[_AddedToken]:
+    """From tokenizer.json, then tokenizer_config.json, whose word is the last."""
+    found: dict[int, _AddedToken] = {}
+    entries = [_object(entry) for entry in _array(read.tokenizer.get("added_tokens"))]
+    decoder = _object(read.tokenizer_config.get("added_tokens_decoder"))
+    entries += [{**_object(entry), "id": int(key)} for key, entry in decoder.items() if key.isdigit()]
+    for entry in entries:
+        token_id, text = entry.get("id"), entry.get("content")
+        if isinstance(token_id, int) and isinstance(text, str):
+            found[token_id] = _AddedToken(token_id, text, bool(entry.get("special")))
+    return list(found.values())
+
+
+def _with_special_ids(vocabulary: Vocabulary, read: _Folder, huggingface: RustTokenizer | None) -> Vocabulary:
+    """Ids of special tokens, and which of them encoding adds: as the tokenizer itself does on a probe."""
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    named = {role: _named_id(read, role, ids) for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
+    listed = _eos_ids(read, len(ids))
+    bos = named["bos"] if named["bos"] is not None else _config_id(read, "bos_token_id", len(ids))
+    eos = named["eos"] if named["eos"] is not None else next(iter(listed), None)
+    before, after = _added_by_encoding(huggingface) if huggingface is not None else ([], [])
+    if vocabulary.model == "bert":
+        bos, eos = named["cls"], named["sep"]
+    if before and bos is None:
+        bos = before[0]
+    if after and eos is None:
+        eos = after[-1]
+    checked = huggingface is not None
+    unknown = named["unk"] if named["unk"] is not None else vocabulary.unknown_token_id
+    return replace(
+        vocabulary,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        eot_token_id=next((token_id for token_id in listed if token_id != eos), None),
+        unknown_token_id=unknown,
+        padding_token_id=named["pad"] if named["pad"] is not None else _config_id(read, "pad_token_id", len(ids)),
+        separator_token_id=named["sep"],
+        cls_token_id=named["cls"],
+        mask_token_id=named["mask"],
+        add_bos_token=before[:1] == [bos] if checked else vocabulary.add_bos_token,
+        add_eos_token=after[-1:] == [eos] if checked else vocabulary.add_eos_token,
+    )
+
+
+def _added_by_encoding(huggingface: RustTokenizer) -> tuple[list[int], list[int]]:
+    """Ids that encoding puts before and after a text."""
+    plain = huggingface.encode("a", add_special_tokens=False).ids
+    full = huggingface.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    return [], []
+
+
+def _named_id(read: _Folder, role: str, ids: Mapping[str, int]) -> int | None:
+    """The id of the token that the files call `<role>_token`."""
+    for source in (read.tokenizer_config, read.special_tokens):
+        entry = source.get(f"{role}_token")
+        text = _object(entry).get("content") if isinstance(entry, dict) else entry
+        if isinstance(text, str) and text in ids:
+            return ids[text]
+    return None
+
+
+def _eos_ids(read: _Folder, size: int) -> list[int]:
+    """Every end-of-sequence id that generation_config.json and config.json list, in order."""
+    found: list[int] = []
+    for source in (read.generation, read.config):
+        value = source.get("eos_token_id")
+        for token_id in value if isinstance(value, list) else [value]:
+            if isinstance(token_id, int) and 0 <= token_id < size and token_id not in found:
+                found.append(token_id)
+    return found
+
+
+def _config_id(read: _Folder, key: str, size: int) -> int | None:
+    for source in (read.generation, read.config):
+        value = source.get(key)
+        if isinstance(value, int) and 0 <= value < size:
+            return value
+    return None
+
+
+def _from_sentencepiece(read: _Folder) -> Vocabulary:
+    """tokenizer.model, with the tokens that other files add to it."""
+    model = parse_sentencepiece_model((read.path / "tokenizer.model").read_bytes())
+    tokens = [piece[0] for piece in model.pieces]
+    scores = [piece[1] for piece in model.pieces]
+    types = [piece[2] for piece in model.pieces]
+    legacy = _read_json(read.path / "added_tokens.json")
+    added = [_AddedToken(index, text, False) for text, index in legacy.items() if isinstance(index, int)]
+    for token in sorted([*added, *_added_tokens(read)], key=lambda token: token.token_id):
+        for index in range(len(tokens), token.token_id + 1):
+            tokens.append(f"[PAD{index}]")
+            scores.append(UNREACHABLE_SCORE)
+            types.append(int(TokenType.UNUSED))
+        if types[token.token_id] == TokenType.UNKNOWN:
+            continue
+        control = _is_control(token) or types[token.token_id] == TokenType.CONTROL
+        tokens[token.token_id] = token.text if control else token.text.replace(SPACE, " ")
+        types[token.token_id] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
+    flags = read.tokenizer_config
+    vocabulary = Vocabulary(
+        model="llama",
+        pre="default",
+        tokens=tuple(tokens),
+        token_types=tuple(types),
+        scores=tuple(scores),
+        unknown_token_id=model.unknown_id,
+        add_bos_token=flags.get("add_bos_token") is not False,
+        add_eos_token=flags.get("add_eos_token") is True,
+        add_space_prefix=model.add_space_prefix and flags.get("add_prefix_space") is not False,
+        remove_extra_whitespaces=model.remove_extra_whitespaces,
+    )
+    found = _with_special_ids(vocabulary, read, None)
+    return replace(
+        found,
+        bos_token_id=found.bos_token_id if found.bos_token_id is not None else model.bos_id,
+        eos_token_id=found.eos_token_id if found.eos_token_id is not None else model.eos_id,
+        padding_token_id=found.padding_token_id if found.padding_token_id is not None else model.padding_id,
+    )
+
+
+def _from_vocab_and_merges(read: _Folder) -> Vocabulary:
+    """GPT-2's two files. They do not say how text is cut; Qwen's class does, every other is taken for GPT-2's."""
+    lines = (read.path / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = tuple(line for line in lines if line and not line.startswith("#version"))
+    tokens, types = _tokens(read, {"vocab": dict(_read_json(read.path / "vocab.json"))})
+    name = str(read.tokenizer_config.get("tokenizer_class", "")) + str(read.config.get("model_type", ""))
+    pre = "qwen2" if "qwen" in name.lower() else "gpt-2"
+    flags = read.tokenizer_config
+    vocabulary = Vocabulary(
+        model="gpt2",
+        pre=pre,
+        tokens=tokens,
+        token_types=types,
+        merges=merges,
+        add_bos_token=flags.get("add_bos_token") is True,
+        add_space_prefix=False,
+    )
+    return _with_controls(_with_special_ids(vocabulary, read, None))
+
+
+def _with_controls(vocabulary: Vocabulary) -> Vocabulary:
+    """Mark the named special tokens as control tokens where no list of added tokens did."""
+    named = {vocabulary.bos_token_id, vocabulary.eos_token_id, vocabulary.padding_token_id}
+    types = tuple(
+        int(TokenType.CONTROL) if index in named else kind for index, kind in enumerate(vocabulary.token_types)
+    )
+    return replace(vocabulary, token_types=types)
+
+
+def _chat_template(read: _Folder) -> str | None:
+    """chat_template.jinja, else the `default` entry of tokenizer_config.json or chat_template.json."""
+    file = read.path / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for source in (read.tokenizer_config, _read_json(read.path / "chat_template.json")):
+        template = source.get("chat_template")
+        if isinstance(template, str):
+            return template
+        named = {str(_object(entry).get("name")): _object(entry).get("template") for entry in _array(template)}
+        chosen = named.get("default") or next(iter(named.values()), None)
+        if isinstance(chosen, str):
+            return chosen
+    return None
+
+
+def _merges(model: _JsonObject) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for merge in _array(model.get("merges")):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(parts, list) and len(parts) == 2):
+            raise TokenizerError(f"tokenizer.json: merge {merge!r} is not two tokens; the file is damaged")
+        pairs.append((str(parts[0]), str(parts[1])))
+    return pairs
+
+
+def _vocab(model: _JsonObject) -> dict[str, int]:
+    return {token: index for token, index in _object(model.get("vocab")).items() if isinstance(index, int)}
+
+
+def _has_step(tokenizer: _JsonObject, name: str) -> bool:
+    """Whether any stage of the tokenizer, nested ones included, is of that type."""
+    stages: list[Json] = [tokenizer.get(stage) for stage in ("pre_tokenizer", "decoder", "normalizer")]
+    return any(_any(stage, lambda entry: entry.get("type") == name) for stage in stages)
+
+
+def _any(value: Json, claim: Callable[[_JsonObject], bool]) -> bool:
+    if isinstance(value, list):
+        return any(_any(entry, claim) for entry in value)
+    return isinstance(value, dict) and (claim(value) or any(_any(entry, claim) for entry in value.values()))
+
+
+def _find(value: Json, key: str) -> Json:
+    """The first entry of that name in nested stages."""
+    entries = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    if isinstance(value, dict) and key in value:
+        return value[key]
+    return next((found for found in (_find(entry, key) for entry in entries) if found is not None), None)
+
+
+def _object(value: Json) -> _JsonObject:
+    return value if isinstance(value, dict) else {}
+
+
+def _array(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
+
+
+def _read_json(path: Path) -> _JsonObject:
+    """A JSON object; {} where the file is absent. Raises TokenizerError for damaged files."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise TokenizerError(f"{path.name}: not valid JSON ({error}). {WHAT_STILL_WORKS}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path.name}: found {type(value).__name__}, needs an object. {WHAT_STILL_WORKS}")
+    return value

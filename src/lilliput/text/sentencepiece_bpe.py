@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SentencePiece BPE: neighbouring symbols whose concatenation is a token merge, best score first, leftmost on a tie.
+
+Characters that no token spells become byte tokens `<0xNN>`. Source: Kudo and Richardson 2018 (arXiv 1808.06226), and
+the behaviour of llama.cpp's SPM tokenizer, which needs tokens and scores but no list of merges.
+
+Cost: O(n log n) in the length of a chunk. A chunk ends between two characters that stand side by side in no token, for
+no merge can join them; ordinary text so falls into words, whose encodings are remembered.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lilliput.text.vocabulary import TokenType, Vocabulary
+
+SPACE = "\u2581"
+# Encodings of chunks kept; about 100 bytes each.
+REMEMBERED_CHUNKS = 1 << 16
+_LONGEST_REMEMBERED = 64
+
+
+class SentencePieceBpe:
+    """Encodes text that holds no special tokens, and spells tokens as bytes."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        mergeable = (TokenType.NORMAL, TokenType.USER_DEFINED)
+        self._ids: dict[str, int] = {}
+        self._bytes: dict[int, int] = {}
+        for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.token_types, strict=True)):
+            if kind == TokenType.BYTE:
+                self._bytes[int(token[3:5], 16)] = index
+            elif kind in mergeable:
+                self._ids[token] = index
+        self._scores = vocabulary.scores or (0.0,) * len(vocabulary.tokens)
+        self._neighbours = _Neighbours(self._ids)
+        self._remembered: dict[str, list[int]] = {}
+
+    def encode(self, text: str, *, after_special: bool) -> list[int]:
+        """Token ids of `text`, with a space before it where the vocabulary says so and `after_special`."""
+        if self._vocabulary.add_space_prefix and after_special:
+            text = " " + text
+        ids: list[int] = []
+        remembered = self._remembered
+        for chunk in self._neighbours.chunks(text.replace(" ", SPACE)):
+            known = remembered.get(chunk)
+            if known is None:
+                known = self._merge(chunk)
+                if len(chunk) <= _LONGEST_REMEMBERED:
+                    if len(remembered) >= REMEMBERED_CHUNKS:
+                        remembered.clear()
+                    remembered[chunk] = known
+            ids += known
+        return ids
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token of ordinary text stands for."""
+        token = self._vocabulary.tokens[token_id]
+        if self._vocabulary.token_types[token_id] == TokenType.BYTE:
+            return bytes([int(token[3:5], 16)])
+        return token.replace(SPACE, " ").encode()
+
+    def _merge(self, chunk: str) -> list[int]:
+        """Token ids of one chunk."""
+        whole = self._ids.get(chunk)
+        if whole is not None and len(chunk) == 1:
+            return [whole]
+        ids, scores = self._ids, self._scores
+        symbols: list[str] = list(chunk)
+        following = [*range(1, len(symbols)), -1]
+        preceding = list(range(-1, len(symbols) - 1))
+        queue: list[tuple[float, int, int, str]] = []
+        for left, pair in enumerate(pairwise(symbols)):
+            token = ids.get(pair[0] + pair[1])
+            if token is not None:
+                queue.append((-scores[token], left, left + 1, pair[0] + pair[1]))
+        heapq.heapify(queue)
+        while queue:
+            _, left, right, joined = heapq.heappop(queue)
+            # Outdated when either side has since become part of, or grown into, something else.
+            if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != joined:
+                continue
+            symbols[left], symbols[right] = joined, ""
+            after = following[left] = following[right]
+            if after >= 0:
+                preceding[after] = left
+            for first, second in ((preceding[left], left), (left, after)):
+                if first >= 0 and second >= 0:
+                    text = symbols[first] + symbols[second]
+                    token = ids.get(text)
+                    if token is not None:
+                        heapq.heappush(queue, (-scores[token], first, second, text))
+        output: list[int] = []
+        for symbol in filter(None, symbols):
+            token = ids.get(symbol)
+            output += [token] if token is not None else self._spell(symbol)
+        return output
+
+    def _spell(self, symbol: str) -> list[int]:
+        """Byte tokens of a character that no token spells; the unknown token where there are none."""
+        spelled = [self._bytes.get(byte) for byte in symbol.encode()]
+        if None not in spelled:
+            return [token for token in spelled if token is not None]
+        unknown = self._vocabulary.unknown_token_id
+        return [] if unknown is None else [unknown]
+
+
+class _Neighbours:
+    """Which characters stand side by side inside a token."""
+
+    def __init__(self, tokens: dict[str, int]) -> None:
+        pairs = {token[at : at + 2] for token in tokens for at in range(len(token) - 1)}
+        self._pairs = np.unique(np.array([_pair_key(*map(ord, pair)) for pair in pairs], dtype=np.uint64))
+
+    def chunks(self, text: str) -> list[str]:
+        """`text` cut between characters that stand side by side in no token."""
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+        if len(points) < 2 or not len(self._pairs):
+            return list(text)
+        keys = points[:-1] << np.uint64(32) | points[1:]
+        at = np.minimum(np.searchsorted(self._pairs, keys), len(self._pairs) - 1)
+        cuts: NDArray[np.int64] = np.flatnonzero(self._pairs[at] != keys) + 1
+        return [text[start:end] for start, end in pairwise([0, *cuts.tolist(), len(text)])]
+
+
+def _pair_key(first: int, second: int) -> int:
+    return first << 32 | second
