@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import print_json, progress, say
+from lilliput.cli.output import print_json, progress, tell
 
 
 def command(
@@ -38,4 +38,4 @@ def command(
         print_json(result.to_json())
     else:
         for line in result.to_text().splitlines():
-            say(line)
+            tell(line)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from lilliput.cli import options
-from lilliput.cli.output import human_bytes, human_seconds, print_json, print_table, say, warn
+from lilliput.cli.output import human_bytes, human_seconds, print_json, print_table, tell, warn
 
 
 def command(
@@ -38,7 +38,7 @@ def command(
         for row in report.plan.rows
     ]
     print_table(f"{model} -> {to}", ("tensor", "shape", "format", "method", "size", "reason"), rows, numeric=(1, 4))
-    say(
+    tell(
         f"\nfile {human_bytes(report.bytes)} ({report.plan.bits_per_weight:.3f} bits per weight), "
         f"peak RAM {human_bytes(report.peak_ram_bytes)}, disk {human_bytes(report.disk_bytes)}, "
         + ", ".join(f"{stage} {human_seconds(seconds)}" for stage, seconds in report.seconds.items())
