@@ -9,10 +9,10 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import lilliput
 from lilliput.architectures.architecture import Json
@@ -24,13 +24,19 @@ from lilliput.containers.inspection import Inspection
 from lilliput.containers.inspection import inspect as inspect_file
 from lilliput.containers.publish import check_target, publish
 from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
+from lilliput.evaluation.chunks import cut
+from lilliput.evaluation.compare import EvaluationResult, Floor
+from lilliput.evaluation.compare import evaluate as compare
+from lilliput.evaluation.engine_logits import EngineLogits
 from lilliput.models import BUILT_IN, gulliver
 from lilliput.pipeline.quantize_tensors import quantized_tensors
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Method, parse_method
 from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
-from lilliput.runtime.session import default_threads
+from lilliput.runtime.session import Activations, checked_context, default_threads
+from lilliput.text.documents import read_text
+from lilliput.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from lilliput.text.vocabulary import Vocabulary
@@ -256,6 +262,54 @@ class CalibrateOptions:
     force: bool = False
 
 
+def evaluate(
+    base: PathLike,
+    files: Sequence[PathLike],
+    text: PathLike,
+    *,
+    options: EvaluateOptions | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Measure quantized files against the original, on the same tokens, over the full vocabulary.
+
+    text: plain, JSON Lines or gzip.  progress: called with (windows done, windows in all).
+    Raises EvaluationError for text shorter than one window or models that cannot be compared.
+    """
+    options = options or EvaluateOptions()
+    with ExitStack() as stack:
+        sources = [stack.enter_context(opened(path)) for path in (base, *files)]
+        context = checked_context(options.context, sources[0].config.context_length)
+        vocabulary = sources[0].vocabulary()
+        chunks = cut(
+            Tokenizer(vocabulary).encode(read_text(Path(text)), add_special=True),
+            context,
+            bos_token_id=vocabulary.bos_token_id if vocabulary.add_bos_token else None,
+            limit=options.tokens,
+        )
+
+        def logits(index: int, kind: Activations) -> EngineLogits:
+            name = str((base, *files)[index])
+            return EngineLogits(name, sources[index], context=context, activations=kind, threads=options.threads)
+
+        measured = [logits(index, options.activations) for index in range(len(sources))]
+        other: Activations = "engine" if options.activations == "f32" else "f32"
+        floor = Floor(logits(1, other), of=0)
+        return compare(measured[0], measured[1:], chunks, floor=floor, progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """context: tokens of a window, the second half of which is scored.  tokens: use at most this many of the text.
+
+    activations: "f32" measures the files; "engine" adds the rounding of the engine's own inputs.
+    """
+
+    context: int = 512
+    tokens: int | None = None
+    activations: Activations = "f32"
+    threads: int | None = None
+
+
 def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
     """Metadata and tensors of a file or folder, from headers alone."""
     name = str(file)
@@ -267,7 +321,7 @@ def chosen_seed(seed: int | None) -> int:
     return secrets.randbelow(2**31) if seed is None else seed
 
 
-def activation_kind(name: str) -> Literal["f32", "engine"]:
+def activation_kind(name: str) -> Activations:
     """Parse --activations. Raises RecipeError."""
     if name == "f32" or name == "engine":
         return name

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -28,14 +28,12 @@ def command(
 ) -> None:
     """Perplexity and KL divergence of quantized files, paired, over the full vocabulary."""
     from lilliput import workflows
+    from lilliput.evaluation.text_report import as_json, as_text
 
-    kind: Literal["f32", "engine"] = workflows.activation_kind(activations)
+    chosen = workflows.EvaluateOptions(context, tokens, workflows.activation_kind(activations), threads)
     with progress("evaluating") as advance:
-        result = workflows.evaluate(
-            base, files, text, context=context, tokens=tokens, activations=kind, threads=threads, progress=advance
-        )
+        result = workflows.evaluate(base, files, text, options=chosen, progress=advance)
     if json:
-        print_json(result.to_json())
+        print_json(as_json(result))
     else:
-        for line in result.to_text().splitlines():
-            tell(line)
+        tell(as_text(result))

@@ -16,7 +16,9 @@ class EngineLogits:
     activations "f32" measures the file: exact inputs, float32 cache. "engine" measures what a user of our engine gets.
     """
 
-    def __init__(self, name: str, source: ModelSource, *, context: int, activations: Activations, threads: int | None):
+    def __init__(
+        self, name: str, source: ModelSource, *, context: int, activations: Activations, threads: int | None
+    ) -> None:
         kv_format = "f32" if activations == "f32" else "f16"
         options = EngineOptions(threads=threads, context=context, activations=activations, kv_format=kv_format)
         self._session = Session(source, options)
