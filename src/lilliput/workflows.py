@@ -19,24 +19,24 @@ from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, open_model
 from lilliput.containers.container import Container, Contents, Split
+from lilliput.containers.gguf import Gguf
 from lilliput.containers.gguf_metadata import file_name
 from lilliput.containers.inspection import Inspection
 from lilliput.containers.inspection import inspect as inspect_file
 from lilliput.containers.publish import check_target, publish
 from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
-from lilliput.evaluation.chunks import cut
-from lilliput.evaluation.compare import EvaluationResult, Floor
-from lilliput.evaluation.compare import evaluate as compare
-from lilliput.evaluation.engine_logits import EngineLogits
+from lilliput.evaluation.compare import EvaluationResult
+from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
 from lilliput.models import BUILT_IN, gulliver
 from lilliput.pipeline.quantize_tensors import quantized_tensors
+from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Method, parse_method
 from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.sampler import SamplingOptions
-from lilliput.runtime.session import Activations, EngineOptions, Session, checked_context, default_threads
+from lilliput.runtime.session import Activations, EngineOptions, Session, default_threads
 from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
 from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
@@ -105,6 +105,43 @@ class QuantizeResult:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A plan and what carrying it out will take. bytes: of all output files, exactly."""
+
+    plan: Plan
+    bytes: int
+    cost: CostEstimate
+
+    def to_json(self) -> dict[str, Json]:
+        """The contract of `lilliput plan --json`."""
+        return {
+            "tensors": [dict(row) for row in self.plan.json_rows()],
+            "bytes": self.bytes,
+            "bits_per_weight": self.plan.bits_per_weight,
+            "peak_ram_bytes": self.cost.peak_ram_bytes,
+            "disk_bytes": self.cost.disk_bytes,
+            "seconds": dict(self.cost.seconds),
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def plan(
+    model: PathLike, to: str, *, guidance: Guidance | None = None, options: QuantizeOptions | None = None
+) -> PlanReport:
+    """What `quantize` will do, from headers alone, with its exact size and what it will take."""
+    guidance, options = guidance or Guidance(), options or QuantizeOptions()
+    with opened(model, options.revision) as source:
+        found = resolve(source, to, statistics_present=guidance.is_given, method=parse_method(options.method))
+        contents, _ = _contents(source, found)
+        parts = Gguf().layout(contents, "model.gguf", options.split)
+        size = sum(part.size for part in parts)
+        speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
+        tokens = _tokens_to_calibrate(source, guidance)
+        cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, calibration_tokens=tokens)
+        return PlanReport(found, size, cost)
+
+
 def quantize(
     model: PathLike,
     to: str,
@@ -124,7 +161,7 @@ def quantize(
     with opened(model, options.revision) as source:
         method = parse_method(options.method)
         plan = resolve(source, to, statistics_present=guidance.is_given, method=method)
-        contents, notes = _contents(source, plan, guidance)
+        contents, notes = _contents(source, plan)
         target = Path(output) if output else Path(file_name(source.provenance.general, contents.weights, plan.recipe))
         container = _container_for(target)
         paths = tuple(target.parent / part.file_name for part in container.layout(contents, target.name, options.split))
@@ -270,7 +307,7 @@ def evaluate(
     files: Sequence[PathLike],
     text: PathLike,
     *,
-    options: EvaluateOptions | None = None,
+    options: EvaluationOptions | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Measure quantized files against the original, on the same tokens, over the full vocabulary.
@@ -278,39 +315,9 @@ def evaluate(
     text: plain, JSON Lines or gzip.  progress: called with (windows done, windows in all).
     Raises EvaluationError for text shorter than one window or models that cannot be compared.
     """
-    options = options or EvaluateOptions()
     with ExitStack() as stack:
-        sources = [stack.enter_context(opened(path)) for path in (base, *files)]
-        context = checked_context(options.context, sources[0].config.context_length)
-        vocabulary = sources[0].vocabulary()
-        chunks = cut(
-            Tokenizer(vocabulary).encode(read_text(Path(text)), add_special=True),
-            context,
-            bos_token_id=vocabulary.bos_token_id if vocabulary.add_bos_token else None,
-            limit=options.tokens,
-        )
-
-        def logits(index: int, kind: Activations) -> EngineLogits:
-            name = str((base, *files)[index])
-            return EngineLogits(name, sources[index], context=context, activations=kind, threads=options.threads)
-
-        measured = [logits(index, options.activations) for index in range(len(sources))]
-        other: Activations = "engine" if options.activations == "f32" else "f32"
-        floor = Floor(logits(1, other), of=0)
-        return compare(measured[0], measured[1:], chunks, floor=floor, progress=progress)
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateOptions:
-    """context: tokens of a window, the second half of which is scored.  tokens: use at most this many of the text.
-
-    activations: "f32" measures the files; "engine" adds the rounding of the engine's own inputs.
-    """
-
-    context: int = 512
-    tokens: int | None = None
-    activations: Activations = "f32"
-    threads: int | None = None
+        named = [(str(name), stack.enter_context(opened(name))) for name in (base, *files)]
+        return compare_models(named[0], named[1:], read_text(Path(text)), options, progress=progress)
 
 
 def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
@@ -442,7 +449,7 @@ def opened(model: PathLike, revision: str | None = None) -> Iterator[ModelSource
         yield source
 
 
-def _contents(source: ModelSource, plan: Plan, guidance: Guidance) -> tuple[Contents, list[str]]:
+def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
     """What will be written, and notes for the user."""
     vocabulary: Vocabulary | None = None
     notes = []
@@ -453,6 +460,16 @@ def _contents(source: ModelSource, plan: Plan, guidance: Guidance) -> tuple[Cont
     headers = tuple(TensorHeader(row.name, row.shape, row.format) for row in plan.rows)
     contents = Contents(source.architecture, source.config, vocabulary, source.provenance, headers, preset=plan.recipe)
     return contents, notes
+
+
+def _tokens_to_calibrate(source: ModelSource, guidance: Guidance) -> int:
+    """Tokens that this run will calibrate on; 0 where it does not."""
+    if not guidance.text:
+        return 0
+    from lilliput.calibration.data import calibration_chunks
+
+    size = min(CalibrateOptions().chunk_size, source.config.context_length)
+    return int(calibration_chunks(source.vocabulary(), _text_files(guidance.text), chunk_size=size, tokens=None).size)
 
 
 def _first_token(vocabulary: Vocabulary) -> list[int]:

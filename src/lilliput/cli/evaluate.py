@@ -28,12 +28,12 @@ def command(
 ) -> None:
     """Perplexity and KL divergence of quantized files, paired, over the full vocabulary."""
     from lilliput import workflows
-    from lilliput.evaluation.text_report import as_json, as_text
+    from lilliput.evaluation.model_logits import EvaluationOptions
 
-    chosen = workflows.EvaluateOptions(context, tokens, workflows.activation_kind(activations), threads)
+    chosen = EvaluationOptions(context, tokens, workflows.activation_kind(activations), threads=threads)
     with progress("evaluating") as advance:
         result = workflows.evaluate(base, files, text, options=chosen, progress=advance)
     if json:
-        print_json(as_json(result))
+        print_json(result.to_json())
     else:
-        tell(as_text(result))
+        tell(result.to_text())
