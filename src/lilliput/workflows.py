@@ -204,7 +204,11 @@ class _Job:
             output=tuple(path.name for path in published.paths),
             bits_per_weight=self.plan.bits_per_weight,
             bytes=published.nbytes,
-            fingerprints={"output": self.fingerprint, "plan": self.plan.fingerprint, "model": self.source.fingerprint()},
+            fingerprints={
+                "output": self.fingerprint,
+                "plan": self.plan.fingerprint,
+                "model": self.source.fingerprint(),
+            },
             entries=tuple(entries),
             datasets=statistics.datasets if statistics else (),
             notes=warnings,
@@ -399,9 +403,7 @@ def generate(
     )  # fmt: skip
 
 
-def bench(
-    model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None
-) -> list[SpeedRow]:
+def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None) -> list[SpeedRow]:
     """Prefill and decode speed of a file on this machine, one process per row."""
     name = str(gulliver()) if str(model) == BUILT_IN and not Path(str(model)).exists() else str(model)
     return measure_speed(name, tests, progress=progress)

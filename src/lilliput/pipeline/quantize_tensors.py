@@ -50,7 +50,9 @@ class _Work:
 
     def errors(self) -> tuple[float | None, float | None]:
         """Relative squared error, plain and weighted by the input mean square."""
-        weighted = None if self.importance is None else _ratio(self.error @ self.importance, self.energy @ self.importance)
+        weighted = (
+            None if self.importance is None else _ratio(self.error @ self.importance, self.energy @ self.importance)
+        )
         return _ratio(self.error.sum(), self.energy.sum()), weighted
 
 
