@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import print_json, progress, tell
+from lilliput.cli.output import print_json, progress, say
 
 
 def command(
@@ -28,12 +28,14 @@ def command(
 ) -> None:
     """Perplexity and KL divergence of quantized files, paired, over the full vocabulary."""
     from lilliput import workflows
-    from lilliput.evaluation.model_logits import EvaluationOptions
 
-    chosen = EvaluationOptions(context, tokens, workflows.activation_kind(activations), threads=threads)
+    kind: Literal["f32", "engine"] = workflows.activation_kind(activations)
     with progress("evaluating") as advance:
-        result = workflows.evaluate(base, files, text, options=chosen, progress=advance)
+        result = workflows.evaluate(
+            base, files, text, context=context, tokens=tokens, activations=kind, threads=threads, progress=advance
+        )
     if json:
         print_json(result.to_json())
     else:
-        tell(result.to_text())
+        for line in result.to_text().splitlines():
+            say(line)

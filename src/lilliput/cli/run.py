@@ -42,8 +42,10 @@ def command(
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    chosen = workflows.GenerateOptions(max_tokens, sampling, context, threads, revision)
-    result = workflows.generate(file, prompt, options=chosen, on_text=None if json else show)
+    result = workflows.generate(
+        file, prompt, max_tokens=max_tokens, sampling=sampling, context=context, threads=threads, revision=revision,
+        on_text=None if json else show,
+    )  # fmt: skip
     if json:
         print_json(result.to_json())
         return

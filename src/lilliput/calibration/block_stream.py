@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's own `transformers` code with one decoder block in memory at a time.
+
+The model is built on torch's meta device, which holds shapes and no numbers. A block's tensors are read from the
+source (any container), used, and dropped again. torch and transformers are imported on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lilliput.architectures.architecture import Named, PermutedHeads, TensorEntry
+from lilliput.arrays import FloatArray, IntArray
+from lilliput.calibration.transformers_config import transformers_config
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.errors import CalibrationError
+from lilliput.records import QuantizedTensor
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm."
+
+
+def require_torch() -> None:
+    """Raise CalibrationError that names the extra to install where torch or transformers is missing."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise CalibrationError(
+            f"calibration runs the model with PyTorch and transformers, and {error.name} is not installed; "
+            "install them with: pip install 'lilliput[quantize]', or give ready statistics (--statistics, --imatrix)"
+        ) from error
+
+
+class BlockStream:
+    """Embedding, blocks and final norm of one model, each readable on its own. Everything is float32.
+
+    source: where tensors come from, by canonical name.  device: a torch device, such as "cpu" or "cuda".
+    Raises CalibrationError where the tools are missing.
+    """
+
+    def __init__(self, source: ModelSource, device: str = "cpu") -> None:
+        require_torch()
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self.source = source
+        self.device = torch.device(device)
+        self._table = {
+            entry.source.name: entry
+            for entry in source.architecture.tensor_table(source.config)
+            if isinstance(entry.source, Named | PermutedHeads) and entry.tied_to is None
+        }
+        settings = transformers_config(source)
+        with torch.device("meta"):
+            self._model: torch.nn.Module = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        self._model.eval()
+        self._decoder: torch.nn.Module = self._model.get_submodule("model")
+        self._give_rope_its_numbers(settings)
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return self.source.config.layers
+
+    def materialized_bytes(self) -> int:
+        """Bytes of all parameters that are in memory now."""
+        return sum(p.nelement() * p.element_size() for p in self._model.parameters() if not p.is_meta)
+
+    def block_bytes(self) -> int:
+        """Bytes of the largest block, in float32."""
+        blocks = (self._decoder.get_submodule(f"layers.{layer}") for layer in range(self.layers))
+        return max(sum(p.nelement() * p.element_size() for p in block.parameters()) for block in blocks)
+
+    def embed(self, tokens: IntArray) -> torch.Tensor:
+        """[n] token ids -> [n, hidden_size] on the CPU, read row by row: the embedding is never whole in memory.
+
+        Raises CalibrationError for an id outside the vocabulary.
+        """
+        import torch
+
+        vocab_size = self.source.config.vocab_size
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+            raise CalibrationError(
+                f"tokenizer: gave token id {int(tokens.max())}, but the embedding has {vocab_size} rows; "
+                "the tokenizer does not belong to this model"
+            )
+        distinct, places = np.unique(tokens, return_inverse=True)
+        rows = _dequantized_rows(self.source.tensor(self._table[EMBEDDING].name), distinct)
+        return torch.from_numpy(rows)[torch.from_numpy(places)]
+
+    @contextmanager
+    def block(self, layer: int) -> Iterator[torch.nn.Module]:
+        """The block with its numbers; they are dropped at the end of the `with`."""
+        with self._loaded(f"model.layers.{layer}.", self._decoder.get_submodule(f"layers.{layer}")) as module:
+            yield module
+
+    @contextmanager
+    def final_norm(self) -> Iterator[torch.nn.Module]:
+        """The norm before the output head."""
+        with self._loaded(FINAL_NORM, self._decoder.get_submodule("norm")) as module:
+            yield module
+
+    def linears(self, layer: int) -> Mapping[str, tuple[TensorEntry, ...]]:
+        """Name of a linear inside the block -> all entries that read its input; one name per distinct input."""
+        prefix = f"model.layers.{layer}."
+        groups: dict[str, list[tuple[str, TensorEntry]]] = {}
+        for name, entry in self._table.items():
+            if name.startswith(prefix) and entry.input_group is not None:
+                module_name = name.removeprefix(prefix).removesuffix(".weight")
+                groups.setdefault(entry.input_group, []).append((module_name, entry))
+        return {members[0][0]: tuple(entry for _, entry in members) for members in groups.values()}
+
+    def block_arguments(self, length: int) -> list[dict[str, object]]:
+        """What the model's own forward gives each block beside hidden states, for one sequence of `length` tokens."""
+        import torch
+
+        recorders = torch.nn.ModuleList([_recorder() for _ in range(self.layers)])
+        real_layers, real_norm = self._decoder.layers, self._decoder.norm
+        self._decoder.layers, self._decoder.norm = recorders, torch.nn.Identity()
+        try:
+            embedded = torch.zeros(1, length, self.source.config.hidden_size, device=self.device)
+            self._decoder(inputs_embeds=embedded, use_cache=False)
+        finally:
+            self._decoder.layers, self._decoder.norm = real_layers, real_norm
+        return [recorder.arguments for recorder in recorders]  # type: ignore[misc]
+
+    @contextmanager
+    def _loaded(self, prefix: str, module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        import torch
+
+        state = {
+            name.removeprefix(prefix): torch.from_numpy(self._checkpoint_values(entry)).to(self.device)
+            for name, entry in self._table.items()
+            if name.startswith(prefix)
+        }
+        missing = sorted(set(module.state_dict()) - set(state))
+        if missing:
+            raise CalibrationError(f"{prefix}{missing[0]}: the transformers model has it, this family's table does not")
+        module.load_state_dict(state, assign=True)
+        del state
+        try:
+            yield module
+        finally:
+            module.to("meta")
+
+    def _checkpoint_values(self, entry: TensorEntry) -> FloatArray:
+        """Float32 values as the Hugging Face checkpoint orders them."""
+        values = self.source.tensor(entry.name).dequantize().reshape(entry.shape)
+        if isinstance(entry.source, PermutedHeads):
+            pairs = values.reshape(entry.source.heads, -1, 2, *entry.shape[1:])
+            values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(entry.shape)
+        return values if values.flags.writeable else values.copy()
+
+    def _give_rope_its_numbers(self, settings: object) -> None:
+        """Rope's frequencies are buffers computed at construction, which the meta device left empty."""
+        import torch
+
+        rotary_class: type[torch.nn.Module] = type(self._decoder.get_submodule("rotary_emb"))
+        rotary = rotary_class(config=settings).to(self.device)
+        self._decoder.rotary_emb = rotary
+        factors = self.source.config.rope.factors
+        if factors is not None and self.source.config.rope_llama3 is None:
+            # The container brought the divisors themselves; config.json has no words for them.
+            divisors = torch.from_numpy(self.source.tensor(factors).dequantize().reshape(-1).copy())
+            rotary.get_buffer("inv_freq").div_(divisors.to(self.device))
+
+
+def _recorder() -> torch.nn.Module:
+    import torch
+
+    class Recorder(torch.nn.Module):
+        """Stands where a block was and keeps what it was called with."""
+
+        arguments: dict[str, object]
+
+        def forward(self, hidden_states: torch.Tensor, **arguments: object) -> torch.Tensor:
+            self.arguments = arguments
+            return hidden_states
+
+    return Recorder()
+
+
+def _dequantized_rows(tensor: QuantizedTensor, rows: IntArray) -> FloatArray:
+    """Float32 [len(rows), columns], decoding only those rows where every plane has one row per row."""
+    if tensor.sidecars or any(plane.shape[:1] != (tensor.rows,) for plane in tensor.planes.values()):
+        return tensor.dequantize()[rows]
+    planes = {name: np.ascontiguousarray(plane[rows]) for name, plane in tensor.planes.items()}
+    return tensor.format.dequantize(planes, tensor.columns).copy()

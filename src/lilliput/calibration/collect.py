@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prior statistics of a float model: what enters each linear layer, over some text, in one streaming pass.
+
+All chunks go through block 0, then block 1, and so on, so that one block's weights are in memory at a time and every
+weight is read once. Hidden states of all chunks wait in memory, or in a temporary file past `memory_limit`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lilliput.architectures.architecture import TensorEntry
+from lilliput.arrays import DoubleArray, FloatArray, IntArray
+from lilliput.calibration.block_stream import BlockStream
+from lilliput.calibration.data import calibration_chunks
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.errors import CalibrationError
+from lilliput.records import InputStatistics, Role, Statistics
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """How to run.
+
+    chunk_size: tokens of one sequence, at most the model's context.  tokens: use at most this many, None means all.
+    device: a torch device.  threads: None leaves torch's own choice.
+    memory_limit: bytes for one block and the hidden states; what does not fit goes to a temporary file.
+    """
+
+    chunk_size: int = 512
+    tokens: int | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    memory_limit: int | None = None
+
+
+def calibrate(
+    source: ModelSource,
+    texts: Sequence[Path] = (),
+    options: CalibrationOptions | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Statistics of every linear layer's input, keyed by canonical tensor name.
+
+    texts: plain text, JSON Lines or chat files; none means the built-in mix.
+    progress: called with (steps done, steps in all); a step is one chunk through one block.
+    Raises CalibrationError for text that gives no tokens, and for activations that are not finite.
+    """
+    options = options or CalibrationOptions()
+    chunk_size = min(options.chunk_size, source.config.context_length)
+    chunks = calibration_chunks(source.vocabulary(), texts, chunk_size=chunk_size, tokens=options.tokens)
+    inputs = collect(source, chunks, options, progress)
+    return Statistics(
+        inputs=inputs,
+        chunks=len(chunks),
+        chunk_size=chunks.shape[1],
+        datasets=tuple(path.name for path in texts) or ("built-in mix",),
+        model=source.fingerprint(),
+    )
+
+
+def collect(
+    source: ModelSource, chunks: IntArray, options: CalibrationOptions, progress: Progress | None = None
+) -> dict[str, InputStatistics]:
+    """The pass itself, over token ids [chunks, chunk_size]. Linears that share an input share one entry object."""
+    stream = BlockStream(source, options.device)
+    import torch
+
+    steps = (stream.layers + 1) * len(chunks)
+    done = 0
+    inputs: dict[str, InputStatistics] = {}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(_thread_count(options.threads))
+        hidden = stack.enter_context(_hidden_states(stream, chunks, options.memory_limit))
+        arguments = stream.block_arguments(chunks.shape[1])
+        for layer in range(stream.layers):
+            with stream.block(layer) as block, _watching(block, stream, layer) as sums:
+                for index in range(len(chunks)):
+                    output = block(hidden[index : index + 1].to(stream.device), **arguments[layer])
+                    hidden[index] = _finite(output if isinstance(output, torch.Tensor) else output[0], layer, index)
+                    done += 1
+                    if progress is not None:
+                        progress(done, steps)
+            for entries, watched in sums:
+                statistics = watched.statistics()
+                inputs.update({entry.name: statistics for entry in entries})
+        head = InputSums("output.weight")
+        with stream.final_norm() as norm:
+            for index in range(len(chunks)):
+                head.add(norm(hidden[index].to(stream.device)).cpu().numpy())
+                done += 1
+                if progress is not None:
+                    progress(done, steps)
+    inputs |= dict.fromkeys(_output_names(source), head.statistics())
+    return inputs
+
+
+class InputSums:
+    """Running sums over the inputs of one or more linears. Sums are float64, on one thread, in order.
+
+    name: the tensor that errors name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tokens = 0
+        self._sum_of_squares: DoubleArray | None = None
+        self._absmax: FloatArray | None = None
+
+    def add(self, inputs: FloatArray) -> None:
+        """inputs: [..., in_features] float32. Raises CalibrationError for NaN or Inf."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        absmax = np.abs(rows).max(axis=0)
+        if not np.isfinite(absmax).all():
+            feature = int(np.flatnonzero(~np.isfinite(absmax))[0])
+            raise CalibrationError(
+                f"{self.name}: its input holds NaN or Inf (feature {feature}, token {self.tokens} or later); "
+                "the model overflows on this text, or its weights are damaged"
+            )
+        wide = rows.astype(np.float64)
+        sums = np.einsum("ij,ij->j", wide, wide)
+        self.tokens += len(rows)
+        if self._sum_of_squares is None or self._absmax is None:
+            self._sum_of_squares, self._absmax = sums, absmax
+        else:
+            self._sum_of_squares += sums
+            np.maximum(self._absmax, absmax, out=self._absmax)
+
+    def statistics(self) -> InputStatistics:
+        """What was seen so far."""
+        if self._sum_of_squares is None or self._absmax is None:
+            raise CalibrationError(f"{self.name}: no input reached it during calibration")
+        return InputStatistics(self.tokens, self._sum_of_squares, self._absmax)
+
+
+@contextmanager
+def _watching(
+    block: torch.nn.Module, stream: BlockStream, layer: int
+) -> Iterator[list[tuple[tuple[TensorEntry, ...], InputSums]]]:
+    """Sum what enters one linear of each group that shares an input."""
+    watched: list[tuple[tuple[TensorEntry, ...], InputSums]] = []
+    handles = []
+    for module_name, entries in stream.linears(layer).items():
+        sums = InputSums(entries[0].name)
+        watched.append((entries, sums))
+        handles.append(block.get_submodule(module_name).register_forward_pre_hook(_adding_to(sums)))
+    try:
+        yield watched
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adding_to(sums: InputSums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        sums.add(arguments[0].cpu().numpy())
+
+    return hook
+
+
+def _finite(output: torch.Tensor, layer: int, chunk: int) -> torch.Tensor:
+    if not bool(output.isfinite().all()):
+        raise CalibrationError(
+            f"blk.{layer}: its output holds NaN or Inf in chunk {chunk}; "
+            "the model overflows on this text, or its weights are damaged"
+        )
+    return output[0]
+
+
+def _output_names(source: ModelSource) -> list[str]:
+    """The head, and the tensor whose bytes it is where embeddings are tied."""
+    table = source.architecture.tensor_table(source.config)
+    heads = [entry for entry in table if entry.role == Role.OUTPUT]
+    return [name for entry in heads for name in (entry.name, entry.tied_to) if name is not None]
+
+
+@contextmanager
+def _hidden_states(stream: BlockStream, chunks: IntArray, memory_limit: int | None) -> Iterator[torch.Tensor]:
+    """Embedded tokens [chunks, chunk_size, hidden_size] float32, in memory or in a temporary file."""
+    import torch
+
+    shape = (*chunks.shape, stream.source.config.hidden_size)
+    needed = 4 * int(np.prod(shape, dtype=np.int64))
+    with ExitStack() as stack:
+        if memory_limit is not None and needed + stream.block_bytes() > memory_limit:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-calibrate-"))
+            values = np.memmap(Path(folder) / "hidden_states", dtype=np.float32, mode="w+", shape=shape)
+            hidden = torch.from_numpy(values)
+        else:
+            hidden = torch.empty(shape)
+        for index, chunk in enumerate(chunks):
+            hidden[index] = stream.embed(chunk)
+        yield hidden
+
+
+@contextmanager
+def _thread_count(threads: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
