@@ -14,7 +14,6 @@ from lilliput.errors import EvaluationError
 from lilliput.evaluation import compare, divergence
 from lilliput.evaluation.chunks import Chunks, cut
 from lilliput.evaluation.compare import EvaluationResult, Floor, evaluate
-from lilliput.evaluation.text_report import as_json, as_text
 
 # Sums of a few hundred float64 terms of order 1.
 ROUNDING = 1e-12
@@ -173,7 +172,7 @@ def three_files() -> EvaluationResult:
 
 
 def test_json_holds_the_contract() -> None:
-    content = json.loads(json.dumps(as_json(three_files()), allow_nan=False))
+    content = json.loads(json.dumps(three_files().to_json(), allow_nan=False))
     assert [file["path"] for file in content["files"]] == ["0.1.gguf", "0.2.gguf", "0.1.gguf"]
     assert set(content["files"][0]) == {
         *("path", "bytes", "bits_per_weight", "tokens", "ppl", "ppl_stderr", "mean_kld", "mean_kld_stderr"),
@@ -193,7 +192,7 @@ def test_json_holds_the_contract() -> None:
 
 
 def test_text_has_llama_perplexity_s_labels_in_its_order() -> None:
-    text = as_text(three_files())
+    text = three_files().to_text()
     labels = (
         "====== Perplexity statistics ======",
         "Mean PPL(Q)                   : ",

@@ -9,8 +9,7 @@ import pytest
 from header_models import header_model
 
 from lilliput.errors import PublishError
-from lilliput.formats import get_format
-from lilliput.recipes.ledger import Ledger, check_complete, entry_for, ledger_path, relative_squared_error
+from lilliput.recipes.ledger import Ledger, check_complete, entry_for, ledger_path
 from lilliput.recipes.plan import Plan, resolve
 
 
@@ -74,24 +73,3 @@ def test_a_ledger_that_cannot_be_written_leaves_nothing(plan: Plan, tmp_path: Pa
     with pytest.raises(PublishError, match="the ledger cannot be written"):
         ledger_of(plan).write(tmp_path / "out.json")
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
-
-
-def test_relative_squared_error_equals_its_formula_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lilliput.recipes.ledger.ERROR_BLOCK", 64)
-    generator = np.random.default_rng(1)
-    weight = generator.standard_normal((7, 32)).astype(np.float32)
-    q8_0 = get_format("q8_0")
-    stored = q8_0.dequantize(q8_0.pack(q8_0.encode(weight)), 32)
-    importance = generator.random(32).astype(np.float32)
-    exact = weight.astype(np.float64)
-    squared = (exact - stored) ** 2
-    assert relative_squared_error(weight, stored) == pytest.approx(squared.sum() / (exact**2).sum(), rel=1e-12)
-    assert relative_squared_error(weight, stored, importance) == pytest.approx(
-        (squared * importance).sum() / (exact**2 * importance).sum(), rel=1e-12
-    )
-
-
-def test_an_all_zero_tensor_has_no_error() -> None:
-    zeros = np.zeros((2, 32), np.float32)
-    assert relative_squared_error(zeros, zeros) == 0.0
-    assert relative_squared_error(zeros, zeros + 1) == math.inf

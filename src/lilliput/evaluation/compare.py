@@ -30,6 +30,7 @@ from lilliput.evaluation.divergence import (
     summarize,
 )
 from lilliput.evaluation.paired import PairedRatio, paired_ratio
+from lilliput.evaluation.text_report import JsonReport, as_json, as_text
 
 # Float32 logits that each model gives in one step, 32 MiB: enough positions for the engine's matmuls to be efficient.
 FORWARD_NUMBERS = 1 << 23
@@ -94,6 +95,14 @@ class EvaluationResult:
     files: tuple[FileResult, ...]
     paired: tuple[PairedRatio, ...]
     floor: FileResult | None = None
+
+    def to_json(self) -> JsonReport:
+        """The object of `lilliput eval --json`."""
+        return as_json(self)
+
+    def to_text(self) -> str:
+        """llama-perplexity's blocks, then a table, the pairs and the floor."""
+        return as_text(self)
 
 
 def evaluate(

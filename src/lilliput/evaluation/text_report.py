@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from lilliput.evaluation.compare import EvaluationResult, FileResult
 from lilliput.evaluation.divergence import Divergence
 
-JsonNumber = float | int | None
-JsonRow = dict[str, JsonNumber | str]
+if TYPE_CHECKING:
+    from lilliput.evaluation.compare import EvaluationResult, FileResult
+
+JsonRow = dict[str, float | int | str | None]
+JsonReport = dict[str, JsonRow | list[JsonRow] | None]
 # Below this multiple of the engine's own floor a file's KL says more about the engine than about the file.
 FLOOR_MARGIN = 3.0
 
 
-def as_json(result: EvaluationResult) -> dict[str, dict[str, JsonNumber | str] | list[JsonRow] | JsonRow | None]:
+def as_json(result: EvaluationResult) -> JsonReport:
     """The object of `lilliput eval --json`; numbers that are not finite are null."""
     return {
         "base": {"path": result.base_name, "ppl": _finite(result.base_ppl.value)},

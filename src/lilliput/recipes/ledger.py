@@ -14,9 +14,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 
-import numpy as np
-
-from lilliput.arrays import FloatArray
 from lilliput.errors import PublishError
 from lilliput.recipes.plan import Plan
 from lilliput.records import TensorPlan
@@ -24,8 +21,6 @@ from lilliput.records import TensorPlan
 SCHEMA = 1
 # Packages whose version can change the bytes of an output.
 RECORDED_PACKAGES = ("lilliput", "numpy", "gguf", "tokenizers", "torch", "transformers")
-# Rows of float64 temporaries held at once while an error is summed, in weights.
-ERROR_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,7 @@ def entry_for(
 ) -> LedgerEntry:
     """The entry of a tensor that was done as `row` planned, but for `method` where it fell back for `reason`.
 
-    errors: relative and weighted, as `relative_squared_error` gives them.
+    errors: relative and weighted.
     """
     return LedgerEntry(
         name=row.name,
@@ -145,27 +140,6 @@ def check_complete(plan: Plan, entries: Iterable[LedgerEntry]) -> None:
                 f"{name}: planned as {wanted.format.name.upper()} {list(wanted.shape)}, done as {entry.format} "
                 f"{list(entry.shape)}; nothing is published"
             )
-
-
-def relative_squared_error(weight: FloatArray, stored: FloatArray, importance: FloatArray | None = None) -> float:
-    """Sum importance (weight - stored)^2 / sum importance weight^2 in float64; 0 for zeros stored as zeros.
-
-    weight, stored: [rows, columns].  importance: [columns] or None.
-    """
-    error = total = 0.0
-    step = max(1, ERROR_BLOCK // max(1, weight.shape[-1]))
-    for start in range(0, weight.shape[0], step):
-        block = weight[start : start + step].astype(np.float64)
-        difference = block - stored[start : start + step]
-        if importance is None:
-            error += float(np.vdot(difference, difference))
-            total += float(np.vdot(block, block))
-        else:
-            error += float(np.square(difference, out=difference).sum(axis=0) @ importance)
-            total += float(np.square(block, out=block).sum(axis=0) @ importance)
-    if total == 0.0:
-        return 0.0 if error == 0.0 else math.inf
-    return error / total
 
 
 def ledger_path(output: Path) -> Path:

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models as sources of logits: files and folders through the native engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lilliput.arrays import FloatArray, IntArray
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.evaluation.chunks import Chunks, cut
+from lilliput.evaluation.compare import EvaluationResult, Floor, evaluate
+from lilliput.runtime.session import EngineOptions, Session
+from lilliput.text.tokenizer import Tokenizer
+
+Activations = Literal["f32", "engine"]
+# Formats whose weights the engine multiplies with float32 inputs anyway: its two arithmetics are one.
+EXACT_FORMATS = frozenset(("f32", "f16", "bf16"))
+_SPLIT_NAME = re.compile(r"(.*-)\d{5}(-of-\d{5}\.gguf)")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """How to measure.
+
+    context: tokens in a window.  tokens: of the text to use at most, None means all.
+    activations: "f32" measures the files; "engine" runs files and base as the engine would run them.
+    measure_floor: also measure what the engine's own arithmetic adds, on the first file that has quantized weights.
+    """
+
+    context: int = 512
+    tokens: int | None = None
+    activations: Activations = "f32"
+    measure_floor: bool = True
+    threads: int | None = None
+    seed: int = 0
+
+
+class ModelLogits:
+    """A LogitsSource that runs one model in the native engine."""
+
+    def __init__(self, source: ModelSource, name: str, options: EvaluationOptions) -> None:
+        """Load the model. name: as the report shall call it. Raises RuntimeModelError."""
+        self.name = name
+        self.bytes = file_bytes(source)
+        headers = source.headers.values()
+        self.bits_per_weight = 8 * sum(h.nbytes for h in headers) / sum(h.rows * h.columns for h in headers)
+        is_exact = options.activations == "f32"
+        self._session = Session(
+            source,
+            EngineOptions(
+                threads=options.threads,
+                context=options.context,
+                activations=options.activations,
+                kv_format="f32" if is_exact else "f16",
+            ),
+        )
+        self.vocab_size = self._session.vocab_size
+
+    def start(self) -> None:
+        """Forget all tokens."""
+        self._session.truncate(0)
+
+    def advance(self, token_ids: IntArray, *, outputs: int) -> FloatArray:
+        """Feed tokens; logits after the last `outputs` of them."""
+        rows = range(len(token_ids) - outputs, len(token_ids))
+        return self._session.forward(token_ids, list(rows))
+
+
+def compare_models(
+    base: tuple[str, ModelSource],
+    files: Sequence[tuple[str, ModelSource]],
+    text: str,
+    options: EvaluationOptions | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Measure every file against `base` on `text`, tokenized once with the base's tokenizer.
+
+    base, files: name for the report, and the opened model.
+    Raises EvaluationError, RuntimeModelError or TokenizerError, one line each.
+    """
+    options = options or EvaluationOptions()
+    chunks = tokenize(base[1], text, options)
+    reference = ModelLogits(base[1], base[0], options)
+    sources = [ModelLogits(source, name, options) for name, source in files]
+    return evaluate(
+        reference, sources, chunks, floor=_floor(files, options), seed=options.seed, progress=progress
+    )  # fmt: skip
+
+
+def tokenize(source: ModelSource, text: str, options: EvaluationOptions) -> Chunks:
+    """Windows of the text in the tokens of `source`."""
+    vocabulary = source.vocabulary()
+    token_ids = np.asarray(Tokenizer(vocabulary).encode(text, add_special=True), dtype=np.int32)
+    if vocabulary.add_eos_token and token_ids.size and token_ids[-1] == vocabulary.eos_token_id:
+        # The text is one stream cut into windows: only its last one would see an end.
+        token_ids = token_ids[:-1]
+    bos = vocabulary.bos_token_id if vocabulary.add_bos_token else None
+    return cut(token_ids, options.context, bos_token_id=bos, limit=options.tokens)
+
+
+def file_bytes(source: ModelSource) -> int:
+    """Bytes of the file, of all parts of a split, or of a folder's tensors."""
+    path = source.path
+    if path.is_dir():
+        return sum(header.nbytes for header in source.headers.values())
+    split = _SPLIT_NAME.fullmatch(path.name)
+    if split is None:
+        return path.stat().st_size
+    return sum(part.stat().st_size for part in _parts(path, split[1], split[2]))
+
+
+def _parts(path: Path, stem: str, end: str) -> list[Path]:
+    return [part for part in path.parent.iterdir() if part.name.startswith(stem) and part.name.endswith(end)]
+
+
+def _floor(files: Sequence[tuple[str, ModelSource]], options: EvaluationOptions) -> Floor | None:
+    """The first file with quantized weights, in the engine's other arithmetic."""
+    if not options.measure_floor:
+        return None
+    other: Activations = "engine" if options.activations == "f32" else "f32"
+    for index, (name, source) in enumerate(files):
+        if any(header.format.name not in EXACT_FORMATS for header in source.headers.values()):
+            turned = EvaluationOptions(
+                context=options.context, tokens=options.tokens, activations=other, threads=options.threads
+            )
+            return Floor(ModelLogits(source, name, turned), index)
+    return None
