@@ -52,10 +52,6 @@ constexpr std::array<std::pair<const char*, kernels::Activation>, 4> kActivation
      {"relu", kernels::Activation::relu}}};
 constexpr std::array<std::pair<const char*, kernels::RopeStyle>, 2> kRopeStyles{
     {{"adjacent", kernels::RopeStyle::adjacent}, {"halves", kernels::RopeStyle::halves}}};
-constexpr std::array<std::pair<const char*, kernels::Isa>, 3> kInstructionSets{
-    {{"scalar", kernels::Isa::scalar},
-     {"avx2", kernels::Isa::avx2},
-     {"avx512_vnni", kernels::Isa::avx512_vnni}}};
 constexpr std::array<std::pair<const char*, bool>, 2> kExactInput{
     {{"engine", false}, {"f32", true}}};
 constexpr std::array<std::pair<const char*, kernels::CacheFormat>, 2> kCacheFormats{
@@ -83,7 +79,7 @@ struct BoundProgram {
 };
 
 std::string instruction_set_name(kernels::Isa isa) {
-  for (const auto& [name, value] : kInstructionSets) {
+  for (const auto& [name, value] : kernels::kInstructionSets) {
     if (value == isa) return name;
   }
   return "unknown";
@@ -91,7 +87,7 @@ std::string instruction_set_name(kernels::Isa isa) {
 
 std::vector<std::string> available_instruction_sets() {
   std::vector<std::string> names;
-  for (const auto& [name, isa] : kInstructionSets) {
+  for (const auto& [name, isa] : kernels::kInstructionSets) {
     if (kernels::is_available(isa)) names.emplace_back(name);
   }
   return names;
@@ -227,7 +223,7 @@ void bind_engine_class(nb::module_& module) {
             const kernels::Isa isa =
                 instruction_set.empty()
                     ? kernels::best_isa()
-                    : by_name(kInstructionSets, instruction_set, "instruction set");
+                    : by_name(kernels::kInstructionSets, instruction_set, "instruction set");
             if (!kernels::is_available(isa)) {
               throw std::invalid_argument("this machine cannot run the instruction set '" +
                                           instruction_set + "'");

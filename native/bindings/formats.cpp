@@ -8,12 +8,14 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "formats/format.h"
+#include "kernels/matmul.h"
 
 namespace nb = nanobind;
 
@@ -73,6 +75,68 @@ std::vector<std::string> formats() {
   return names;
 }
 
+using lilliput::kernels::Isa;
+
+Isa isa_by_name(const std::string& name) {
+  for (const auto& [known, isa] : lilliput::kernels::kInstructionSets) {
+    if (name == known) return isa;
+  }
+  throw std::invalid_argument("unknown instruction set '" + name +
+                              "'; known: scalar, avx2, avx512_vnni");
+}
+
+// 64-byte aligned working memory.
+class Buffer {
+ public:
+  explicit Buffer(std::size_t bytes)
+      : data_(static_cast<std::uint8_t*>(
+            ::operator new(std::max<std::size_t>(bytes, 1), std::align_val_t{64}))) {}
+  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  std::uint8_t* data() { return data_; }
+
+ private:
+  std::uint8_t* data_;
+};
+
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Floats matmul(const std::string& name, const Bytes& blocks, std::int64_t rows, const Matrix& x,
+              const std::string& isa, bool exact_input, int threads) {
+  const auto id = format_by_name(name);
+  const FormatTraits& format = lilliput::formats::traits(id);
+  const auto tokens = static_cast<std::int64_t>(x.shape(0));
+  const auto columns = static_cast<std::int64_t>(x.shape(1));
+  const std::int64_t row_bytes = columns / format.block_size * format.block_bytes;
+  if (rows < 1 || tokens < 1 || columns < 1 || columns % format.block_size != 0 ||
+      rows * row_bytes != static_cast<std::int64_t>(blocks.size())) {
+    throw std::invalid_argument(name + ": " + std::to_string(blocks.size()) +
+                                " bytes for a weight of [" + std::to_string(rows) + ", " +
+                                std::to_string(columns) + "]");
+  }
+  const auto& kernel = lilliput::kernels::matmul_kernel(id, isa_by_name(isa), exact_input);
+  const lilliput::kernels::Weight weight{id, rows, columns, blocks.data(), row_bytes};
+  auto y = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(tokens * rows));
+  {
+    nb::gil_scoped_release release;
+    Buffer prepared(kernel.prepared_bytes(tokens, columns));
+    const std::int64_t token_tiles = (tokens + kernel.token_tile - 1) / kernel.token_tile;
+    in_parallel(token_tiles, threads, [&](std::int64_t begin, std::int64_t end) {
+      kernel.prepare(x.data(), columns, tokens, columns, begin * kernel.token_tile,
+                     std::min(tokens, end * kernel.token_tile), prepared.data());
+    });
+    const std::int64_t row_tiles = (rows + kernel.row_tile - 1) / kernel.row_tile;
+    in_parallel(row_tiles, threads, [&](std::int64_t begin, std::int64_t end) {
+      Buffer scratch(kernel.scratch_bytes(columns, tokens));
+      kernel.multiply(weight, prepared.data(), tokens, y.get(), rows, begin * kernel.row_tile,
+                      std::min(rows, end * kernel.row_tile), scratch.data());
+    });
+  }
+  return new_floats(std::move(y),
+                    {static_cast<std::size_t>(tokens), static_cast<std::size_t>(rows)});
+}
+
 }  // namespace
 
 void bind_formats(nb::module_& module) {
@@ -81,4 +145,10 @@ void bind_formats(nb::module_& module) {
   module.def("decode", &decode, "name"_a, "blocks"_a, "n_values"_a, "threads"_a = 1,
              "Decode stored blocks (uint8, C-contiguous, any shape) to float32 [n_values]. "
              "Raises ValueError for an unknown format or bytes that do not fit n_values.");
+  module.def("matmul", &matmul, "name"_a, "blocks"_a, "rows"_a, "x"_a, "isa"_a,
+             "exact_input"_a = false, "threads"_a = 1,
+             "Product of x [tokens, columns] float32 with stored blocks [rows, columns]: float32 "
+             "[tokens, rows]. "
+             "exact_input keeps x in float32 where int8 activations are the rule. For tests and "
+             "benchmarks.");
 }

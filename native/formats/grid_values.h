@@ -25,5 +25,21 @@ inline void shifted_grid_values(std::uint64_t grid, float shift, float scale, fl
   }
 }
 
+// The same as bytes: byte i of the result is the int8 (bit i of signs ? -1 : 1) * byte i of grid,
+// which is 1..127.
+inline std::uint64_t signed_grid(std::uint64_t grid, std::uint8_t signs) {
+  constexpr std::uint64_t kOnes = 0x0101010101010101;
+  const std::uint64_t bit = signs * kOnes & 0x8040201008040201;
+  const std::uint64_t is_negative = ((bit + 0x7f * kOnes) | bit) >> 7 & kOnes;
+  return (grid ^ is_negative * 255) + is_negative;
+}
+
+// Byte i: 8 * (level + 1) + (is_negative ? 0 : 2) for the signed levels -1, 0, 1 in grid.
+inline std::uint64_t shifted_grid(std::uint64_t grid, bool is_negative) {
+  constexpr std::uint64_t kOnes = 0x0101010101010101;
+  const std::uint64_t levels = ((grid & 0x7f * kOnes) + kOnes) & 3 * kOnes;
+  return (levels << 3) + (is_negative ? 0 : 2 * kOnes);
+}
+
 }  // namespace LILLIPUT_ISA
 }  // namespace lilliput::formats

@@ -14,6 +14,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -44,6 +45,30 @@ struct iq1_m {
                             values + 8 * j);
       }
     }
+  }
+
+  static constexpr int group_size = 16;
+  static constexpr int zero_point = 9;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    // codes are 8 * level + 9 + 8 * shift, so that weight = scale / 8 * (code - 9)
+    std::uint64_t words[32];
+    float scales[16];
+    const float scale = half_to_float(block_scale(*block));
+    for (int group = 0; group < 16; ++group) {
+      const int code = block->scales[group / 4] >> (3 * (group % 4)) & 7;
+      scales[group] = scale * static_cast<float>(2 * code + 1) * 0.125f;
+      for (int j = 2 * group; j < 2 * group + 2; ++j) {
+        const int high = block->indices_high[group] >> (4 * (j % 2));
+        words[j] = shifted_grid(kIq1Grid[block->indices_low[j] | (high & 7) << 8], (high & 8) != 0);
+      }
+    }
+    for (int part = 0; part < 4; ++part) segment.codes[part] = simd::load_codes(words + 8 * part);
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -38,6 +39,31 @@ struct iq1_s {
         shifted_grid_values(grid, shift, group_scale, values + 32 * group + 8 * j);
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 9;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    // codes are 8 * level + 9 + 8 * shift, so that weight = scale / 8 * (code - 9)
+    std::uint64_t words[32];
+    float scales[16] = {};
+    const float scale = half_to_float(block->scale);
+    for (int group = 0; group < 8; ++group) {
+      const std::uint32_t word = block->groups[group];
+      scales[group] = scale * static_cast<float>(2 * (word >> 12 & 7) + 1) * 0.125f;
+      for (int j = 0; j < 4; ++j) {
+        const std::uint64_t grid =
+            kIq1Grid[block->indices_low[4 * group + j] | (word >> (3 * j) & 7) << 8];
+        words[4 * group + j] = shifted_grid(grid, (word & 0x8000u) != 0);
+      }
+    }
+    for (int part = 0; part < 4; ++part) segment.codes[part] = simd::load_codes(words + 8 * part);
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -36,6 +37,29 @@ struct iq2_xs {
                     values + 8 * j);
       }
     }
+  }
+
+  static constexpr int group_size = 16;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    std::uint64_t words[32];
+    float scales[16];
+    const float scale = half_to_float(block->scale);
+    for (int group = 0; group < 16; ++group) {
+      const int code = block->scale_codes[group / 2] >> (4 * (group % 2)) & 15;
+      scales[group] = scale * (0.5f + static_cast<float>(code)) * 0.25f;
+    }
+    for (int j = 0; j < 32; ++j) {
+      words[j] = signed_grid(kIq2XsGrid[block->codes[j] & 511], kSignParity[block->codes[j] >> 9]);
+    }
+    for (int part = 0; part < 4; ++part)
+      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

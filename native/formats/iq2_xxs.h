@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -37,6 +38,31 @@ struct iq2_xxs {
                     values + 32 * group + 8 * j);
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    std::uint64_t words[32];
+    float scales[16] = {};
+    const float scale = half_to_float(block->scale);
+    for (int group = 0; group < 8; ++group) {
+      const std::uint32_t indices = block->words[2 * group];
+      const std::uint32_t signs = block->words[2 * group + 1];
+      scales[group] = scale * (0.5f + static_cast<float>(signs >> 28)) * 0.25f;
+      for (int j = 0; j < 4; ++j) {
+        words[4 * group + j] =
+            signed_grid(kIq2XxsGrid[indices >> (8 * j) & 255], kSignParity[signs >> (7 * j) & 127]);
+      }
+    }
+    for (int part = 0; part < 4; ++part)
+      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -42,6 +43,33 @@ struct iq3_s {
                     values + 32 * group + 8 * j);
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    std::uint64_t words[32];
+    float scales[16] = {};
+    const float scale = half_to_float(block->scale);
+    for (int group = 0; group < 8; ++group) {
+      const int code = block->scale_codes[group / 2] >> (4 * (group % 2)) & 15;
+      scales[group] = scale * static_cast<float>(1 + 2 * code);
+      for (int j = 0; j < 4; ++j) {
+        const int pair = 8 * group + 2 * j;
+        const int high = block->indices_high[group] >> (2 * j);
+        const std::uint64_t first = kIq3SGrid[block->indices_low[pair] | (high & 1) << 8];
+        const std::uint64_t second = kIq3SGrid[block->indices_low[pair + 1] | (high >> 1 & 1) << 8];
+        words[4 * group + j] = signed_grid(first | second << 32, block->signs[4 * group + j]);
+      }
+    }
+    for (int part = 0; part < 4; ++part)
+      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

@@ -14,6 +14,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -40,6 +41,32 @@ struct iq3_xxs {
                     values + 32 * group + 8 * j);
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    std::uint64_t words[32];
+    float scales[16] = {};
+    const float scale = half_to_float(block->scale);
+    for (int group = 0; group < 8; ++group) {
+      const std::uint32_t signs = block->signs[group];
+      scales[group] = scale * (0.5f + static_cast<float>(signs >> 28)) * 0.5f;
+      for (int j = 0; j < 4; ++j) {
+        const std::uint8_t* index = block->indices + 8 * group + 2 * j;
+        const std::uint64_t grid =
+            kIq3XxsGrid[index[0]] | static_cast<std::uint64_t>(kIq3XxsGrid[index[1]]) << 32;
+        words[4 * group + j] = signed_grid(grid, kSignParity[signs >> (7 * j) & 127]);
+      }
+    }
+    for (int part = 0; part < 4; ++part)
+      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

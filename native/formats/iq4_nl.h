@@ -10,6 +10,7 @@
 
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -28,6 +29,21 @@ struct iq4_nl {
       values[i] = scale * static_cast<float>(kIq4NlValues[block.codes[i] & 15]);
       values[i + 16] = scale * static_cast<float>(kIq4NlValues[block.codes[i] >> 4]);
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      const simd::Codes codes = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes);
+      segment.codes[part] = simd::signed_codes(simd::look_up(kIq4NlValues, codes));
+    }
+    segment.scale = simd::half_groups<sizeof(Block)>(reinterpret_cast<const std::uint8_t*>(block));
+    return segment;
   }
 };
 

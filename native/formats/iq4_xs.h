@@ -13,6 +13,7 @@
 
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -43,6 +44,26 @@ struct iq4_xs {
         values[32 * group + i + 16] = group_scale * static_cast<float>(kIq4NlValues[codes[i] >> 4]);
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      const simd::Codes codes =
+          simd::nibbles(block->codes + 32 * part, block->codes + 32 * part + 16);
+      segment.codes[part] = simd::signed_codes(simd::look_up(kIq4NlValues, codes));
+    }
+    std::uint64_t scale_codes = 0;
+    for (int group = 0; group < 8; ++group) {
+      scale_codes |= static_cast<std::uint64_t>(scale_code(*block, group) + 32) << (8 * group);
+    }
+    segment.scale = (simd::unsigned_groups(scale_codes, 0) - 32.0f) * half_to_float(block->scale);
+    return segment;
   }
 };
 

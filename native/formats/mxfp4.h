@@ -10,6 +10,7 @@
 
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -34,6 +35,23 @@ struct mxfp4 {
       values[i] = scale * static_cast<float>(kE2m1DoubledValues[block.codes[i] & 15]);
       values[i + 16] = scale * static_cast<float>(kE2m1DoubledValues[block.codes[i] >> 4]);
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      const simd::Codes codes = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes);
+      segment.codes[part] = simd::signed_codes(simd::look_up(kE2m1DoubledValues, codes));
+    }
+    float scales[16] = {};
+    for (int group = 0; group < 8; ++group) scales[group] = half_scale(block[group].exponent);
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

@@ -9,6 +9,7 @@
 
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -39,6 +40,30 @@ struct nvfp4 {
         values[16 * group + i + 8] = scale * static_cast<float>(kE2m1DoubledValues[codes[i] >> 4]);
       }
     }
+  }
+
+  static constexpr int group_size = 16;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    constexpr std::uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0f;
+    float scales[16];
+    for (int part = 0; part < 4; ++part) {
+      std::uint64_t words[8];
+      for (int group = 0; group < 4; ++group) {
+        const auto pairs = load<std::uint64_t>(block[part].codes + 8 * group);
+        words[2 * group] = pairs & kLowNibbles;
+        words[2 * group + 1] = pairs >> 4 & kLowNibbles;
+        scales[4 * part + group] = half_scale(block[part].scales[group]);
+      }
+      segment.codes[part] =
+          simd::signed_codes(simd::look_up(kE2m1DoubledValues, simd::load_codes(words)));
+    }
+    segment.scale = simd::load_groups(scales);
+    return segment;
   }
 };
 

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -47,6 +48,35 @@ struct q3_k {
         values[16 * group + i] = group_scale * static_cast<float>(code - 4);
       }
     }
+  }
+
+  static constexpr int group_size = 16;
+  static constexpr int zero_point = 4;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    const simd::Codes high[4] = {
+        simd::shifted_twice<0, 1>(block->high_bits), simd::shifted_twice<2, 3>(block->high_bits),
+        simd::shifted_twice<4, 5>(block->high_bits), simd::shifted_twice<6, 7>(block->high_bits)};
+    for (int half = 0; half < 2; ++half) {
+      segment.codes[2 * half] = simd::shifted_twice<0, 2>(block->codes + 32 * half) & 3;
+      segment.codes[2 * half + 1] = simd::shifted_twice<4, 6>(block->codes + 32 * half) & 3;
+    }
+    for (int part = 0; part < 4; ++part) {
+      segment.codes[part] = segment.codes[part] | simd::shift_left<2>(high[part] & 1);
+    }
+    constexpr std::uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0f;
+    constexpr std::uint32_t kPairs = 0x03030303;
+    const auto low = load<std::uint64_t>(block->scale_codes);
+    const auto top = load<std::uint32_t>(block->scale_codes + 8);
+    const std::uint64_t top_first = (top & kPairs) | std::uint64_t{top >> 2 & kPairs} << 32;
+    const std::uint64_t top_second = (top >> 4 & kPairs) | std::uint64_t{top >> 6 & kPairs} << 32;
+    const simd::Groups codes = simd::unsigned_groups((low & kLowNibbles) | top_first << 4,
+                                                     (low >> 4 & kLowNibbles) | top_second << 4);
+    segment.scale = (codes - 32.0f) * half_to_float(block->scale);
+    return segment;
   }
 };
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -29,6 +30,22 @@ struct q4_1 {
       values[i] = scale * static_cast<float>(block.codes[i] & 15) + minimum;
       values[i + 16] = scale * static_cast<float>(block.codes[i] >> 4) + minimum;
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = true;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      segment.codes[part] = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes);
+    }
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(block);
+    segment.scale = simd::half_groups<sizeof(Block)>(bytes);
+    segment.minimum = simd::half_groups<sizeof(Block)>(bytes + 2) * -1.0f;
+    return segment;
   }
 };
 

@@ -13,6 +13,7 @@
 
 #include "formats/float_bits.h"
 #include "formats/group_codes.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -41,6 +42,24 @@ struct q4_k {
             group_scale * static_cast<float>(codes[i] >> shift & 15) - group_minimum;
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = true;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      segment.codes[part] = simd::shifted_twice<0, 4>(block->codes + 32 * part) & 15;
+    }
+    const GroupCodes groups = unpack_group_codes(block->group_codes);
+    const auto scale_codes = load<std::uint64_t>(groups.scale);
+    const auto minimum_codes = load<std::uint64_t>(groups.minimum);
+    segment.scale = simd::unsigned_groups(scale_codes, 0) * half_to_float(block->scale);
+    segment.minimum = simd::unsigned_groups(minimum_codes, 0) * half_to_float(block->minimum);
+    return segment;
   }
 };
 

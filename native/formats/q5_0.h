@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -30,6 +31,23 @@ struct q5_0 {
       values[i] = scale * static_cast<float>(low_code - 16);
       values[i + 16] = scale * static_cast<float>(high_code - 16);
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 16;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      const std::uint64_t high =
+          block[2 * part].high_bits | std::uint64_t{block[2 * part + 1].high_bits} << 32;
+      segment.codes[part] = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes) |
+                            simd::bit_bytes(high, 16);
+    }
+    segment.scale = simd::half_groups<sizeof(Block)>(reinterpret_cast<const std::uint8_t*>(block));
+    return segment;
   }
 };
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -32,6 +33,25 @@ struct q5_1 {
       values[i] = scale * static_cast<float>(low_code) + minimum;
       values[i + 16] = scale * static_cast<float>(high_code) + minimum;
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = true;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      const std::uint64_t high =
+          block[2 * part].high_bits | std::uint64_t{block[2 * part + 1].high_bits} << 32;
+      segment.codes[part] = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes) |
+                            simd::bit_bytes(high, 16);
+    }
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(block);
+    segment.scale = simd::half_groups<sizeof(Block)>(bytes);
+    segment.minimum = simd::half_groups<sizeof(Block)>(bytes + 2) * -1.0f;
+    return segment;
   }
 };
 

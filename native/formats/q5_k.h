@@ -13,6 +13,7 @@
 
 #include "formats/float_bits.h"
 #include "formats/group_codes.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -42,6 +43,28 @@ struct q5_k {
         values[32 * group + i] = group_scale * static_cast<float>(code) - group_minimum;
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = true;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    const simd::Codes high[4] = {
+        simd::shifted_twice<0, 1>(block->high_bits), simd::shifted_twice<2, 3>(block->high_bits),
+        simd::shifted_twice<4, 5>(block->high_bits), simd::shifted_twice<6, 7>(block->high_bits)};
+    for (int part = 0; part < 4; ++part) {
+      const simd::Codes low = simd::shifted_twice<0, 4>(block->codes + 32 * part) & 15;
+      segment.codes[part] = low | simd::shift_left<4>(high[part] & 1);
+    }
+    const GroupCodes groups = unpack_group_codes(block->group_codes);
+    const auto scale_codes = load<std::uint64_t>(groups.scale);
+    const auto minimum_codes = load<std::uint64_t>(groups.minimum);
+    segment.scale = simd::unsigned_groups(scale_codes, 0) * half_to_float(block->scale);
+    segment.minimum = simd::unsigned_groups(minimum_codes, 0) * half_to_float(block->minimum);
+    return segment;
   }
 };
 

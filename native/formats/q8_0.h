@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -24,6 +25,21 @@ struct q8_0 {
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block.scale);
     for (int i = 0; i < 32; ++i) values[i] = scale * static_cast<float>(block.codes[i]);
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 0;
+  static constexpr bool is_signed = true;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      segment.codes[part] =
+          simd::signed_codes(simd::load_codes(block[2 * part].codes, block[2 * part + 1].codes));
+    }
+    segment.scale = simd::half_groups<sizeof(Block)>(reinterpret_cast<const std::uint8_t*>(block));
+    return segment;
   }
 };
 

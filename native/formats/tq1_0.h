@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -27,22 +28,41 @@ struct tq1_0 {
   };
   static_assert(sizeof(Block) == 54);
 
-  static void decode_digits(const std::uint8_t* bytes, int n_bytes, int n_digits, float scale,
-                            float* values) {
+  // codes[n_bytes k + i] = digit k of byte i, 0..2
+  static void unpack_digits(const std::uint8_t* bytes, int n_bytes, int n_digits,
+                            std::uint8_t* codes) {
     constexpr std::uint8_t kPower[5] = {1, 3, 9, 27, 81};
     for (int k = 0; k < n_digits; ++k) {
       for (int i = 0; i < n_bytes; ++i) {
         const auto rest = static_cast<std::uint8_t>(bytes[i] * kPower[k]);
-        values[n_bytes * k + i] = scale * static_cast<float>((rest * 3 >> 8) - 1);
+        codes[n_bytes * k + i] = static_cast<std::uint8_t>(rest * 3 >> 8);
       }
     }
   }
 
   static void decode(const Block& block, float* values) {
+    std::uint8_t codes[256];
+    unpack_digits(block.digits, 32, 5, codes);
+    unpack_digits(block.digits + 32, 16, 5, codes + 160);
+    unpack_digits(block.last_digits, 4, 4, codes + 240);
     const float scale = half_to_float(block.scale);
-    decode_digits(block.digits, 32, 5, scale, values);
-    decode_digits(block.digits + 32, 16, 5, scale, values + 160);
-    decode_digits(block.last_digits, 4, 4, scale, values + 240);
+    for (int i = 0; i < 256; ++i) values[i] = scale * static_cast<float>(codes[i] - 1);
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 1;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    std::uint8_t codes[256];
+    unpack_digits(block->digits, 32, 5, codes);
+    unpack_digits(block->digits + 32, 16, 5, codes + 160);
+    unpack_digits(block->last_digits, 4, 4, codes + 240);
+    for (int part = 0; part < 4; ++part) segment.codes[part] = simd::load_codes(codes + 64 * part);
+    segment.scale = simd::equal_groups(half_to_float(block->scale));
+    return segment;
   }
 };
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -31,6 +32,21 @@ struct tq2_0 {
         values[32 * part + i] = scale * static_cast<float>((codes[i] >> (2 * (part % 4)) & 3) - 1);
       }
     }
+  }
+
+  static constexpr int group_size = 32;
+  static constexpr int zero_point = 1;
+  static constexpr bool is_signed = false;
+  static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int half = 0; half < 2; ++half) {
+      segment.codes[2 * half] = simd::shifted_twice<0, 2>(block->codes + 32 * half) & 3;
+      segment.codes[2 * half + 1] = simd::shifted_twice<4, 6>(block->codes + 32 * half) & 3;
+    }
+    segment.scale = simd::equal_groups(half_to_float(block->scale));
+    return segment;
   }
 };
 

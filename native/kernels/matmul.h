@@ -3,8 +3,10 @@
 // weight[row][k].
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "formats/format.h"
 
@@ -12,6 +14,8 @@ namespace lilliput::kernels {
 
 // Instruction sets a kernel is compiled for. Forced in tests, otherwise the best this machine has.
 enum class Isa : std::uint8_t { scalar, avx2, avx512_vnni };
+inline constexpr std::array<std::pair<const char*, Isa>, 3> kInstructionSets{
+    {{"scalar", Isa::scalar}, {"avx2", Isa::avx2}, {"avx512_vnni", Isa::avx512_vnni}}};
 
 struct Weight {
   formats::FormatId format;
@@ -21,13 +25,11 @@ struct Weight {
   std::int64_t row_bytes;
 };
 
-// How a kernel wants its input. Linears that read one input and agree on the layout share one
-// preparation.
+// How a kernel wants its input. Linears that read the same input with the same layout share one
+// preparation: its bytes depend on the layout, tokens, columns and instruction set alone.
 enum class InputLayout : std::uint8_t {
-  f32,       // float rows as they are: F32/F16/BF16 weights, formats without an integer kernel,
-             // --activations f32
-  int8_32,   // int8 codes with one scale per 32
-  int8_256,  // int8 codes with one scale per 256 and sums per 16/32
+  f32,      // floats: F32/F16/BF16 weights, and every weight with --activations f32
+  int8_32,  // int8 codes with one float scale per 32 columns: every quantized weight
 };
 
 // Kernels of one instruction set for one weight format.
@@ -35,6 +37,7 @@ struct MatmulKernel {
   InputLayout input;
   // Bytes of prepared input for `tokens` rows of `columns` floats, 64-byte aligned by the caller.
   std::size_t (*prepared_bytes)(std::int64_t tokens, std::int64_t columns);
+  // The layout of prepared input depends on `tokens`, the same for prepare and multiply.
   // Prepares tokens [token_begin, token_end): callable from several threads on disjoint ranges
   // whose borders are multiples of `token_tile`.
   void (*prepare)(const float* x, std::int64_t x_stride, std::int64_t tokens, std::int64_t columns,

@@ -63,3 +63,12 @@ class Engine:
 
 def available_instruction_sets() -> list[str]: ...
 def usable_cpus() -> int: ...
+def matmul(
+    name: str,
+    blocks: NDArray[np.uint8],
+    rows: int,
+    x: NDArray[np.float32],
+    isa: str,
+    exact_input: bool = False,
+    threads: int = 1,
+) -> NDArray[np.float32]: ...

@@ -20,7 +20,8 @@ def random_blocks(name: str) -> ByteArray:
 
 def reference(name: str, blocks: ByteArray) -> FloatArray:
     with np.errstate(all="ignore"):
-        return gguf.dequantize(blocks, gguf.GGMLQuantizationType[name.upper()]).ravel()
+        values: FloatArray = gguf.dequantize(blocks, gguf.GGMLQuantizationType[name.upper()])
+    return values.ravel()
 
 
 def assert_same_bits(actual: FloatArray, expected: FloatArray) -> None:

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// How rows, tokens and columns are cut, for integer and float kernels alike.
+//
+// Few tokens (decode): each row's blocks are unpacked in registers and multiplied in place; memory
+// sets the pace. Many tokens (prefill): kPanels panels of kLanes rows x 256 columns are unpacked
+// and transposed into scratch once, rows as lanes, and multiplied with all tokens, kTokenTile at a
+// time; sums wait in scratch between segments.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "simd/simd.h"
+
+namespace lilliput::kernels::LILLIPUT_ISA {
+
+using simd::Float;
+using simd::Int;
+using simd::kCodeVectors;
+using simd::kLanes;
+using simd::kSegment;
+
+inline constexpr int kFewTokens = 4;
+// Accumulators, dot products and operands of a tile must fit the registers: 32 of AVX-512,
+// otherwise 16.
+inline constexpr int kTokenTile = kLanes == 16 ? 6 : 4;
+inline constexpr int kPanelTile = kLanes == 16 ? 2 : 1;
+inline constexpr int kPanels = 4;
+inline constexpr int kRowBlock = kPanels * kLanes;
+// Tokens whose sums wait in scratch together: 516 x 64 floats stay in a 1 MB L2.
+inline constexpr std::int64_t kTokenChunk = 86 * 6;
+static_assert(kTokenChunk % kTokenTile == 0);
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
+
+inline std::int64_t segments_of(std::int64_t columns) { return divide_up(columns, kSegment); }
+// Columns of segment `index`, 1..256.
+inline int segment_columns(std::int64_t columns, std::int64_t index) {
+  return static_cast<int>(std::min<std::int64_t>(kSegment, columns - index * kSegment));
+}
+
+// Sums of kRowBlock rows, [token][row], to y.
+inline void store_sums(const float* sums, std::int64_t tokens, int rows, float* y,
+                       std::int64_t y_stride) {
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    std::copy_n(sums + token * kRowBlock, rows, y + token * y_stride);
+  }
+}
+
+}  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// simd.h for AVX2 with FMA and F16C: 8 lanes.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace lilliput::simd {
+inline namespace LILLIPUT_ISA {
+
+inline constexpr int kLanes = 8;
+using Float = float __attribute__((vector_size(32), may_alias));
+using Int = std::int32_t __attribute__((vector_size(32), may_alias));
+
+inline __m256i raw(Int a) { return (__m256i)a; }
+inline Int as_int(__m256i a) { return (Int)a; }
+inline Float as_float(__m256 a) { return (Float)a; }
+
+inline Float load(const float* p) { return as_float(_mm256_loadu_ps(p)); }
+inline void store(float* p, Float a) { _mm256_storeu_ps(p, (__m256)a); }
+inline Int load_int(const void* p) {
+  return as_int(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+inline void store_int(void* p, Int a) { _mm256_storeu_si256(static_cast<__m256i*>(p), raw(a)); }
+inline Float broadcast(float a) { return as_float(_mm256_set1_ps(a)); }
+inline Int broadcast(std::int32_t a) { return as_int(_mm256_set1_epi32(a)); }
+inline Float zero() { return as_float(_mm256_setzero_ps()); }
+inline Float fma(Float a, Float b, Float c) {
+  return as_float(_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c));
+}
+inline Float to_float(Int a) { return as_float(_mm256_cvtepi32_ps(raw(a))); }
+inline Int round_to_int(Float a) { return as_int(_mm256_cvtps_epi32((__m256)a)); }
+inline Float absolute(Float a) {
+  return as_float(_mm256_and_ps((__m256)a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))));
+}
+inline Float max(Float a, Float b) { return as_float(_mm256_max_ps((__m256)a, (__m256)b)); }
+inline float max_lane(Float a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+inline float sum(Float a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+template <int bits>
+inline Int shift_right_logical(Int a) {
+  return as_int(_mm256_srli_epi32(raw(a), bits));
+}
+inline void store_int8(std::int8_t* p, Int a) {
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(raw(a)), _mm256_extracti128_si256(raw(a), 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+inline Float load_half(const std::uint8_t* p) {
+  return as_float(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline Float load_bfloat16(const std::uint8_t* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return as_float(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)));
+}
+
+// vpmaddubsw saturates at int16: exact because 4 products of at most 63 * 127 fit.
+inline Int widen_add(Int accumulator, __m256i words) {
+  return accumulator + as_int(_mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+}
+inline Int dot_unsigned(Int accumulator, Int weights, Int inputs) {
+  return widen_add(accumulator, _mm256_maddubs_epi16(raw(weights), raw(inputs)));
+}
+inline Int dot_unsigned(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
+  return widen_add(accumulator,
+                   _mm256_add_epi16(_mm256_maddubs_epi16(raw(weights0), raw(inputs0)),
+                                    _mm256_maddubs_epi16(raw(weights1), raw(inputs1))));
+}
+// |weight| * (sign(weight) * input): exact because 2 * 128 * 127 fits int16 and no input is -128.
+inline constexpr int kSignedBias = 0;
+inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
+  const __m256i magnitudes = _mm256_abs_epi8(raw(weights));
+  const __m256i signed_inputs = _mm256_sign_epi8(raw(inputs), raw(weights));
+  return widen_add(accumulator, _mm256_maddubs_epi16(magnitudes, signed_inputs));
+}
+
+// In place; rows[i] lane j <-> rows[j] lane i.
+inline void transpose(Int rows[8]) {
+  __m256i a[8];
+  for (int i = 0; i < 4; ++i) {
+    a[2 * i] = _mm256_unpacklo_epi32(raw(rows[2 * i]), raw(rows[2 * i + 1]));
+    a[2 * i + 1] = _mm256_unpackhi_epi32(raw(rows[2 * i]), raw(rows[2 * i + 1]));
+  }
+  __m256i b[8];
+  for (int i = 0; i < 2; ++i) {
+    b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    rows[j] = as_int(_mm256_permute2x128_si256(b[j], b[4 + j], 0x20));
+    rows[4 + j] = as_int(_mm256_permute2x128_si256(b[j], b[4 + j], 0x31));
+  }
+}
+
+struct Codes {
+  Int part[2];
+};
+struct Groups {
+  Float part[2];
+};
+
+inline Codes signed_codes(Codes codes) { return codes; }
+
+// [p[0:32], q[0:32]]
+inline Codes load_codes(const void* p, const void* q) { return {{load_int(p), load_int(q)}}; }
+// [p[0:32] >> first, p[0:32] >> second], shifted as words: mask afterwards.
+template <int first, int second>
+inline Codes shifted_twice(const std::uint8_t* p) {
+  const Int bytes = load_int(p);
+  return {{shift_right_logical<first>(bytes), shift_right_logical<second>(bytes)}};
+}
+// [p[0:16] & 15, p[0:16] >> 4, q[0:16] & 15, q[0:16] >> 4]
+inline Codes nibbles(const std::uint8_t* p, const std::uint8_t* q) {
+  const __m256i counts = _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0);
+  const __m256i mask = _mm256_set1_epi8(15);
+  const __m256i first =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i second =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
+  return {{as_int(_mm256_and_si256(_mm256_srlv_epi32(first, counts), mask)),
+           as_int(_mm256_and_si256(_mm256_srlv_epi32(second, counts), mask))}};
+}
+// table[code] for codes 0..15
+inline Codes look_up(const std::int8_t (&table)[16], Codes codes) {
+  const __m256i values =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {{as_int(_mm256_shuffle_epi8(values, raw(codes.part[0]))),
+           as_int(_mm256_shuffle_epi8(values, raw(codes.part[1])))}};
+}
+// Byte i: bit i of `bits` ? value : 0.
+inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {
+  const __m256i source =
+      _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
+  Codes codes;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i word = _mm256_set1_epi32(static_cast<int>(bits >> (32 * i)));
+    const __m256i found = _mm256_and_si256(_mm256_shuffle_epi8(word, source), bit);
+    codes.part[i] = as_int(_mm256_and_si256(_mm256_cmpeq_epi8(found, bit),
+                                            _mm256_set1_epi8(static_cast<char>(value))));
+  }
+  return codes;
+}
+
+inline Groups unsigned_groups(std::uint64_t low, std::uint64_t high) {
+  const __m128i first = _mm_cvtsi64_si128(static_cast<long long>(low));
+  const __m128i second = _mm_cvtsi64_si128(static_cast<long long>(high));
+  return {{as_float(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(first))),
+           as_float(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(second)))}};
+}
+inline Groups signed_groups(std::uint64_t low, std::uint64_t high) {
+  const __m128i first = _mm_cvtsi64_si128(static_cast<long long>(low));
+  const __m128i second = _mm_cvtsi64_si128(static_cast<long long>(high));
+  return {{as_float(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first))),
+           as_float(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second)))}};
+}
+// The 8 fp16 numbers at p, p + stride, ...; groups 8..15 are 0.
+template <int stride>
+inline Groups half_groups(const std::uint8_t* p) {
+  std::uint16_t h[8];
+  for (int i = 0; i < 8; ++i) std::memcpy(&h[i], p + stride * i, 2);
+  const __m128i halves =
+      _mm_set_epi16(static_cast<short>(h[7]), static_cast<short>(h[6]), static_cast<short>(h[5]),
+                    static_cast<short>(h[4]), static_cast<short>(h[3]), static_cast<short>(h[2]),
+                    static_cast<short>(h[1]), static_cast<short>(h[0]));
+  return {{as_float(_mm256_cvtph_ps(halves)), zero()}};
+}
+
+// Factors for the lanes of code vector `index` (32 columns) of a segment.
+template <int group_size>
+inline Float spread(const Groups& groups, int index) {
+  const Int lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  const int first = index * (32 / group_size);
+  const Int group = group_size == 32 ? broadcast(first % 8) : (lane >> 2) + broadcast(first % 8);
+  return as_float(_mm256_permutevar8x32_ps((__m256)groups.part[first / 8], raw(group)));
+}
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::simd

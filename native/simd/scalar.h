@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// simd.h without intrinsics: 4 lanes of compiler vectors, which any machine lowers as well as it
+// can.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "formats/float_bits.h"
+
+namespace lilliput::simd {
+inline namespace LILLIPUT_ISA {
+
+inline constexpr int kLanes = 4;
+using Float = float __attribute__((vector_size(16), may_alias));
+using Int = std::int32_t __attribute__((vector_size(16), may_alias));
+using Unsigned = std::uint32_t __attribute__((vector_size(16), may_alias));
+using Shorts = std::int16_t __attribute__((vector_size(16), may_alias));
+using UnsignedShorts = std::uint16_t __attribute__((vector_size(16), may_alias));
+
+inline Float load(const float* p) {
+  Float a;
+  std::memcpy(&a, p, sizeof(a));
+  return a;
+}
+inline void store(float* p, Float a) { std::memcpy(p, &a, sizeof(a)); }
+inline Int load_int(const void* p) {
+  Int a;
+  std::memcpy(&a, p, sizeof(a));
+  return a;
+}
+inline void store_int(void* p, Int a) { std::memcpy(p, &a, sizeof(a)); }
+inline Float broadcast(float a) { return Float{a, a, a, a}; }
+inline Int broadcast(std::int32_t a) { return Int{a, a, a, a}; }
+inline Float zero() { return broadcast(0.0f); }
+// Rounds twice: this set has no fused multiply-add.
+inline Float fma(Float a, Float b, Float c) { return a * b + c; }
+inline Float to_float(Int a) { return __builtin_convertvector(a, Float); }
+inline Int round_to_int(Float a) {
+  Int result;
+  for (int i = 0; i < 4; ++i) result[i] = static_cast<std::int32_t>(std::nearbyint(a[i]));
+  return result;
+}
+inline Float absolute(Float a) { return (Float)((Int)a & broadcast(0x7fffffff)); }
+inline Float max(Float a, Float b) { return a > b ? a : b; }
+inline float max_lane(Float a) {
+  const float low = a[0] > a[1] ? a[0] : a[1];
+  const float high = a[2] > a[3] ? a[2] : a[3];
+  return low > high ? low : high;
+}
+inline float sum(Float a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+template <int bits>
+inline Int shift_right_logical(Int a) {
+  return (Int)((Unsigned)a >> bits);
+}
+inline void store_int8(std::int8_t* p, Int a) {
+  for (int i = 0; i < 4; ++i) p[i] = static_cast<std::int8_t>(a[i]);
+}
+inline Float load_half(const std::uint8_t* p) {
+  Float a;
+  for (int i = 0; i < 4; ++i)
+    a[i] = formats::half_to_float(formats::load<std::uint16_t>(p + 2 * i));
+  return a;
+}
+inline Float load_bfloat16(const std::uint8_t* p) {
+  Float a;
+  for (int i = 0; i < 4; ++i)
+    a[i] = formats::bfloat16_to_float(formats::load<std::uint16_t>(p + 2 * i));
+  return a;
+}
+
+// Sum of the two int16 halves of each lane.
+inline Int pair_sums(Shorts a) { return (((Int)a << 16) >> 16) + ((Int)a >> 16); }
+// Products of even and odd bytes fit int16: at most 128 * 127.
+inline Int dot_unsigned(Int accumulator, Int weights, Int inputs) {
+  const Shorts even = (Shorts)((UnsignedShorts)weights & 255) * (((Shorts)inputs << 8) >> 8);
+  const Shorts odd = (Shorts)((UnsignedShorts)weights >> 8) * ((Shorts)inputs >> 8);
+  return accumulator + pair_sums(even) + pair_sums(odd);
+}
+inline Int dot_unsigned(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
+  return dot_unsigned(dot_unsigned(accumulator, weights0, inputs0), weights1, inputs1);
+}
+inline constexpr int kSignedBias = 0;
+inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
+  const Shorts even = (((Shorts)weights << 8) >> 8) * (((Shorts)inputs << 8) >> 8);
+  const Shorts odd = ((Shorts)weights >> 8) * ((Shorts)inputs >> 8);
+  return accumulator + pair_sums(even) + pair_sums(odd);
+}
+
+// In place; rows[i] lane j <-> rows[j] lane i.
+inline void transpose(Int rows[4]) {
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const std::int32_t swapped = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = swapped;
+    }
+  }
+}
+
+struct Codes {
+  Int part[4];
+};
+struct Groups {
+  Float part[4];
+};
+
+inline Codes signed_codes(Codes codes) { return codes; }
+
+// [p[0:32], q[0:32]]
+inline Codes load_codes(const void* p, const void* q) {
+  const auto* first = static_cast<const std::uint8_t*>(p);
+  const auto* second = static_cast<const std::uint8_t*>(q);
+  return {{load_int(first), load_int(first + 16), load_int(second), load_int(second + 16)}};
+}
+// [p[0:32] >> first, p[0:32] >> second], shifted as words: mask afterwards.
+template <int first, int second>
+inline Codes shifted_twice(const std::uint8_t* p) {
+  const Int a = load_int(p);
+  const Int b = load_int(p + 16);
+  return {{shift_right_logical<first>(a), shift_right_logical<first>(b),
+           shift_right_logical<second>(a), shift_right_logical<second>(b)}};
+}
+// [p[0:16] & 15, p[0:16] >> 4, q[0:16] & 15, q[0:16] >> 4]
+inline Codes nibbles(const std::uint8_t* p, const std::uint8_t* q) {
+  const Int mask = broadcast(0x0f0f0f0f);
+  const Int a = load_int(p);
+  const Int b = load_int(q);
+  return {{a & mask, shift_right_logical<4>(a) & mask, b & mask, shift_right_logical<4>(b) & mask}};
+}
+// table[code] for codes 0..15
+inline Codes look_up(const std::int8_t (&table)[16], Codes codes) {
+  std::uint8_t bytes[64];
+  std::memcpy(bytes, &codes, 64);
+  for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(table[byte]);
+  std::memcpy(&codes, bytes, 64);
+  return codes;
+}
+// Byte i: bit i of `bits` ? value : 0.
+inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {
+  std::uint8_t bytes[64];
+  for (int i = 0; i < 64; ++i) bytes[i] = bits >> i & 1 ? value : 0;
+  Codes codes;
+  std::memcpy(&codes, bytes, 64);
+  return codes;
+}
+
+inline Groups unsigned_groups(std::uint64_t low, std::uint64_t high) {
+  Groups groups;
+  for (int i = 0; i < 16; ++i) {
+    groups.part[i / 4][i % 4] = static_cast<float>((i < 8 ? low : high) >> (8 * (i % 8)) & 255);
+  }
+  return groups;
+}
+inline Groups signed_groups(std::uint64_t low, std::uint64_t high) {
+  Groups groups;
+  for (int i = 0; i < 16; ++i) {
+    const auto byte = static_cast<std::int8_t>((i < 8 ? low : high) >> (8 * (i % 8)) & 255);
+    groups.part[i / 4][i % 4] = static_cast<float>(byte);
+  }
+  return groups;
+}
+// The 8 fp16 numbers at p, p + stride, ...; groups 8..15 are 0.
+template <int stride>
+inline Groups half_groups(const std::uint8_t* p) {
+  Groups groups = {};
+  for (int i = 0; i < 8; ++i) {
+    groups.part[i / 4][i % 4] =
+        formats::half_to_float(formats::load<std::uint16_t>(p + stride * i));
+  }
+  return groups;
+}
+
+// Factors for the lanes of code vector `index` (16 columns) of a segment.
+template <int group_size>
+inline Float spread(const Groups& groups, int index) {
+  const int group = group_size == 32 ? index / 2 : index;
+  return broadcast(groups.part[group / 4][group % 4]);
+}
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::simd

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// The thin layer over instruction sets: vectors of kLanes 32-bit numbers and the few operations
+// that the kernels need. A kernel is written once against it and compiled once per instruction set.
+// Each set's file has the same names:
+//
+//   Float, Int             vectors of kLanes float / int32; + - * & | ^ are elementwise (compiler
+//   vectors) fma, to_float, round_to_int, absolute, max, sum, max_lane dot_unsigned,
+//   dot_signed(accumulator, weights, inputs)
+//                          per lane: accumulator + the sum of four byte products; weights are
+//                          unsigned up to 63 / signed codes as `signed_codes` returns them; inputs
+//                          are int8 within -127..127; exact
+//   kSignedBias            what `signed_codes` adds to each signed code; results hold kSignedBias *
+//   sum(inputs) too much transpose              kLanes x kLanes int32 Codes                  64
+//   byte codes in column order, and the unpacking steps that give them Groups                 16
+//   floats, one per group of a segment; of 8 groups the rest is finite and unused
+//   spread<group_size>     the factor of each lane of one code vector
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifndef LILLIPUT_ISA
+#define LILLIPUT_ISA portable
+#endif
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include "simd/avx512_vnni.h"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "simd/avx2.h"
+#else
+#include "simd/scalar.h"
+#endif
+
+namespace lilliput::simd {
+inline namespace LILLIPUT_ISA {
+
+inline constexpr int kCodeVectors = 16 / kLanes;  // vectors in Codes and in Groups
+inline constexpr int kSegment = 256;              // columns handled together
+
+inline Codes operator&(Codes a, Codes b) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] &= b.part[i];
+  return a;
+}
+inline Codes operator&(Codes a, std::uint8_t mask) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] &= broadcast(0x01010101 * mask);
+  return a;
+}
+inline Codes operator|(Codes a, Codes b) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] |= b.part[i];
+  return a;
+}
+inline Codes operator^(Codes a, Codes b) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] ^= b.part[i];
+  return a;
+}
+// Shifts of whole words: mask first or afterwards.
+template <int bits>
+inline Codes shift_left(Codes a) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] <<= bits;
+  return a;
+}
+template <int bits>
+inline Codes shift_right(Codes a) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] = shift_right_logical<bits>(a.part[i]);
+  return a;
+}
+inline Codes load_codes(const void* bytes) {
+  Codes codes;
+  for (int i = 0; i < kCodeVectors; ++i) {
+    codes.part[i] = load_int(static_cast<const std::uint8_t*>(bytes) + 4 * kLanes * i);
+  }
+  return codes;
+}
+inline Int dot_signed(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
+  return dot_signed(dot_signed(accumulator, weights0, inputs0), weights1, inputs1);
+}
+
+inline Groups operator*(Groups a, float factor) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] *= broadcast(factor);
+  return a;
+}
+inline Groups operator*(Groups a, Groups b) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] *= b.part[i];
+  return a;
+}
+inline Groups operator-(Groups a, float offset) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] -= broadcast(offset);
+  return a;
+}
+inline Groups load_groups(const float* values) {
+  Groups groups;
+  for (int i = 0; i < kCodeVectors; ++i) groups.part[i] = load(values + kLanes * i);
+  return groups;
+}
+
+inline Groups equal_groups(float value) {
+  Groups groups;
+  for (int i = 0; i < kCodeVectors; ++i) groups.part[i] = broadcast(value);
+  return groups;
+}
+
+// What a format's `unpack` gives for 256 columns of one row:
+// weight = scale[group] * (code - zero) - minimum[group], with `zero` a constant of the format.
+struct Segment {
+  Codes codes[4];
+  Groups scale;
+  Groups minimum;
+};
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput::simd

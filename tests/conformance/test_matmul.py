@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matrix kernels of every format and instruction set against float64 arithmetic on the same inputs."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lilliput import _native
+from lilliput.arrays import ByteArray, FloatArray
+
+INSTRUCTION_SETS = _native.available_instruction_sets()
+FLOATS = ("f32", "f16", "bf16")
+# Byte offsets of the fp16 numbers in a block: random bytes there would give Inf and NaN.
+HALF_OFFSETS = {
+    "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "q2_k": (80, 82), "q3_k": (108,),
+    "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "iq1_s": (0,), "iq2_xxs": (0,), "iq2_xs": (0,), "iq2_s": (0,),
+    "iq3_xxs": (0,), "iq3_s": (0,), "iq4_nl": (0,), "iq4_xs": (0,), "tq1_0": (52,), "tq2_0": (64,),
+}  # fmt: skip
+EPSILON = 2.0**-24
+
+
+def block_shape(name: str) -> tuple[int, int]:
+    """Weights and bytes of a block."""
+    size, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+    return int(size), int(n_bytes)
+
+
+def random_weight(name: str, rows: int, columns: int, seed: int = 3) -> ByteArray:
+    """Stored rows [rows, row_bytes] with every code possible and scales of ordinary size."""
+    rng = np.random.default_rng(seed)
+    if name in FLOATS:
+        values = rng.standard_normal((rows, columns), dtype=np.float32)
+        return np.asarray(gguf.quantize(values, gguf.GGMLQuantizationType[name.upper()])).view(np.uint8)
+    size, n_bytes = block_shape(name)
+    blocks = rng.integers(0, 256, (rows * columns // size, n_bytes), dtype=np.uint8)
+    halves = (rng.uniform(0.01, 0.02, (blocks.shape[0], 2)) * rng.choice([-1, 1])).astype(np.float16).view(np.uint8)
+    for i, offset in enumerate(HALF_OFFSETS.get(name, ())):
+        blocks[:, offset : offset + 2] = halves[:, 2 * i : 2 * i + 2]
+    if name == "iq1_m":  # the four nibbles of 0x2400, lowest first, on top of four words
+        blocks[:, 49:56:2] = blocks[:, 49:56:2] & 15 | np.array([0x00, 0x00, 0x40, 0x20], dtype=np.uint8)
+    if name == "mxfp4":
+        blocks[:, 0] = 120 + blocks[:, 0] % 8
+    if name == "nvfp4":
+        blocks[:, :4] = 0x28 + blocks[:, :4] % 16
+    return blocks.reshape(rows, -1)
+
+
+def decoded(name: str, blocks: ByteArray, columns: int) -> FloatArray:
+    return _native.decode(name, blocks, blocks.shape[0] * columns).reshape(-1, columns)
+
+
+def random_inputs(tokens: int, columns: int) -> FloatArray:
+    """Normal numbers with one large channel, one zero group and an offset."""
+    x = np.random.default_rng(11).standard_normal((tokens, columns), dtype=np.float32) + np.float32(0.3)
+    x[:, columns // 3] *= 30.0
+    if columns > 64:
+        x[:, -32:] = 0.0
+    return x
+
+
+def quantized_inputs(x: FloatArray) -> NDArray[np.float64]:
+    """Activations as the integer kernels see them: int8 with one float32 scale per 32."""
+    groups = x.reshape(x.shape[0], -1, 32)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / np.float32(127.0)
+    inverse = np.divide(np.float32(1.0), scale, out=np.zeros_like(scale), where=scale > 0)
+    quantized: NDArray[np.float64] = (np.rint(groups * inverse) * scale).astype(np.float64)
+    return quantized.reshape(x.shape)
+
+
+def assert_matches_float64(name: str, isa: str, shape: tuple[int, int, int], *, exact_input: bool) -> None:
+    """Compare one product with float64; shape is (tokens, rows, columns)."""
+    tokens, rows, columns = shape
+    blocks = random_weight(name, rows, columns)
+    weight = decoded(name, blocks, columns).astype(np.float64)
+    x = random_inputs(tokens, columns)
+    uses_float_input = exact_input or name in FLOATS
+    seen = x.astype(np.float64) if uses_float_input else quantized_inputs(x)
+    actual = _native.matmul(name, blocks, rows, x, isa, exact_input)
+    assert actual.shape == (tokens, rows)
+    # At most three roundings per product (float) or per group of 16 (integer), and some to join partial sums.
+    # The unsigned codes, zero points and minimums that cancel in a weight are each at most 4 times the largest weight.
+    roundings = columns + 16 if uses_float_input else 3 * (columns // 16) + 16
+    magnitude = np.abs(seen).sum(axis=1, keepdims=True) * (1 if uses_float_input else 4)
+    bound = roundings * EPSILON * magnitude * np.abs(weight).max(axis=1)
+    error = np.abs(actual - seen @ weight.T)
+    assert np.all(error <= bound), f"largest error is {np.max(error / bound):.3g} of the bound"
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", _native.formats())
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 17])
+def test_product_matches_float64_on_the_same_inputs(name: str, isa: str, tokens: int) -> None:
+    assert_matches_float64(name, isa, (tokens, 37, 512), exact_input=False)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", _native.formats())
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+def test_product_with_float_inputs_matches_float64(name: str, isa: str, tokens: int) -> None:
+    assert_matches_float64(name, isa, (tokens, 19, 512), exact_input=True)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("columns", [32, 96, 288, 896])
+@pytest.mark.parametrize("name", ["f32", "f16", "q4_0", "q5_1", "q8_0", "iq4_nl", "mxfp4"])
+def test_rows_that_end_inside_a_segment_are_read_to_their_end_and_no_further(name: str, columns: int, isa: str) -> None:
+    for tokens in (1, 7):
+        assert_matches_float64(name, isa, (tokens, 5, columns), exact_input=False)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_float_rows_may_have_any_length(isa: str) -> None:
+    for columns in (1, 31, 172, 257):
+        for tokens in (1, 7):
+            assert_matches_float64("f32", isa, (tokens, 5, columns), exact_input=False)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("rows", [1, 15, 16, 63, 64, 65, 130])
+def test_any_number_of_rows_is_computed(rows: int, isa: str) -> None:
+    for tokens in (1, 6, 64):
+        assert_matches_float64("q4_k", isa, (tokens, rows, 256), exact_input=False)
+        assert_matches_float64("f16", isa, (tokens, rows, 256), exact_input=False)
+
+
+@pytest.mark.parametrize("name", ["q4_k", "f16"])
+def test_more_tokens_than_one_chunk_are_computed(name: str) -> None:
+    assert_matches_float64(name, INSTRUCTION_SETS[-1], (1035, 20, 256), exact_input=False)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", ["f32", "q4_k", "q8_0", "q6_k"])
+def test_result_does_not_depend_on_threads_or_alignment(name: str, isa: str) -> None:
+    blocks = random_weight(name, 150, 512)
+    shifted = np.empty(blocks.size + 1, dtype=np.uint8)[1:].reshape(blocks.shape)
+    shifted[:] = blocks
+    for tokens in (1, 40):
+        x = random_inputs(tokens, 512)
+        expected = _native.matmul(name, blocks, 150, x, isa)
+        np.testing.assert_array_equal(_native.matmul(name, shifted, 150, x, isa, threads=3), expected)
+
+
+@pytest.mark.skipif("avx512_vnni" not in INSTRUCTION_SETS, reason="this machine has no AVX-512 VNNI")
+@pytest.mark.parametrize("name", [name for name in _native.formats() if name not in FLOATS])
+def test_avx2_and_avx512_give_the_same_bits_for_many_tokens(name: str) -> None:
+    blocks, x = random_weight(name, 48, 512), random_inputs(9, 512)
+    np.testing.assert_array_equal(
+        _native.matmul(name, blocks, 48, x, "avx2"), _native.matmul(name, blocks, 48, x, "avx512_vnni")
+    )
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_largest_codes_and_inputs_do_not_overflow(isa: str) -> None:
+    blocks = np.tile(np.concatenate([np.array([0, 0x3C], np.uint8), np.full(32, 0x80, np.uint8)]), (16, 8))
+    for tokens in (1, 8):
+        x = np.full((tokens, 256), 127.0, dtype=np.float32)
+        np.testing.assert_array_equal(_native.matmul("q8_0", blocks, 16, x, isa), -128.0 * 127.0 * 256.0)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_nan_among_the_inputs_reaches_the_result(isa: str) -> None:
+    blocks = random_weight("q4_k", 16, 256)
+    for tokens in (1, 8):
+        x = random_inputs(tokens, 256)
+        x[-1, 40] = np.nan
+        y = _native.matmul("q4_k", blocks, 16, x, isa)
+        assert np.isnan(y[-1]).all()
+        assert np.isfinite(y[:-1]).all()
+
+
+def test_matmul_names_what_does_not_fit() -> None:
+    blocks, x = random_weight("q4_k", 2, 256), random_inputs(1, 256)
+    with pytest.raises(ValueError, match=r"unknown instruction set 'sse9'; known: scalar, avx2, avx512_vnni"):
+        _native.matmul("q4_k", blocks, 2, x, "sse9")
+    with pytest.raises(ValueError, match=r"q4_k: 288 bytes for a weight of \[3, 256\]"):
+        _native.matmul("q4_k", blocks, 3, x, "scalar")
