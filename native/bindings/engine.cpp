@@ -134,21 +134,21 @@ void bind_program(nb::module_& module) {
           "add_buffer",
           [](BoundProgram& self, std::int64_t width) { return self.program->add_buffer(width); },
           "width"_a)
-      .def("add_weight", &BoundProgram::add_weight, "name"_a, "format"_a, "columns"_a, "blocks"_a,
-           "blocks: uint8 [rows, row_bytes], kept alive and never copied.")
+      .def("add_weight", &BoundProgram::add_weight, "name"_a, "format"_a, "columns"_a,
+           "blocks"_a.noconvert(), "blocks: uint8 [rows, row_bytes], kept alive and never copied.")
       .def(
           "add_vector",
           [](BoundProgram& self, const Floats& values) {
             return self.program->add_vector({values.data(), values.data() + values.size()});
           },
-          "values"_a)
+          "values"_a.noconvert())
       .def(
           "add_rope",
           [](BoundProgram& self, const Doubles& inverse, double magnitude) {
             return self.program->add_rope({inverse.data(), inverse.data() + inverse.size()},
                                           magnitude);
           },
-          "inverse_frequencies"_a, "magnitude"_a)
+          "inverse_frequencies"_a.noconvert(), "magnitude"_a)
       .def(
           "add_state",
           [](BoundProgram& self, std::int64_t kv_heads, std::int64_t head_dim) {
@@ -238,7 +238,7 @@ void bind_engine_class(nb::module_& module) {
           },
           nb::keep_alive<1, 2>(), "program"_a, nb::kw_only(), "context"_a, "batch"_a, "threads"_a,
           "instruction_set"_a = "", "activations"_a = "engine", "kv_format"_a = "f16")
-      .def("forward", &forward, "tokens"_a, "n_past"_a, "output_rows"_a,
+      .def("forward", &forward, "tokens"_a.noconvert(), "n_past"_a, "output_rows"_a.noconvert(),
            "tokens: int32 [n], at most `batch`, at positions n_past …; what the cache held from "
            "n_past on is dropped.  output_rows: int32, increasing.  Returns float32 "
            "[len(output_rows), vocabulary]. Raises ValueError; KeyboardInterrupt between "

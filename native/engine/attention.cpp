@@ -20,6 +20,9 @@ constexpr std::int64_t kFewTokens = 8;
 constexpr std::int64_t kShortestRange = 512;
 constexpr std::int64_t kMostRanges = 64;
 
+// Multiplications of scores below which one thread ends sooner (about 10 µs).
+constexpr std::int64_t kWorkWorthSharing = 30'000;
+
 // Partial results of `rows` rows: maxima, sums, then weighted values.
 AttentionPartial cut_partial(float* memory, std::int64_t rows) {
   return {memory, memory + rows, memory + 2 * rows};
@@ -59,100 +62,133 @@ std::size_t AttentionTiling::partial_floats(std::int64_t batch) const {
          row_floats();
 }
 
-void Engine::run(Pass& pass, const Attention& operation) {
-  const std::int64_t tokens = pass.rows;
-  const std::int64_t key_end = pass.n_past + tokens;
-  const std::int64_t head_dim = operation.head_dim;
-  const std::int64_t padded_dim = kernels::round_up(head_dim, kernels::kKeyGroup);
-  const std::int64_t q_stride = operation.heads * head_dim;
-  const std::int64_t kv_stride = operation.kv_heads * head_dim;
-  const float* q = buffer(pass, operation.q);
-  const float* k = buffer(pass, operation.k);
-  const float* v = buffer(pass, operation.v);
-  float* out = buffer(pass, operation.out);
-  const AttentionTiling tiling(operation, tokens, key_end);
-
-  const auto store_head = [&](std::int64_t kv_head, int) {
-    const kernels::HeadCache cache = cache_.head(operation.layer, kv_head);
-    for (std::int64_t token = 0; token < tokens; ++token) {
-      const std::int64_t offset = token * kv_stride + kv_head * head_dim;
-      vector_kernels_.store_key_value(cache, cache_.format(), head_dim, pass.n_past + token,
-                                      k + offset, v + offset);
-    }
+// One attention operation of one pass.
+struct Engine::AttentionRun {
+  // The tokens and the kv head of one tile.
+  struct Tile {
+    std::int64_t kv_head;
+    std::int64_t token_begin;
+    std::int64_t tokens;
   };
-  if (tokens <= kFewTokens) {
-    for (std::int64_t kv_head = 0; kv_head < operation.kv_heads; ++kv_head) store_head(kv_head, 0);
-  } else {
-    pass.lease.parallel_for(operation.kv_heads, store_head);
+
+  Engine& engine;
+  const Pass& pass;
+  const Attention& operation;
+  AttentionTiling tiling;
+  std::int64_t head_dim;
+  std::int64_t padded_dim;
+  const float* q;
+  float* out;
+
+  AttentionRun(Engine& engine, const Pass& pass, const Attention& operation)
+      : engine(engine),
+        pass(pass),
+        operation(operation),
+        tiling(operation, pass.rows, pass.n_past + pass.rows),
+        head_dim(operation.head_dim),
+        padded_dim(kernels::round_up(operation.head_dim, kernels::kKeyGroup)),
+        q(engine.buffer(pass, operation.q)),
+        out(engine.buffer(pass, operation.out)) {}
+
+  // Writes the new keys and values of one kv head into the cache.
+  void store_head(std::int64_t kv_head) const {
+    const kernels::HeadCache cache = engine.cache_.head(operation.layer, kv_head);
+    const float* k = engine.buffer(pass, operation.k);
+    const float* v = engine.buffer(pass, operation.v);
+    for (std::int64_t token = 0; token < pass.rows; ++token) {
+      const std::int64_t offset = (token * operation.kv_heads + kv_head) * head_dim;
+      engine.vector_kernels_.store_key_value(cache, engine.cache_.format(), head_dim,
+                                             pass.n_past + token, k + offset, v + offset);
+    }
   }
 
-  // out = sum over ranges of e^(maximum - M) weighted / sum over ranges of e^(maximum - M) sum
-  const auto join = [&](std::int64_t kv_head, std::int64_t token_begin, std::int64_t row,
-                        const AttentionPartial* partials, std::int64_t n) {
+  Tile tile(std::int64_t index) const {
+    // Later tokens see more keys: the long tiles first, so that threads end together.
+    const std::int64_t last_first = tiling.tiles - 1 - index / operation.kv_heads;
+    const std::int64_t begin = last_first * tiling.tile_tokens;
+    return {index % operation.kv_heads, begin, std::min(tiling.tile_tokens, pass.rows - begin)};
+  }
+
+  float* range_memory(std::int64_t task) const {
+    const std::int64_t rows = tiling.tile_tokens * tiling.group;
+    return engine.attention_partials_.as<float>() +
+           static_cast<std::size_t>(task * rows) * tiling.row_floats();
+  }
+
+  // One tile over one range of keys.
+  void run_task(std::int64_t task, int thread) const {
+    const std::int64_t range = task % tiling.ranges;
+    const Tile here = tile(task / tiling.ranges);
+    const std::int64_t rows = here.tokens * tiling.group;
+    auto* scratch = reinterpret_cast<float*>(engine.thread_scratch(thread));
+    const AttentionPartial partial =
+        cut_partial(tiling.ranges > 1 ? range_memory(task)
+                                      : scratch + kernels::attention_scratch_floats(rows, head_dim),
+                    rows);
+    const std::int64_t q_stride = operation.heads * head_dim;
+    const AttentionTask work{
+        q + here.token_begin * q_stride + here.kv_head * tiling.group * head_dim,
+        q_stride,
+        here.tokens,
+        tiling.group,
+        head_dim,
+        pass.n_past + here.token_begin,
+        range * tiling.range_length,
+        (range + 1) * tiling.range_length,
+        operation.window,
+        operation.scale,
+        operation.softcap,
+        engine.cache_.head(operation.layer, here.kv_head)};
+    engine.vector_kernels_.attend(work, engine.cache_.format(), partial, scratch);
+    if (tiling.ranges > 1) return;
+    for (std::int64_t row = 0; row < rows; ++row) join(here, row, &partial);
+  }
+
+  void join_tile(std::int64_t index) const {
+    const Tile here = tile(index);
+    const std::int64_t rows = here.tokens * tiling.group;
+    AttentionPartial partials[kMostRanges];
+    for (std::int64_t range = 0; range < tiling.ranges; ++range) {
+      partials[range] = cut_partial(range_memory(index * tiling.ranges + range), rows);
+    }
+    for (std::int64_t row = 0; row < rows; ++row) join(here, row, partials);
+  }
+
+  // out = sum over ranges of e^(maximum - M) weighted / sum over ranges of e^(maximum - M) sum, M
+  // the largest maximum
+  void join(const Tile& here, std::int64_t row, const AttentionPartial* partials) const {
     float maximum = -std::numeric_limits<float>::infinity();
-    for (std::int64_t i = 0; i < n; ++i) maximum = std::max(maximum, partials[i].maximum[row]);
-    const std::int64_t token = token_begin + row / tiling.group;
-    const std::int64_t head = kv_head * tiling.group + row % tiling.group;
-    float* y = out + token * q_stride + head * head_dim;
+    for (std::int64_t i = 0; i < tiling.ranges; ++i) {
+      maximum = std::max(maximum, partials[i].maximum[row]);
+    }
+    const std::int64_t token = here.token_begin + row / tiling.group;
+    const std::int64_t head = here.kv_head * tiling.group + row % tiling.group;
+    float* y = out + (token * operation.heads + head) * head_dim;
     std::fill_n(y, head_dim, 0.0f);
     float total = 0.0f;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const float factor = n == 1 ? 1.0f : std::exp(partials[i].maximum[row] - maximum);
+    for (std::int64_t i = 0; i < tiling.ranges; ++i) {
+      const float factor = tiling.ranges == 1 ? 1.0f : std::exp(partials[i].maximum[row] - maximum);
       total += factor * partials[i].sum[row];
       const float* weighted = partials[i].weighted + row * padded_dim;
       for (std::int64_t d = 0; d < head_dim; ++d) y[d] += factor * weighted[d];
     }
     const float inverse = 1.0f / total;
     for (std::int64_t d = 0; d < head_dim; ++d) y[d] *= inverse;
-  };
+  }
+};
 
-  const std::int64_t tile_rows = tiling.tile_tokens * tiling.group;
-  const auto range_memory = [&](std::int64_t task) {
-    return attention_partials_.as<float>() +
-           static_cast<std::size_t>(task * tile_rows) * tiling.row_floats();
-  };
-  pass.lease.parallel_for(tiling.tasks(), [&](std::int64_t task, int thread) {
-    const std::int64_t range = task % tiling.ranges;
-    const std::int64_t kv_head = task / tiling.ranges % operation.kv_heads;
-    // Later tokens see more keys: the long tasks first, so that threads end together.
-    const std::int64_t tile = tiling.tiles - 1 - task / tiling.ranges / operation.kv_heads;
-    const std::int64_t token_begin = tile * tiling.tile_tokens;
-    const std::int64_t tile_tokens = std::min(tiling.tile_tokens, tokens - token_begin);
-    const std::int64_t rows = tile_tokens * tiling.group;
-    float* scratch = reinterpret_cast<float*>(thread_scratch(thread));
-    const std::size_t kernel_floats = kernels::attention_scratch_floats(tile_rows, head_dim);
-    float* memory = tiling.ranges == 1 ? scratch + kernel_floats : range_memory(task);
-    const AttentionPartial partial = cut_partial(memory, rows);
-    const AttentionTask work{q + token_begin * q_stride + kv_head * tiling.group * head_dim,
-                             q_stride,
-                             tile_tokens,
-                             tiling.group,
-                             head_dim,
-                             pass.n_past + token_begin,
-                             range * tiling.range_length,
-                             (range + 1) * tiling.range_length,
-                             operation.window,
-                             operation.scale,
-                             operation.softcap,
-                             cache_.head(operation.layer, kv_head)};
-    vector_kernels_.attend(work, cache_.format(), partial, scratch);
-    if (tiling.ranges > 1) return;
-    for (std::int64_t row = 0; row < rows; ++row) join(kv_head, token_begin, row, &partial, 1);
-  });
-  if (tiling.ranges == 1) return;
-  pass.lease.parallel_for(operation.kv_heads * tiling.tiles, [&](std::int64_t index, int) {
-    const std::int64_t kv_head = index % operation.kv_heads;
-    const std::int64_t token_begin =
-        (tiling.tiles - 1 - index / operation.kv_heads) * tiling.tile_tokens;
-    const std::int64_t rows = std::min(tiling.tile_tokens, tokens - token_begin) * tiling.group;
-    AttentionPartial partials[kMostRanges];
-    for (std::int64_t range = 0; range < tiling.ranges; ++range) {
-      partials[range] = cut_partial(range_memory(index * tiling.ranges + range), rows);
-    }
-    for (std::int64_t row = 0; row < rows; ++row) {
-      join(kv_head, token_begin, row, partials, tiling.ranges);
-    }
-  });
+void Engine::run(Pass& pass, const Attention& operation) {
+  const AttentionRun run(*this, pass, operation);
+  const std::int64_t keys = pass.n_past + pass.rows;
+  const bool shares = pass.lease.threads() > 1 &&
+                      pass.rows * keys * operation.heads * operation.head_dim >= kWorkWorthSharing;
+  pass.for_chunks(operation.kv_heads, shares && pass.rows > kFewTokens,
+                  [&](std::int64_t kv_head, int) { run.store_head(kv_head); });
+  pass.for_chunks(run.tiling.tasks(), shares,
+                  [&](std::int64_t task, int thread) { run.run_task(task, thread); });
+  if (run.tiling.ranges == 1) return;
+  pass.for_chunks(operation.kv_heads * run.tiling.tiles, shares,
+                  [&](std::int64_t index, int) { run.join_tile(index); });
 }
 
 }  // namespace lilliput::engine

@@ -6,7 +6,6 @@
 // that follows from the shapes alone.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -58,6 +57,8 @@ class Engine {
  private:
   // One forward pass under way.
   struct Pass;
+  struct LinearPlan;
+  struct AttentionRun;
 
   void check_input(std::span<const std::int32_t> tokens, std::int64_t n_past,
                    std::span<const std::int32_t> output_rows, std::span<float> logits) const;
@@ -65,6 +66,8 @@ class Engine {
   void prepare_angles(std::int64_t first_position, std::int64_t tokens);
   float* buffer(const Pass& pass, BufferIndex index) const;
   std::uint8_t* thread_scratch(int thread) const;
+
+  LinearPlan plan_linears(const LinearGroup& group, std::int64_t tokens, bool shares) const;
 
   void run(Pass& pass, const Embed& operation);
   void run(Pass& pass, const RmsNorm& operation);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operations of a Program but attention.
 #include <algorithm>
-#include <array>
 
 #include "engine/pass.h"
 #include "formats/format.h"
@@ -11,23 +10,12 @@ namespace {
 
 // From so many rows on, elementwise work outweighs waking the other threads (about 2 µs).
 constexpr std::int64_t kRowsWorthSharing = 8;
+// Below so many multiplications a linear ends sooner on one thread (about 10 µs).
+constexpr std::int64_t kMultiplicationsWorthSharing = 100'000;
 // Chunks per thread of a linear: enough for an even end, few enough to stream whole pages.
 constexpr std::int64_t kChunksPerThread = 4;
 
 std::size_t cache_line_aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// One preparation of the input serves all parts whose kernels prepare alike.
-struct Preparation {
-  const kernels::MatmulKernel* kernel;
-  std::uint8_t* memory;
-};
-
-// The row chunks of one part within the group's parallel region.
-struct PartPlan {
-  std::size_t preparation;
-  std::int64_t first_chunk;
-  std::int64_t chunk_rows;
-};
 
 void add_bias(const std::vector<float>& bias, std::int64_t row_begin, std::int64_t row_end,
               std::int64_t tokens, std::int64_t stride, float* y) {
@@ -69,60 +57,61 @@ void Engine::run(Pass& pass, const RmsNorm& operation) {
   });
 }
 
+Engine::LinearPlan Engine::plan_linears(const LinearGroup& group, std::int64_t tokens,
+                                        bool shares) const {
+  LinearPlan plan;
+  std::uint8_t* memory = prepared_.as<std::uint8_t>();
+  const std::int64_t wanted_chunks = shares ? options_.threads * kChunksPerThread : 1;
+  for (const LinearPart& part : group.parts) {
+    const kernels::Weight& weight = program_->weights()[static_cast<std::size_t>(part.weight)];
+    const kernels::MatmulKernel& kernel = *matmul_kernels_[static_cast<std::size_t>(part.weight)];
+    const auto same = std::find_if(
+        plan.preparations.begin(), plan.preparations.end(),
+        [&](const LinearPlan::Preparation& p) { return p.kernel->prepare == kernel.prepare; });
+    const auto index = static_cast<std::size_t>(same - plan.preparations.begin());
+    if (same == plan.preparations.end()) {
+      plan.preparations.push_back({&kernel, memory});
+      memory += cache_line_aligned(kernel.prepared_bytes(tokens, weight.columns));
+    }
+    const std::int64_t chunk_rows =
+        kernels::round_up((weight.rows + wanted_chunks - 1) / wanted_chunks, kernel.row_tile);
+    plan.parts.push_back({&part, &weight, &kernel, index, plan.chunks, chunk_rows});
+    plan.chunks += (weight.rows + chunk_rows - 1) / chunk_rows;
+  }
+  return plan;
+}
+
 void Engine::run(Pass& pass, const LinearGroup& operation) {
   const float* x = buffer(pass, operation.x);
   const std::int64_t columns = program_->buffers()[static_cast<std::size_t>(operation.x)];
-  std::vector<Preparation> preparations;
-  std::vector<PartPlan> plans;
-  std::uint8_t* memory = prepared_.as<std::uint8_t>();
-  std::int64_t chunks = 0;
-  const std::int64_t wanted_chunks =
-      pass.lease.threads() == 1 ? 1 : pass.lease.threads() * kChunksPerThread;
+  std::int64_t outputs = 0;
   for (const LinearPart& part : operation.parts) {
-    const kernels::MatmulKernel* kernel = matmul_kernels_[static_cast<std::size_t>(part.weight)];
-    const auto same = std::find_if(preparations.begin(), preparations.end(), [&](const auto& p) {
-      return p.kernel->prepare == kernel->prepare;
-    });
-    const auto index = static_cast<std::size_t>(same - preparations.begin());
-    if (same == preparations.end()) {
-      preparations.push_back({kernel, memory});
-      memory += cache_line_aligned(kernel->prepared_bytes(pass.rows, columns));
-    }
-    const std::int64_t rows = program_->weights()[static_cast<std::size_t>(part.weight)].rows;
-    const std::int64_t chunk_rows =
-        kernels::round_up((rows + wanted_chunks - 1) / wanted_chunks, kernel->row_tile);
-    plans.push_back({index, chunks, chunk_rows});
-    chunks += (rows + chunk_rows - 1) / chunk_rows;
+    outputs += program_->buffers()[static_cast<std::size_t>(part.out)];
   }
-  for (const Preparation& preparation : preparations) {
+  const bool shares =
+      pass.lease.threads() > 1 && pass.rows * columns * outputs >= kMultiplicationsWorthSharing;
+  const LinearPlan plan = plan_linears(operation, pass.rows, shares);
+  for (const LinearPlan::Preparation& preparation : plan.preparations) {
     const kernels::MatmulKernel& kernel = *preparation.kernel;
     const std::int64_t step = kernels::round_up(kRowsWorthSharing, kernel.token_tile);
-    const auto prepare = [&](std::int64_t begin, std::int64_t end) {
-      kernel.prepare(x, columns, pass.rows, columns, begin, end, preparation.memory);
-    };
-    if (pass.rows <= step || pass.lease.threads() == 1) {
-      prepare(0, pass.rows);
-    } else {
-      pass.lease.parallel_for((pass.rows + step - 1) / step, [&](std::int64_t chunk, int) {
-        prepare(chunk * step, std::min(pass.rows, (chunk + 1) * step));
-      });
-    }
+    pass.for_chunks((pass.rows + step - 1) / step, shares && pass.rows > step,
+                    [&](std::int64_t chunk, int) {
+                      kernel.prepare(x, columns, pass.rows, columns, chunk * step,
+                                     std::min(pass.rows, (chunk + 1) * step), preparation.memory);
+                    });
   }
-  pass.lease.parallel_for(chunks, [&](std::int64_t chunk, int thread) {
-    std::size_t index = plans.size() - 1;
-    while (plans[index].first_chunk > chunk) --index;
-    const PartPlan& plan = plans[index];
-    const LinearPart& part = operation.parts[index];
-    const kernels::Weight& weight = program_->weights()[static_cast<std::size_t>(part.weight)];
-    const std::int64_t begin = (chunk - plan.first_chunk) * plan.chunk_rows;
-    const std::int64_t end = std::min(weight.rows, begin + plan.chunk_rows);
-    float* y = buffer(pass, part.out);
-    matmul_kernels_[static_cast<std::size_t>(part.weight)]->multiply(
-        weight, preparations[plan.preparation].memory, pass.rows, y, weight.rows, begin, end,
-        thread_scratch(thread));
-    if (part.bias != kNone) {
-      add_bias(program_->vectors()[static_cast<std::size_t>(part.bias)], begin, end, pass.rows,
-               weight.rows, y);
+  pass.for_chunks(plan.chunks, shares, [&](std::int64_t chunk, int thread) {
+    std::size_t index = plan.parts.size() - 1;
+    while (plan.parts[index].first_chunk > chunk) --index;
+    const LinearPlan::Part& part = plan.parts[index];
+    const std::int64_t begin = (chunk - part.first_chunk) * part.chunk_rows;
+    const std::int64_t end = std::min(part.weight->rows, begin + part.chunk_rows);
+    float* y = buffer(pass, part.linear->out);
+    part.kernel->multiply(*part.weight, plan.preparations[part.preparation].memory, pass.rows, y,
+                          part.weight->rows, begin, end, thread_scratch(thread));
+    if (part.linear->bias != kNone) {
+      add_bias(program_->vectors()[static_cast<std::size_t>(part.linear->bias)], begin, end,
+               pass.rows, part.weight->rows, y);
     }
   });
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "engine/engine.h"
 #include "engine/thread_pool.h"
@@ -19,6 +20,17 @@ struct Engine::Pass {
   ThreadPool::Lease& lease;
   std::int64_t rows;  // of the operation under way
 
+  // Calls body(chunk, thread) for each chunk, on this thread alone where sharing the work costs
+  // more than it saves.
+  template <typename Body>
+  void for_chunks(std::int64_t chunks, bool shares, Body body) const {
+    if (shares) {
+      lease.parallel_for(chunks, body);
+      return;
+    }
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) body(chunk, 0);
+  }
+
   // Calls body(first row, end row): in one piece where the rows are few, in parallel otherwise.
   template <typename Body>
   void for_rows(std::int64_t rows_at_least, Body body) const {
@@ -31,6 +43,26 @@ struct Engine::Pass {
       body(chunk * kRowsPerChunk, std::min(rows, (chunk + 1) * kRowsPerChunk));
     });
   }
+};
+
+// How a group of linears is cut into chunks of output rows, and how its input is prepared.
+struct Engine::LinearPlan {
+  // One preparation of the input serves all parts whose kernels prepare alike.
+  struct Preparation {
+    const kernels::MatmulKernel* kernel;
+    std::uint8_t* memory;
+  };
+  struct Part {
+    const LinearPart* linear;
+    const kernels::Weight* weight;
+    const kernels::MatmulKernel* kernel;
+    std::size_t preparation;
+    std::int64_t first_chunk;
+    std::int64_t chunk_rows;
+  };
+  std::vector<Preparation> preparations;
+  std::vector<Part> parts;
+  std::int64_t chunks = 0;
 };
 
 // How attention is cut into tasks: by kv head, by tile of tokens, and for few tokens by range of

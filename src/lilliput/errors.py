@@ -19,6 +19,10 @@ LilliputError                 one clear line for the user: which item, what was 
 class LilliputError(Exception):
     """Root of all errors whose message is written for the user."""
 
+    def __init__(self, message: str = "") -> None:
+        # Names come out of files: a line break or an escape sequence in one must not reach the terminal.
+        super().__init__("".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in message))
+
 
 class FormatError(LilliputError):
     """A tensor cannot be held by, or decoded from, a number format."""

@@ -3,16 +3,84 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import lilliput
 from lilliput.architectures.architecture import Json
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.containers import CONTAINERS, open_model
+from lilliput.containers.container import Container, Contents, Split
+from lilliput.containers.gguf import Gguf
+from lilliput.containers.gguf_metadata import file_name
+from lilliput.containers.inspection import Inspection
+from lilliput.containers.inspection import inspect as inspect_file
+from lilliput.containers.publish import check_target, publish
+from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
+from lilliput.evaluation.compare import EvaluationResult
+from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
+from lilliput.models import BUILT_IN, gulliver
+from lilliput.pipeline.quantize_tensors import quantized_tensors
+from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
+from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
+from lilliput.recipes.plan import Plan, resolve
+from lilliput.recipes.recipe import Method, parse_method
+from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
+from lilliput.runtime.generate import Generation
+from lilliput.runtime.sampler import SamplingOptions
+from lilliput.runtime.session import Activations, EngineOptions, Session, default_threads
+from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
+from lilliput.text.documents import read_text
+from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
+
+if TYPE_CHECKING:
+    from lilliput.text.vocabulary import Vocabulary
 
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
+BUILT_IN_TEXT = "builtin"
+FINGERPRINT_KEY = "lilliput.fingerprint"
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Where the importance of inputs comes from; at most one of the three, none means unweighted.
+
+    text: files to calibrate on now, or ("builtin",).  statistics: from `calibrate`.  imatrix: llama.cpp's file.
+    """
+
+    text: tuple[Path, ...] = ()
+    statistics: Path | None = None
+    imatrix: Path | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("text", "statistics", "imatrix") if getattr(self, name)]
+        if len(given) > 1:
+            raise CalibrationError(f"--{' and --'.join(given)} were both given; they say the same thing, give one")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there will be statistics."""
+        return bool(self.text or self.statistics or self.imatrix)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """How to write. split: parts of a split set.  method: replaces the default.  threads: None means all."""
+
+    force: bool = False
+    split: Split = Split()
+    method: str | None = None
+    threads: int | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +101,450 @@ class QuantizeResult:
             "bytes": self.bytes,
             "bits_per_weight": self.bits_per_weight,
             "ledger": str(self.ledger),
+            "warnings": list(self.warnings),
         }
 
 
-def default_threads() -> int:
-    """LILLIPUT_THREADS, or the processors this process may use."""
-    set_by_user = os.environ.get("LILLIPUT_THREADS", "")
-    return int(set_by_user) if set_by_user.isdigit() and int(set_by_user) > 0 else len(os.sched_getaffinity(0))
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A plan and what carrying it out will take. bytes: of all output files, exactly."""
+
+    plan: Plan
+    bytes: int
+    cost: CostEstimate
+
+    def to_json(self) -> dict[str, Json]:
+        """The contract of `lilliput plan --json`."""
+        return {
+            "tensors": [dict(row) for row in self.plan.json_rows()],
+            "bytes": self.bytes,
+            "bits_per_weight": self.plan.bits_per_weight,
+            "peak_ram_bytes": self.cost.peak_ram_bytes,
+            "disk_bytes": self.cost.disk_bytes,
+            "seconds": dict(self.cost.seconds),
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def plan(
+    model: PathLike, to: str, *, guidance: Guidance | None = None, options: QuantizeOptions | None = None
+) -> PlanReport:
+    """What `quantize` will do, from headers alone, with its exact size and what it will take."""
+    guidance, options = guidance or Guidance(), options or QuantizeOptions()
+    with opened(model, options.revision) as source:
+        found = resolve(source, to, statistics_present=guidance.is_given, method=parse_method(options.method))
+        contents, _ = _contents(source, found)
+        parts = Gguf().layout(contents, "model.gguf", options.split)
+        size = sum(part.size for part in parts)
+        speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
+        tokens = _tokens_to_calibrate(source, guidance)
+        cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, calibration_tokens=tokens)
+        return PlanReport(found, size, cost)
+
+
+def quantize(
+    model: PathLike,
+    to: str,
+    output: PathLike | None = None,
+    *,
+    guidance: Guidance | None = None,
+    options: QuantizeOptions | None = None,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Quantize `model` to a preset, number format or recipe; verify, publish, write the ledger.
+
+    output: a GGUF file (or .safetensors for our own layout); None means `<Model>-<Size>-<QUANT>.gguf` here.
+    progress: called with (weights done, weights in all).
+    Raises LilliputError with one clear line; nothing is left behind then.
+    """
+    guidance, options = guidance or Guidance(), options or QuantizeOptions()
+    with opened(model, options.revision) as source:
+        method = parse_method(options.method)
+        plan = resolve(source, to, statistics_present=guidance.is_given, method=method)
+        contents, notes = _contents(source, plan)
+        target = Path(output) if output else Path(file_name(source.provenance.general, contents.weights, plan.recipe))
+        container = _container_for(target)
+        paths = tuple(target.parent / part.file_name for part in container.layout(contents, target.name, options.split))
+        job = _Job(source, plan, guidance, options, fingerprint=_fingerprint(source, plan, guidance, options))
+        result = QuantizeResult(
+            paths, 0, plan.bits_per_weight, ledger_path(target), (*plan.warnings, *notes), is_up_to_date=False
+        )
+        if not options.force and _is_up_to_date(paths, job.fingerprint):
+            return replace(result, bytes=sum(path.stat().st_size for path in paths), is_up_to_date=True)
+        check_target(target, container.layout(contents, target.name, options.split), overwrite=options.force)
+        return job.run(container, contents, target, result, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One quantization, decided and checked, not yet begun."""
+
+    source: ModelSource
+    plan: Plan
+    guidance: Guidance
+    options: QuantizeOptions
+    fingerprint: str
+
+    def run(
+        self, container: Container, contents: Contents, target: Path, result: QuantizeResult, progress: Progress | None
+    ) -> QuantizeResult:
+        """Calibrate if asked, quantize, verify, publish, write the ledger."""
+        statistics = self._statistics(progress)
+        contents = replace(contents, metadata={**self._metadata(statistics), **contents.metadata})
+        entries: list[LedgerEntry] = []
+        published = publish(
+            container, contents, self._tensors(statistics, entries, progress), target,
+            split=self.options.split, overwrite=self.options.force,
+        )  # fmt: skip
+        check_complete(self.plan, entries)
+        warnings = (*result.warnings, *_statistics_notes(self.source, self.plan, statistics), *_overflow_notes(entries))
+        Ledger(
+            recipe=self.plan.recipe,
+            model=self.plan.source,
+            output=tuple(path.name for path in published.paths),
+            bits_per_weight=self.plan.bits_per_weight,
+            bytes=published.nbytes,
+            fingerprints={
+                "output": self.fingerprint,
+                "plan": self.plan.fingerprint,
+                "model": self.source.fingerprint(),
+            },
+            entries=tuple(entries),
+            datasets=statistics.datasets if statistics else (),
+            notes=warnings,
+        ).write(result.ledger)
+        return replace(result, output=published.paths, bytes=published.nbytes, warnings=warnings)
+
+    def _statistics(self, progress: Progress | None) -> Statistics | None:
+        from lilliput.calibration.collect import CalibrationOptions
+        from lilliput.calibration.collect import calibrate as collect_statistics
+        from lilliput.calibration.statistics_file import read_statistics
+
+        if self.guidance.text:
+            chosen = CalibrationOptions(threads=self.options.threads)
+            return collect_statistics(self.source, _text_files(self.guidance.text), chosen, progress)
+        file = self.guidance.statistics or self.guidance.imatrix
+        statistics = read_statistics(file) if file else None
+        if statistics is not None:
+            _check_statistics(self.plan, statistics)
+        return statistics
+
+    def _metadata(self, statistics: Statistics | None) -> dict[str, Json]:
+        keys: dict[str, Json] = {
+            FINGERPRINT_KEY: self.fingerprint,
+            "lilliput.version": lilliput.__version__,
+            "lilliput.recipe": self.plan.recipe,
+        }
+        if statistics is not None:
+            file = self.guidance.imatrix or self.guidance.statistics
+            keys |= {
+                "quantize.imatrix.file": file.name if file else "calibrated in the same run",
+                "quantize.imatrix.dataset": ", ".join(statistics.datasets),
+                "quantize.imatrix.entries_count": len(statistics.inputs),
+                "quantize.imatrix.chunks_count": statistics.chunks,
+            }
+        return keys
+
+    def _tensors(
+        self, statistics: Statistics | None, entries: list[LedgerEntry], progress: Progress | None
+    ) -> Iterator[QuantizedTensor]:
+        done, total = 0, self.plan.weights
+        threads = self.options.threads or default_threads()
+        for tensor, entry in quantized_tensors(self.source, self.plan, statistics, threads=threads):
+            entries.append(entry)
+            yield tensor
+            done += tensor.rows * tensor.columns
+            if progress is not None:
+                progress(done, total)
+
+
+def calibrate(
+    model: PathLike,
+    text: Sequence[PathLike] = (),
+    output: PathLike | None = None,
+    *,
+    options: CalibrateOptions | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Collect what enters every linear layer; write it to `output` (.safetensors, or .gguf for llama.cpp).
+
+    text: files; none or "builtin" means the built-in mix.  progress: called with (steps done, steps in all).
+    """
+    from lilliput.calibration.collect import CalibrationOptions
+    from lilliput.calibration.collect import calibrate as collect_statistics
+    from lilliput.calibration.statistics_file import merge, read_statistics, write_statistics
+
+    options = options or CalibrateOptions()
+    target = Path(output) if output is not None else None
+    if target is not None and target.exists() and not options.force:
+        raise CalibrationError(f"{target} exists already; pass --force to replace it or choose another name with -o")
+    earlier = [read_statistics(path) for path in options.merge]
+    with opened(model, options.revision) as source:
+        chosen = CalibrationOptions(
+            chunk_size=options.chunk_size, tokens=options.tokens, device=options.device, threads=options.threads,
+            memory_limit=options.memory_limit,
+        )  # fmt: skip
+        statistics = collect_statistics(source, _text_files([Path(path) for path in text]), chosen, progress)
+    for other in earlier:
+        statistics = merge(statistics, other)
+    if target is not None:
+        write_statistics(target, statistics)
+    return statistics
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateOptions:
+    """chunk_size: tokens a sequence.  tokens: at most this many.  merge: statistics files whose sums are added."""
+
+    chunk_size: int = 512
+    tokens: int | None = None
+    merge: tuple[Path, ...] = ()
+    device: str = "cpu"
+    threads: int | None = None
+    memory_limit: int | None = None
+    revision: str | None = None
+    force: bool = False
+
+
+def evaluate(
+    base: PathLike,
+    files: Sequence[PathLike],
+    text: PathLike,
+    *,
+    options: EvaluationOptions | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Measure quantized files against the original, on the same tokens, over the full vocabulary.
+
+    text: plain, JSON Lines or gzip.  progress: called with (windows done, windows in all).
+    Raises EvaluationError for text shorter than one window or models that cannot be compared.
+    """
+    with ExitStack() as stack:
+        named = [(str(name), stack.enter_context(opened(name))) for name in (base, *files)]
+        return compare_models(named[0], named[1:], read_text(Path(text)), options, progress=progress)
+
+
+def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
+    """Metadata and tensors of a file or folder, from headers alone."""
+    name = str(file)
+    return inspect_file(gulliver() if name == BUILT_IN and not Path(name).exists() else Path(name))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """context: positions of the cache; None means just enough for prompt and answer, up to the model's."""
+
+    max_tokens: int = 128
+    sampling: SamplingOptions = SamplingOptions()
+    context: int | None = None
+    threads: int | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """What was generated: without prompt, BOS and EOS. Rates are None where nothing ran."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    prefill_tok_s: float | None
+    decode_tok_s: float | None
+    finish_reason: str
+
+    def to_json(self) -> dict[str, Json]:
+        """The contract of `lilliput run --json`."""
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "prompt_tokens": self.prompt_tokens,
+            "prefill_tok_s": self.prefill_tok_s,
+            "decode_tok_s": self.decode_tok_s,
+            "finish_reason": self.finish_reason,
+        }
+
+
+def generate(
+    model: PathLike,
+    prompt: str,
+    *,
+    options: GenerateOptions | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> GenerateResult:
+    """Continue `prompt` as raw text: no chat template, BOS as the metadata says.
+
+    on_text: called with each piece of text as it comes.  Raises RuntimeModelError, TokenizerError.
+    """
+    options = options or GenerateOptions()
+    with opened(model, options.revision) as source:
+        vocabulary = source.vocabulary()
+        tokenizer = Tokenizer(vocabulary)
+        prompt_ids = tokenizer.encode(prompt, add_special=True) or _first_token(vocabulary)
+        enough = min(len(prompt_ids) + options.max_tokens, source.config.context_length)
+        engine = EngineOptions(threads=options.threads, context=options.context or max(enough, 1))
+        generation = Generation(
+            Session(source, engine), prompt_ids, options.sampling,
+            max_tokens=options.max_tokens, stop_ids=end_of_generation_ids(vocabulary),
+        )  # fmt: skip
+        decoder = StreamDecoder(tokenizer, continues=bool(prompt))
+        pieces, token_ids = [], []
+        for token in generation:
+            token_ids.append(token)
+            pieces.append(decoder.feed(token))
+            if on_text is not None and pieces[-1]:
+                on_text(pieces[-1])
+        pieces.append(decoder.finish())
+        if on_text is not None and pieces[-1]:
+            on_text(pieces[-1])
+    timings = generation.timings
+    return GenerateResult(
+        "".join(pieces), tuple(token_ids), timings.prompt_tokens, timings.prefill_tok_s, timings.decode_tok_s,
+        str(generation.finish_reason),
+    )  # fmt: skip
+
+
+def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None) -> list[SpeedRow]:
+    """Prefill and decode speed of a file on this machine, one process per row."""
+    name = str(gulliver()) if str(model) == BUILT_IN and not Path(str(model)).exists() else str(model)
+    return measure_speed(name, tests, progress=progress)
 
 
 def chosen_seed(seed: int | None) -> int:
     """The given seed, or one drawn from the system that the caller prints."""
     return secrets.randbelow(2**31) if seed is None else seed
+
+
+def activation_kind(name: str) -> Activations:
+    """Parse --activations. Raises RecipeError."""
+    if name == "f32" or name == "engine":
+        return name
+    raise RecipeError(f"unknown --activations '{name}'; known: f32, engine")
+
+
+def thread_counts(words: str) -> tuple[int, ...]:
+    """Parse a comma list of thread counts; empty means all cores. Raises RecipeError."""
+    if not words:
+        return (default_threads(),)
+    counts = [word.strip() for word in words.split(",")]
+    if not all(word.isdigit() and int(word) > 0 for word in counts):
+        raise RecipeError(f"--threads '{words}' is not a comma list of positive whole numbers such as 1,2")
+    return tuple(int(word) for word in counts)
+
+
+def parse_bytes(text: str) -> int:
+    """'5GB' -> 5 * 10^9, '2GiB' -> 2 * 2^30, '1000' -> 1000. Raises RecipeError."""
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = units.get(found[2].upper()) if found else None
+    if found is None or unit is None:
+        raise RecipeError(f"'{text}' is not a size; write a number and B, kB, MB, GB, KiB, MiB or GiB, such as 5GB")
+    return int(float(found[1]) * unit)
+
+
+@contextmanager
+def opened(model: PathLike, revision: str | None = None) -> Iterator[ModelSource]:
+    """Open a model by path, hub id, or the built-in name 'gulliver'; release its maps at the end."""
+    name = str(model)
+    # A folder of that name in the working directory is what its owner means.
+    target = gulliver() if name == BUILT_IN and not Path(name).exists() else name
+    with closing(open_model(target, revision=revision)) as source:
+        yield source
+
+
+def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
+    """What will be written, and notes for the user."""
+    vocabulary: Vocabulary | None = None
+    notes = []
+    try:
+        vocabulary = source.vocabulary()
+    except TokenizerError as missing:
+        notes.append(f"the output holds no tokenizer and cannot run text: {missing}")
+    headers = tuple(TensorHeader(row.name, row.shape, row.format) for row in plan.rows)
+    contents = Contents(source.architecture, source.config, vocabulary, source.provenance, headers, preset=plan.recipe)
+    return contents, notes
+
+
+def _tokens_to_calibrate(source: ModelSource, guidance: Guidance) -> int:
+    """Tokens that this run will calibrate on; 0 where it does not."""
+    if not guidance.text:
+        return 0
+    from lilliput.calibration.data import calibration_chunks
+
+    size = min(CalibrateOptions().chunk_size, source.config.context_length)
+    return int(calibration_chunks(source.vocabulary(), _text_files(guidance.text), chunk_size=size, tokens=None).size)
+
+
+def _first_token(vocabulary: Vocabulary) -> list[int]:
+    """What an empty prompt starts from where the tokenizer adds no BOS of its own."""
+    first = vocabulary.bos_token_id if vocabulary.bos_token_id is not None else vocabulary.eos_token_id
+    return [] if first is None else [first]
+
+
+def _container_for(target: Path) -> Container:
+    for container in CONTAINERS:
+        if target.suffix == container.suffix:
+            return container
+    known = ", ".join(container.suffix for container in CONTAINERS)
+    raise ContainerError(f"{target.name}: the name must end in one of {known}; it decides the file format")
+
+
+def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: QuantizeOptions) -> str:
+    """sha256 hex over everything that decides the output's bytes."""
+    files = [path for path in (*guidance.text, guidance.statistics, guidance.imatrix) if path is not None]
+    content = [
+        lilliput.__version__, source.fingerprint(), plan.fingerprint,
+        [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name for path in files],
+        [options.split.max_bytes, options.split.max_tensors],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _is_up_to_date(paths: Sequence[Path], fingerprint: str) -> bool:
+    if not all(path.is_file() for path in paths):
+        return False
+    try:
+        return inspect_file(paths[0]).metadata.get(FINGERPRINT_KEY) == fingerprint
+    except ContainerError:
+        return False
+
+
+def _text_files(text: Sequence[Path]) -> list[Path]:
+    """The files to read; an empty list means the built-in mix. Raises CalibrationError."""
+    if [path.name for path in text] == [BUILT_IN_TEXT] and not text[0].exists():
+        return []
+    for path in text:
+        if not path.is_file():
+            raise CalibrationError(f"{path}: no such text file; give a text, JSONL or chat file, or 'builtin'")
+    return list(text)
+
+
+def _check_statistics(plan: Plan, statistics: Statistics) -> None:
+    for row in plan.rows:
+        inputs = statistics.inputs.get(row.name)
+        if inputs is not None and len(inputs.sum_of_squares) != row.shape[-1]:
+            raise CalibrationError(
+                f"{row.name}: the statistics have {len(inputs.sum_of_squares)} inputs, the tensor has {row.shape[-1]}; "
+                "they belong to another model, calibrate this one"
+            )
+
+
+def _statistics_notes(source: ModelSource, plan: Plan, statistics: Statistics | None) -> list[str]:
+    if statistics is None:
+        return []
+    notes = []
+    if statistics.model and statistics.model != source.fingerprint():
+        notes.append("the statistics were collected on another file of this model, or on another model")
+    without = [
+        row.name
+        for row in plan.rows
+        if row.method not in ("copy", "round_to_nearest")
+        and row.role is not Role.TOKEN_EMBEDDING
+        and row.name not in statistics.inputs
+    ]
+    if without:
+        notes.append(f"{len(without)} tensors have no statistics and were done without (first: {without[0]})")
+    return notes
+
+
+def _overflow_notes(entries: Sequence[LedgerEntry]) -> list[str]:
+    return [f"{entry.name}: {entry.reason}" for entry in entries if "beyond F16's range" in entry.reason]

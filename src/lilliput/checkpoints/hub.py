@@ -59,5 +59,6 @@ def download(repository: str, revision: str | None = None) -> Path:
             "check the network, unset HF_HUB_OFFLINE, or give a folder"
         ) from failure
     except (HfHubHTTPError, OSError) as failure:
-        reason = str(failure).strip().splitlines()
-        raise CheckpointError(f"{repository}: download failed: {reason[0] if reason else failure!r}") from failure
+        lines = str(failure).strip().splitlines()
+        reason = lines[0] if lines else type(failure).__name__
+        raise CheckpointError(f"{repository}: download failed: {reason}") from failure

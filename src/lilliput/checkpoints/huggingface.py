@@ -81,6 +81,11 @@ class HuggingFaceModel:
         """Canonical name -> header, in the order of the architecture's table."""
         return self._headers
 
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """All shards."""
+        return tuple(dict.fromkeys(file.path for file in self._files.values()))
+
     def source_name(self, name: str) -> str:
         """The checkpoint's own name of a canonical tensor; the canonical one where it holds none."""
         return self._sources[name] or name

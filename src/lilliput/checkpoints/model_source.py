@@ -40,6 +40,10 @@ class ModelSource(Protocol):
     def headers(self) -> Mapping[str, TensorHeader]:
         """Canonical name -> header, in file order; tied tensors appear once. Reads headers only."""
 
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors: all shards of a folder, all parts of a split."""
+
     def source_name(self, name: str) -> str:
         """How this source itself spells a canonical tensor name (Hugging Face name for a folder)."""
 

@@ -112,7 +112,7 @@ def decode_float32(dtype: str, data: ByteArray) -> FloatArray:
         # E5M2 is the upper byte of a float16.
         return (data.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
     if dtype == "F8_E8M0":
-        return np.ldexp(np.float32(1.0), data.astype(np.int32) - 127).astype(np.float32)
+        return _E8M0_VALUES[data]
     return np.frombuffer(data, dtype=_NUMPY[dtype]).astype(np.float32)
 
 
@@ -126,6 +126,8 @@ def _e4m3_values() -> FloatArray:
 
 
 _E4M3_VALUES = _e4m3_values()
+# Powers of two with bias 127; 0xff is NaN.
+_E8M0_VALUES: FloatArray = np.append(2.0 ** (np.arange(255) - 127.0), np.nan).astype(np.float32)
 
 
 class _Header:

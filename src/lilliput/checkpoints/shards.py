@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from lilliput.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+# A plain file name in the folder itself.
+_SHARD_NAME = re.compile(r"[\w+-][\w.+-]*\.safetensors")
 # An index of a trillion-parameter model is a few MB.
 MAX_JSON_BYTES = 1 << 28
 
@@ -52,7 +55,7 @@ def _open_indexed(folder: Path) -> Mapping[str, SafetensorsFile]:
         raise CheckpointError(f"{INDEX}: no 'weight_map' from tensors to files")
     names: dict[str, None] = {}
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\\" in shard or "\0" in shard:
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
             raise CheckpointError(
                 f"{INDEX}: tensor '{tensor}' points to {shard!r}, which leaves the model folder; refused"
             )

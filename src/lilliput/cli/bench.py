@@ -22,12 +22,11 @@ def command(
 ) -> None:
     """Measure prefill and decode, one process per row, medians with their spread."""
     from lilliput import workflows
+    from lilliput.runtime.speed import speed_tests
 
+    tests = speed_tests(workflows.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat)
     with progress("measuring") as advance:
-        rows = workflows.bench(
-            file, thread_counts=workflows.thread_counts(threads), prefill=prefill, decode=decode, depth=depth,
-            repeat=repeat, progress=advance,
-        )  # fmt: skip
+        rows = workflows.bench(file, tests, progress=advance)
     if json:
         print_json({"rows": [row.to_json() for row in rows]})
         return

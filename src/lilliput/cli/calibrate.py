@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import print_json, progress, say
+from lilliput.cli.output import print_json, progress, tell
 
 
 def command(
@@ -20,6 +20,7 @@ def command(
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after this many tokens.")] = None,
     merge: Annotated[list[Path] | None, typer.Option("--merge", help="Add the sums of earlier statistics.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    memory_limit: Annotated[str | None, typer.Option("--memory-limit", help="Working memory, e.g. 4GB.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     force: options.Force = False,
@@ -28,15 +29,16 @@ def command(
     """Collect what enters every linear layer on a text. Reads and writes imatrix.gguf too."""
     from lilliput import workflows
 
+    chosen = workflows.CalibrateOptions(
+        chunk_size=context, tokens=tokens, merge=tuple(merge or ()), device=device, threads=threads,
+        memory_limit=workflows.parse_bytes(memory_limit) if memory_limit else None, revision=revision, force=force,
+    )  # fmt: skip
     with progress("calibrating") as advance:
-        statistics = workflows.calibrate(
-            model, text, output, chunk_size=context, tokens=tokens, merge=merge or [], device=device,
-            threads=threads, revision=revision, force=force, progress=advance,
-        )  # fmt: skip
+        statistics = workflows.calibrate(model, text or (), output, options=chosen, progress=advance)
     seen = statistics.chunks * statistics.chunk_size
     if json:
         print_json(
             {"output": str(output), "chunks": statistics.chunks, "tokens": seen, "layers": len(statistics.inputs)}
         )
     else:
-        say(f"{output}: {len(statistics.inputs)} layers, {seen} tokens in {statistics.chunks} chunks")
+        tell(f"{output}: {len(statistics.inputs)} layers, {seen} tokens in {statistics.chunks} chunks")

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import print_json, progress, say
+from lilliput.cli.output import print_json, progress, tell
 
 
 def command(
@@ -28,14 +28,12 @@ def command(
 ) -> None:
     """Perplexity and KL divergence of quantized files, paired, over the full vocabulary."""
     from lilliput import workflows
+    from lilliput.evaluation.model_logits import EvaluationOptions
 
-    kind: Literal["f32", "engine"] = workflows.activation_kind(activations)
+    chosen = EvaluationOptions(context, tokens, workflows.activation_kind(activations), threads=threads)
     with progress("evaluating") as advance:
-        result = workflows.evaluate(
-            base, files, text, context=context, tokens=tokens, activations=kind, threads=threads, progress=advance
-        )
+        result = workflows.evaluate(base, files, text, options=chosen, progress=advance)
     if json:
         print_json(result.to_json())
     else:
-        for line in result.to_text().splitlines():
-            say(line)
+        tell(result.to_text())

@@ -54,6 +54,11 @@ def say(message: str) -> None:
     console().print(message)
 
 
+def tell(message: str) -> None:
+    """One line of the result, on stdout."""
+    console(to_stdout=True).print(message)
+
+
 def warn(message: str) -> None:
     """One warning for the user, on stderr."""
     console().print(f"warning: {message}", style="yellow")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from lilliput.cli import options
-from lilliput.cli.output import human_bytes, human_seconds, print_json, print_table, say, warn
+from lilliput.cli.output import human_bytes, human_seconds, print_json, print_table, tell, warn
 
 
 def command(
@@ -21,8 +21,9 @@ def command(
     """Show the per-tensor plan, the exact size, peak RAM, disk and time. Reads headers only."""
     from lilliput import workflows
 
-    guided = any(value is not None for value in (text, statistics, imatrix))
-    report = workflows.plan(model, to, method=method, is_guided=guided, revision=revision, threads=threads)
+    guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
+    chosen = workflows.QuantizeOptions(method=method, threads=threads, revision=revision)
+    report = workflows.plan(model, to, guidance=guidance, options=chosen)
     if json:
         print_json(report.to_json())
         return
@@ -38,10 +39,10 @@ def command(
         for row in report.plan.rows
     ]
     print_table(f"{model} -> {to}", ("tensor", "shape", "format", "method", "size", "reason"), rows, numeric=(1, 4))
-    say(
+    tell(
         f"\nfile {human_bytes(report.bytes)} ({report.plan.bits_per_weight:.3f} bits per weight), "
-        f"peak RAM {human_bytes(report.peak_ram_bytes)}, disk {human_bytes(report.disk_bytes)}, "
-        + ", ".join(f"{stage} {human_seconds(seconds)}" for stage, seconds in report.seconds.items())
+        f"peak RAM {human_bytes(report.cost.peak_ram_bytes)}, disk {human_bytes(report.cost.disk_bytes)}, "
+        + ", ".join(f"{stage} {human_seconds(seconds)}" for stage, seconds in report.cost.seconds.items())
     )
     for warning in report.plan.warnings:
         warn(warning)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import human_bytes, print_json, progress, say, warn
+from lilliput.cli.output import human_bytes, print_json, progress, tell, warn
 
 
 def command(
@@ -28,20 +28,21 @@ def command(
 ) -> None:
     """Quantize a model into one file (or a split set), verified and published atomically."""
     from lilliput import workflows
+    from lilliput.containers.container import Split
 
+    guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
+    split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
+    chosen = workflows.QuantizeOptions(force, split, method, threads, revision)
     with progress("quantizing") as advance:
-        result = workflows.quantize(
-            model, to, output, text=text, statistics=statistics, imatrix=imatrix, method=method, force=force,
-            split_max_size=split_max_size, threads=threads, revision=revision, progress=advance,
-        )  # fmt: skip
+        result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)
     for warning in result.warnings:
         warn(warning)
     if json:
         print_json(result.to_json())
     elif result.is_up_to_date:
-        say(f"{result.output[0]}: up to date")
+        tell(f"{result.output[0]}: up to date")
     else:
-        say(
+        tell(
             f"{result.output[0]}: {human_bytes(result.bytes)}, {result.bits_per_weight:.3f} bits per weight; "
             f"ledger {result.ledger}"
         )

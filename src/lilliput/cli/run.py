@@ -42,10 +42,8 @@ def command(
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    result = workflows.generate(
-        file, prompt, max_tokens=max_tokens, sampling=sampling, context=context, threads=threads, revision=revision,
-        on_text=None if json else show,
-    )  # fmt: skip
+    chosen = workflows.GenerateOptions(max_tokens, sampling, context, threads, revision)
+    result = workflows.generate(file, prompt, options=chosen, on_text=None if json else show)
     if json:
         print_json(result.to_json())
         return

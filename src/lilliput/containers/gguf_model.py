@@ -93,6 +93,11 @@ class GgufModel:
         """Canonical name -> header, in file order."""
         return self._headers
 
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """All parts."""
+        return tuple(part.path for part in self._parts)
+
     def source_name(self, name: str) -> str:
         """GGUF's names are the canonical ones."""
         return name

@@ -131,6 +131,11 @@ class LilliputModel:
         """Canonical name -> header, in file order."""
         return self._headers
 
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The one file."""
+        return (self.path,)
+
     def source_name(self, name: str) -> str:
         """This layout uses canonical names."""
         return name

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +17,7 @@ from lilliput.checkpoints.mapped_file import CHUNK_BYTES
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import PartLayout, PlacedTensor, Written
 from lilliput.errors import ContainerError, PublishError
+from lilliput.formats.native_decode import decode
 from lilliput.records import QuantizedTensor
 
 # Weights decoded at once while verifying.
@@ -120,27 +120,13 @@ def check_finite(tensor: QuantizedTensor, where: str) -> None:
 
 
 def decoded_pieces(tensor: QuantizedTensor) -> Iterator[FloatArray]:
-    """Float32 values of a tensor, some rows at a time; by the native core where it knows the format."""
+    """Float32 values of a tensor, some rows at a time where its format stores whole rows."""
     columns, rows = tensor.columns, tensor.rows
-    step = max(1, _DECODE_WEIGHTS // max(columns, 1))
-    decode = _native_decoder(tensor.format.name)
-    blocks = tensor.planes.get("blocks")
-    if blocks is None or len(tensor.planes) != 1:
-        yield tensor.dequantize()
-        return
+    planes = {name: np.asarray(array) for name, array in tensor.planes.items()}
+    whole = tensor.format.stored_planes(rows, columns)
+    one_row = tensor.format.stored_planes(1, columns)
+    by_row = all(spec.shape == (rows, *one_row[name].shape[1:]) for name, spec in whole.items())
+    step = max(1, _DECODE_WEIGHTS // max(columns, 1)) if by_row else rows
     for start in range(0, rows, step):
-        part = np.ascontiguousarray(blocks[start : start + step])
-        count = part.shape[0] * columns
-        yield decode(part, count) if decode else tensor.format.dequantize({"blocks": part}, columns)
-
-
-def _native_decoder(name: str) -> Callable[[Array, int], FloatArray] | None:
-    """The native decoder of a format, or None where the core is not built or does not know it."""
-    try:
-        native = importlib.import_module("lilliput._native")
-    except ImportError:
-        return None
-    if name not in native.formats():
-        return None
-    decode: Callable[[str, Array, int], FloatArray] = native.decode
-    return lambda blocks, count: decode(name, blocks, count)
+        part = {name: array[start : start + step] for name, array in planes.items()} if by_row else planes
+        yield decode(tensor.format, part, columns)

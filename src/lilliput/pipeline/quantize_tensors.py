@@ -9,48 +9,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 
-from lilliput.arrays import FloatArray
+from lilliput.arrays import DoubleArray, FloatArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import FormatError
-from lilliput.formats import BlockFormat, NumberFormat, Planes
+from lilliput.formats import BlockFormat, Planes
 from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
-from lilliput.recipes.ledger import LedgerEntry
+from lilliput.recipes.ledger import LedgerEntry, entry_for
 from lilliput.recipes.plan import Plan
 from lilliput.records import QuantizedTensor, Statistics, TensorPlan
 
 # 16 MB of float32 a slab: large enough to keep every thread busy, small beside any model's own tensors.
 SLAB_WEIGHTS = 1 << 22
 F16_LARGEST = 65504.0
-COPY = "copy"
-
-
-@dataclass(slots=True)
-class _Errors:
-    """Sums of one tensor, gathered slab by slab in float64."""
-
-    squared: float = 0.0
-    weighted: float = 0.0
-    energy: float = 0.0
-    weighted_energy: float = 0.0
-    overflows: int = 0
-    planes: list[Planes] = field(default_factory=list)
 
 
 def quantized_tensors(
     source: ModelSource, plan: Plan, statistics: Statistics | None, *, threads: int
 ) -> Iterator[tuple[QuantizedTensor, LedgerEntry]]:
-    """Yield each planned tensor, quantized, with what was done to it. Tied tensors share bytes and are not yielded.
+    """Yield each planned tensor, quantized, with what was done to it. A tied tensor has no row: its bytes are another's.
 
     Raises FormatError naming the tensor that holds NaN or infinity.
     """
     for row in plan.rows:
-        if row.tied_to is None:
-            yield _quantize(source.tensor(row.name), row, statistics, threads)
+        yield _quantize(source.tensor(row.name), row, statistics, threads)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One tensor under way: finished slabs, and sums of squares per column in float64."""
+
+    importance: FloatArray | None
+    error: DoubleArray
+    energy: DoubleArray
+    overflows: int = 0
+    planes: list[Planes] = field(default_factory=list)
+
+    def errors(self) -> tuple[float | None, float | None]:
+        """Relative squared error, plain and weighted by the input mean square."""
+        weighted = (
+            None if self.importance is None else _ratio(self.error @ self.importance, self.energy @ self.importance)
+        )
+        return _ratio(self.error.sum(), self.energy.sum()), weighted
 
 
 def _quantize(
@@ -58,55 +61,37 @@ def _quantize(
 ) -> tuple[QuantizedTensor, LedgerEntry]:
     inputs = statistics.inputs.get(row.name) if statistics is not None else None
     importance = inputs.input_mean_square if inputs is not None and inputs.tokens > 0 else None
-    errors = _Errors()
-    if tensor.format.name == row.format.name:
-        planes = tensor.planes
-        for weight in _slabs(tensor, threads):
-            _check_finite(row.name, weight)
-    else:
-        for weight in _slabs(tensor, threads):
-            _check_finite(row.name, weight)
-            _quantize_slab(weight, row, importance, errors, threads)
-        planes = _joined(errors.planes)
-    done = QuantizedTensor(row.name, row.shape, row.format, planes)
-    return done, LedgerEntry(
-        name=row.name,
-        source_name=row.source_name,
-        planned_format=row.format.name,
-        format=done.format.name,
-        method=row.method,
-        reason=row.reason,
-        bytes=done.nbytes,
-        relative_error=errors.squared / errors.energy if errors.energy else 0.0,
-        weighted_relative_error=errors.weighted / errors.weighted_energy if errors.weighted_energy else None,
-        tokens_seen=inputs.tokens if inputs is not None else 0,
-        f16_overflows=errors.overflows,
+    work = _Work(importance, np.zeros(tensor.columns), np.zeros(tensor.columns))
+    is_kept = tensor.format.name == row.format.name
+    for weight in _slabs(tensor, threads):
+        _check_finite(row.name, weight)
+        if not is_kept:
+            _quantize_slab(weight, row, work, threads)
+    planes = tensor.planes if is_kept else _joined(work.planes)
+    entry = entry_for(
+        row,
+        reason=f"{row.reason}; {work.overflows} values beyond F16's range became infinite" if work.overflows else None,
+        errors=(0.0, None if importance is None else 0.0) if is_kept else work.errors(),
+        tokens=inputs.tokens if inputs is not None else 0,
     )
+    return QuantizedTensor(row.name, row.shape, row.format, planes), entry
 
 
-def _quantize_slab(
-    weight: FloatArray, row: TensorPlan, importance: FloatArray | None, errors: _Errors, threads: int
-) -> None:
-    method = METHODS[row.method]
-    # Vectors and embeddings have no input statistics of their own.
-    planes = method.quantize(row.format, weight, importance, threads=threads)
+def _quantize_slab(weight: FloatArray, row: TensorPlan, work: _Work, threads: int) -> None:
+    planes = METHODS[row.method].quantize(row.format, weight, work.importance, threads=threads)
     residual = decode(row.format, planes, weight.shape[1], threads=threads) - weight
     if row.format.name == "f16":
-        errors.overflows += int(np.count_nonzero(np.abs(weight) > F16_LARGEST))
-        residual = np.where(np.isfinite(residual), residual, 0.0).astype(np.float32)
-    squares, energies = residual * residual, weight * weight
-    errors.squared += float(squares.sum(dtype=np.float64))
-    errors.energy += float(energies.sum(dtype=np.float64))
-    if importance is not None:
-        errors.weighted += float(squares.sum(axis=0, dtype=np.float64) @ importance.astype(np.float64))
-        errors.weighted_energy += float(energies.sum(axis=0, dtype=np.float64) @ importance.astype(np.float64))
-    errors.planes.append(planes)
+        work.overflows += int(np.count_nonzero(np.abs(weight) > F16_LARGEST))
+        residual[~np.isfinite(residual)] = 0.0
+    work.error += np.square(residual, out=residual).sum(axis=0, dtype=np.float64)
+    work.energy += np.square(weight).sum(axis=0, dtype=np.float64)
+    work.planes.append(planes)
 
 
 def _slabs(tensor: QuantizedTensor, threads: int) -> Iterator[FloatArray]:
     """Float32 [rows, columns] pieces of the tensor."""
     if not isinstance(tensor.format, BlockFormat):
-        yield tensor.format.dequantize(tensor.planes, tensor.columns).reshape(-1, tensor.columns)
+        yield tensor.dequantize().reshape(-1, tensor.columns)
         return
     blocks = tensor.planes["blocks"].reshape(tensor.rows, -1)
     step = max(1, SLAB_WEIGHTS // tensor.columns)
@@ -115,13 +100,15 @@ def _slabs(tensor: QuantizedTensor, threads: int) -> Iterator[FloatArray]:
 
 
 def _joined(slabs: list[Planes]) -> Planes:
-    if len(slabs) == 1:
-        return slabs[0]
-    return {"blocks": np.concatenate([slab["blocks"] for slab in slabs])}
+    return slabs[0] if len(slabs) == 1 else {"blocks": np.concatenate([slab["blocks"] for slab in slabs])}
+
+
+def _ratio(error: float, energy: float) -> float:
+    return float(error / energy) if energy > 0.0 else 0.0
 
 
 def _check_finite(name: str, weight: FloatArray) -> None:
-    # A sum is finite only if every term is, or if huge terms overflow it: look closer only then.
+    # A finite sum proves finite terms; only otherwise is the closer look worth its time.
     if np.isfinite(np.sum(weight, dtype=np.float64)):
         return
     bad = np.argwhere(~np.isfinite(weight))
@@ -131,8 +118,3 @@ def _check_finite(name: str, weight: FloatArray) -> None:
             f"{name}: {len(bad)} values are NaN or infinite (the first at row {first_row}, column {first_column}); "
             "the checkpoint is damaged or its training diverged: download it again or repair this tensor"
         )
-
-
-def supports(method: str, number_format: NumberFormat) -> bool:
-    """Whether a method can choose codes for a format."""
-    return cast(bool, METHODS[method].supports(number_format))

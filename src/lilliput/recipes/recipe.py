@@ -278,3 +278,14 @@ def _line(root: Node, location: tuple[int | str, ...]) -> int:
         else:
             break
     return int(line) + 1
+
+
+def parse_method(name: str | None) -> Method | None:
+    """The method of that name, or None for the default. Raises RecipeError."""
+    for method in get_args(Method):
+        if method == name:
+            known: Method = method
+            return known
+    if name is not None:
+        raise RecipeError(f"unknown method '{name}'; known: {', '.join(get_args(Method))}")
+    return None

@@ -80,6 +80,12 @@ class Session:
             )
         except ValueError as refused:
             raise RuntimeModelError(f"{source.path.name}: {refused}") from refused
+        self._token_ids: list[int] = []
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens in the cache."""
+        return tuple(self._token_ids)
 
     @property
     def length(self) -> int:
@@ -112,6 +118,7 @@ class Session:
             self._engine.truncate(length)
         except ValueError as refused:
             raise RuntimeModelError(str(refused)) from refused
+        del self._token_ids[length:]
 
     def forward(
         self,
@@ -153,9 +160,11 @@ class Session:
 
     def _run(self, tokens: IntArray, rows: IntArray) -> FloatArray:
         try:
-            return self._engine.forward(tokens, self._engine.length, rows)
+            logits = self._engine.forward(tokens, self._engine.length, rows)
         except ValueError as refused:
             raise RuntimeModelError(str(refused)) from refused
+        self._token_ids.extend(tokens.tolist())
+        return logits
 
 
 def checked_context(wanted: int | None, model_context: int) -> int:

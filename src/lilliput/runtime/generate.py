@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming generation: token after token, with the cache reused and both phases timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lilliput.errors import RuntimeModelError
+from lilliput.runtime.sampler import Sampler, SamplingOptions
+from lilliput.runtime.session import Session
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"  # the model said so
+    LENGTH = "length"  # max_tokens
+    CONTEXT = "context"  # the cache is full
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What a generation cost.
+
+    prompt_tokens: of the prompt.  prefilled: those not in the cache already.  decoded: passes of one token.
+    Rates are tokens per second, None where nothing ran.
+    """
+
+    prompt_tokens: int
+    prefilled: int
+    prefill_seconds: float
+    decoded: int
+    decode_seconds: float
+
+    @property
+    def prefill_tok_s(self) -> float | None:
+        """Prompt tokens per second."""
+        return self.prefilled / self.prefill_seconds if self.prefilled and self.prefill_seconds > 0 else None
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Generated tokens per second, sampling included."""
+        return self.decoded / self.decode_seconds if self.decoded and self.decode_seconds > 0 else None
+
+
+class Generation:
+    """Iterate over it to get token ids; afterwards `timings` and `finish_reason` tell how it went.
+
+    The stop token that ended it is not among the ids.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        sampling: SamplingOptions,
+        *,
+        max_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Prepare; nothing runs yet.
+
+        prompt: token ids, BOS included; what the session already holds of it is not run again.
+        progress: called with (prompt tokens done, prompt tokens to run) during prefill.
+        Raises RuntimeModelError for an empty prompt or one that leaves no room in the context.
+        """
+        if not prompt:
+            raise RuntimeModelError("nothing to continue: the prompt is empty and the model has no BOS token")
+        if len(prompt) > session.context:
+            raise RuntimeModelError(
+                f"the prompt has {len(prompt)} tokens, more than the context of {session.context}; "
+                "shorten it or give a larger --context"
+            )
+        self._session = session
+        self._prompt = [int(token) for token in prompt]
+        self._sampler = Sampler(sampling)
+        self._max_tokens = max_tokens
+        self._stop_ids = stop_ids
+        self._progress = progress
+        self.timings = Timings(len(self._prompt), 0, 0.0, 0, 0.0)
+        self.finish_reason: FinishReason | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        """Token ids as they come. Can run once."""
+        if self.finish_reason is not None:
+            raise RuntimeModelError("this generation has ended; start a new one")
+        if self._max_tokens <= 0:
+            self.finish_reason = FinishReason.LENGTH
+            return
+        session, previous = self._session, list(self._prompt)
+        shared = shared_prefix(session.token_ids, self._prompt)
+        start = time.perf_counter()
+        # The last prompt token runs in any case: its logits are what generation starts from.
+        session.truncate(min(shared, len(self._prompt) - 1))
+        pending = self._prompt[session.length :]
+        logits = session.forward(pending, progress=self._progress)[0]
+        prefill_seconds = time.perf_counter() - start
+        self.timings = Timings(len(self._prompt), len(pending), prefill_seconds, 0, 0.0)
+        decode_seconds = 0.0
+        for count in range(1, self._max_tokens + 1):
+            start = time.perf_counter()
+            token = self._sampler.choose(logits, previous)
+            decode_seconds += time.perf_counter() - start
+            if token in self._stop_ids:
+                self.finish_reason = FinishReason.STOP
+                return
+            yield token
+            previous.append(token)
+            if count == self._max_tokens:
+                self.finish_reason = FinishReason.LENGTH
+                return
+            if session.length == session.context:
+                self.finish_reason = FinishReason.CONTEXT
+                return
+            start = time.perf_counter()
+            logits = session.forward([token])[0]
+            decode_seconds += time.perf_counter() - start
+            self.timings = Timings(len(self._prompt), len(pending), prefill_seconds, count, decode_seconds)
+
+
+def shared_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    for index, (ours, theirs) in enumerate(zip(held, wanted, strict=False)):
+        if ours != theirs:
+            return index
+    return min(len(held), len(wanted))

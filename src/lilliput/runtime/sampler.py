@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing the next token: penalty, top-k, top-p, min-p, temperature, draw; in llama.cpp's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lilliput.arrays import DoubleArray, FloatArray, IntArray
+from lilliput.errors import RuntimeModelError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How to choose. The defaults are greedy; each filter has a value that turns it off.
+
+    temperature: 0 is greedy.  top_k: keep the k likeliest; 0 off.  top_p: keep the likeliest that together reach p;
+    1 off.  min_p: keep what is at least min_p times as likely as the likeliest; 0 off.
+    repetition_penalty: divides positive and multiplies negative logits of the last `repetition_window` tokens; 1 off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise RuntimeModelError for values without meaning."""
+        for is_valid, claim in (
+            (self.temperature >= 0.0, f"temperature is {self.temperature}, must be 0 or more"),
+            (self.top_k >= 0, f"top_k is {self.top_k}, must be 0 (off) or more"),
+            (0.0 <= self.top_p <= 1.0, f"top_p is {self.top_p}, must lie in 0..1"),
+            (0.0 <= self.min_p <= 1.0, f"min_p is {self.min_p}, must lie in 0..1"),
+            (self.repetition_penalty > 0.0, f"repetition_penalty is {self.repetition_penalty}, must be above 0"),
+            (self.repetition_window >= 0, f"repetition_window is {self.repetition_window}, must be 0 or more"),
+            (self.seed >= 0, f"seed is {self.seed}, must be 0 or more"),
+        ):
+            if not is_valid:
+                raise RuntimeModelError(claim)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Tokens still in the running, likeliest first; equal logits by lower id.
+
+    ids, logits: [candidates].
+    """
+
+    ids: IntArray
+    logits: FloatArray
+
+    def first(self, count: int) -> Candidates:
+        """The `count` likeliest."""
+        return Candidates(self.ids[:count], self.logits[:count])
+
+
+class Sampler:
+    """Draws tokens; the same seed and logits give the same tokens."""
+
+    def __init__(self, options: SamplingOptions) -> None:
+        """Start the generator of random numbers from the options' seed."""
+        self._options = options
+        self._random = np.random.Generator(np.random.PCG64(options.seed))
+
+    def choose(self, logits: FloatArray, previous: Sequence[int] = ()) -> int:
+        """The next token.
+
+        logits: [vocab_size].  previous: token ids so far, prompt included; the penalty looks at the last of them.
+        Raises RuntimeModelError when a logit is NaN or all are minus infinity.
+        """
+        options = self._options
+        if options.repetition_penalty != 1.0 and options.repetition_window:
+            logits = penalized(logits, previous[-options.repetition_window :], options.repetition_penalty)
+        highest = int(np.argmax(logits))  # the first NaN if there is one
+        if not np.isfinite(logits[highest]):
+            raise RuntimeModelError("the model's logits are not finite: its weights are damaged or overflow F16")
+        if options.temperature == 0.0:
+            return highest
+        candidates = likeliest(logits, options.top_k)
+        candidates = nucleus(candidates, options.top_p)
+        candidates = above_min_p(candidates, options.min_p)
+        cumulative = np.cumsum(probabilities(candidates.logits, options.temperature))
+        drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
+        return int(candidates.ids[min(int(drawn), candidates.ids.size - 1)])
+
+
+def penalized(logits: FloatArray, recent: Sequence[int], penalty: float) -> FloatArray:
+    """Logits with each recent token made less likely, once however often it occurs (arXiv 1909.05858, section 4.1)."""
+    ids = np.unique(np.asarray(recent, dtype=np.int64))
+    result = logits.copy()
+    chosen = logits[ids]
+    result[ids] = np.where(chosen > 0, chosen / np.float32(penalty), chosen * np.float32(penalty))
+    return result
+
+
+def likeliest(logits: FloatArray, top_k: int) -> Candidates:
+    """The `top_k` likeliest tokens, or all of them for 0."""
+    if 0 < top_k < logits.size:
+        # All that reach the k-th logit, so that ties are settled by id and not by the partition.
+        threshold = np.partition(logits, logits.size - top_k)[logits.size - top_k]
+        kept = np.flatnonzero(logits >= threshold)
+    else:
+        kept = np.arange(logits.size)
+    order = np.argsort(-logits[kept], kind="stable")
+    ids = kept[order].astype(np.int32)
+    candidates = Candidates(ids, logits[ids])
+    return candidates.first(top_k) if top_k else candidates
+
+
+def nucleus(candidates: Candidates, top_p: float) -> Candidates:
+    """The fewest likeliest tokens whose probabilities reach top_p; at least one (arXiv 1904.09751)."""
+    if top_p >= 1.0:
+        return candidates
+    cumulative = np.cumsum(probabilities(candidates.logits, 1.0))
+    return candidates.first(int(np.searchsorted(cumulative, top_p, side="left")) + 1)
+
+
+def above_min_p(candidates: Candidates, min_p: float) -> Candidates:
+    """Tokens at least min_p times as likely as the likeliest (arXiv 2407.01082)."""
+    if min_p <= 0.0:
+        return candidates
+    relative = np.exp(candidates.logits.astype(np.float64) - float(candidates.logits[0]))
+    return candidates.first(int(np.count_nonzero(relative >= min_p)))
+
+
+def probabilities(logits: FloatArray, temperature: float) -> DoubleArray:
+    """softmax(logits / temperature) in float64."""
+    scaled = (logits.astype(np.float64) - float(logits.max())) / temperature
+    exponentials = np.exp(scaled)
+    result: DoubleArray = exponentials / exponentials.sum()
+    return result

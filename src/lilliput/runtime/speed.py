@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the engine runs a file here: the measurement behind `lilliput bench`. One process per row."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from lilliput.errors import RuntimeModelError
+
+Test = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedTest:
+    """One row to measure: `n` tokens after `depth` tokens are in the cache."""
+
+    test: Test
+    n: int
+    depth: int
+    threads: int
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRow:
+    """One measured row.
+
+    tok_s_*: tokens per second.  peak_rss_bytes: the process's highest resident size, the file's pages included.
+    """
+
+    threads: int
+    test: Test
+    n: int
+    depth: int
+    tok_s_median: float
+    tok_s_min: float
+    tok_s_max: float
+    peak_rss_bytes: int
+
+    def to_json(self) -> dict[str, int | float | str]:
+        """The contract of `lilliput bench --json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What a worker hands back. seconds: of each repetition."""
+
+    seconds: tuple[float, ...]
+    peak_rss_bytes: int
+
+
+def measure_speed(
+    model: str, tests: Sequence[SpeedTest], *, progress: Callable[[int, int], None] | None = None
+) -> list[SpeedRow]:
+    """Measure each test in a process of its own.
+
+    model: path or hub id.  progress: called with (rows done, rows in all).
+    Raises RuntimeModelError with the worker's own line when it fails.
+    """
+    rows = []
+    for test in tests:
+        rows.append(_row(test, _run_worker(model, test)))
+        if progress is not None:
+            progress(len(rows), len(tests))
+    return rows
+
+
+def speed_tests(thread_counts: Sequence[int], *, prefill: int, decode: int, depth: int, repeat: int) -> list[SpeedTest]:
+    """The rows of `lilliput bench`: for each thread count, prefill then decode; 0 tokens skip a test."""
+    sizes: list[tuple[Test, int]] = [("prefill", prefill), ("decode", decode)]
+    return [SpeedTest(test, n, depth, threads, repeat) for threads in thread_counts for test, n in sizes if n > 0]
+
+
+def _row(test: SpeedTest, timed: Timed) -> SpeedRow:
+    rates = [test.n / seconds for seconds in timed.seconds]
+    return SpeedRow(
+        threads=test.threads,
+        test=test.test,
+        n=test.n,
+        depth=test.depth,
+        tok_s_median=statistics.median(rates),
+        tok_s_min=min(rates),
+        tok_s_max=max(rates),
+        peak_rss_bytes=timed.peak_rss_bytes,
+    )
+
+
+def _run_worker(model: str, test: SpeedTest) -> Timed:
+    command = [sys.executable, "-m", "lilliput.runtime.speed_worker", model, json.dumps(asdict(test))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        raise RuntimeModelError(lines[-1] if lines else f"the measuring process ended with code {done.returncode}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return Timed(tuple(answer["seconds"]), answer["peak_rss_bytes"])

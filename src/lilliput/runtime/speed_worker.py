@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that measures one row of `lilliput bench`: prints {"seconds", "peak_rss_bytes"} on stdout."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lilliput.containers import open_model
+from lilliput.errors import LilliputError
+from lilliput.runtime.session import EngineOptions, Session
+from lilliput.runtime.speed import SpeedTest, Timed
+
+
+def main() -> int:
+    """Measure what the command line says. Exit code 1 with one line on stderr when that cannot be."""
+    model, test = sys.argv[1], SpeedTest(**json.loads(sys.argv[2]))
+    try:
+        timed = measure(model, test)
+    except LilliputError as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    print(json.dumps({"seconds": timed.seconds, "peak_rss_bytes": timed.peak_rss_bytes}))
+    return 0
+
+
+def measure(model: str, test: SpeedTest) -> Timed:
+    """Run the test once unmeasured, then `repeat` times. Token ids are random, as their values cost nothing."""
+    source = open_model(model)
+    context = min(test.depth + test.n, source.config.context_length)
+    session = Session(source, EngineOptions(threads=test.threads, context=context))
+    tokens = np.random.default_rng(0).integers(0, session.vocab_size, test.depth + test.n, dtype=np.int32)
+    session.forward(tokens[: test.depth], "none")
+    seconds = []
+    for repetition in range(test.repeat + 1):
+        session.truncate(test.depth)
+        start = time.perf_counter()
+        if test.test == "prefill":
+            session.forward(tokens[test.depth :])
+        else:
+            # The first repetition only warms up: a few tokens do.
+            for token in tokens[test.depth :][: None if repetition else 4]:
+                session.forward([token])
+        seconds.append(time.perf_counter() - start)
+    return Timed(tuple(seconds[1:]), peak_resident_bytes())
+
+
+def peak_resident_bytes() -> int:
+    """This process's highest resident size; getrusage would count the parent's at the time of exec."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

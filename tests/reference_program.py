@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each operation of a Program means, in numpy at any precision: the oracle of the native engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lilliput.architectures.program import (
+    Add,
+    Attention,
+    Embed,
+    Glu,
+    Linear,
+    Program,
+    RmsNorm,
+    Rope,
+    SelectOutputRows,
+)
+from lilliput.formats import get_format
+from lilliput.records import QuantizedTensor
+from lilliput.runtime.rope_frequencies import inverse_frequencies
+
+Numbers = NDArray[np.floating]
+
+
+@dataclass
+class ProgramSource:
+    """A stand-in for an opened model: a program and its tensors, nothing else."""
+
+    program: Program
+    tensors: Mapping[str, QuantizedTensor]
+    context_length: int = 4096
+    path: Path = field(default_factory=lambda: Path("program"))
+
+    @property
+    def config(self) -> SimpleNamespace:
+        return SimpleNamespace(context_length=self.context_length)
+
+    @property
+    def architecture(self) -> SimpleNamespace:
+        return SimpleNamespace(program=lambda config: self.program)
+
+    def tensor(self, name: str) -> QuantizedTensor:
+        return self.tensors[name]
+
+
+def float_tensor(name: str, values: NDArray[np.float32]) -> QuantizedTensor:
+    """Values as an F32 tensor."""
+    return encoded_tensor(name, values, "f32")
+
+
+def encoded_tensor(name: str, values: NDArray[np.float32], format_name: str) -> QuantizedTensor:
+    number_format = get_format(format_name)
+    matrix = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, values.shape[-1])
+    return QuantizedTensor(name, values.shape, number_format, number_format.pack(number_format.encode(matrix)))
+
+
+def run_program(
+    source: ProgramSource, token_ids: Sequence[int], rows: Sequence[int], dtype: type[np.floating] = np.float64
+) -> Numbers:
+    """Logits [rows, vocab] of one batch from an empty cache."""
+    values = {name: tensor.dequantize().astype(dtype) for name, tensor in source.tensors.items()}
+    buffers: dict[str, Numbers] = {}
+    for operation in source.program.operations:
+        match operation:
+            case Embed(out, weight, scale):
+                buffers[out] = values[weight][np.asarray(token_ids)] * dtype(scale)
+            case RmsNorm(out, x, weight, epsilon, groups):
+                parts = buffers[x].reshape(len(buffers[x]), groups, -1)
+                mean = np.mean(parts * parts, axis=2, keepdims=True)
+                buffers[out] = (parts / np.sqrt(mean + dtype(epsilon)) * values[weight]).reshape(len(parts), -1)
+            case Linear(out, x, weight, bias):
+                buffers[out] = buffers[x] @ values[weight].T + (0 if bias is None else values[bias])
+            case Rope():
+                buffers[operation.x] = rotate(operation, buffers[operation.x], values)
+            case Attention():
+                buffers[operation.out] = attend(operation, buffers)
+            case Glu(out, gate, up, activation):
+                buffers[out] = ACTIVATIONS[activation](buffers[gate]) * buffers[up]
+            case Add(out, a, b):
+                buffers[out] = buffers[a] + buffers[b]
+            case SelectOutputRows(out, x):
+                buffers[out] = buffers[x][np.asarray(rows, dtype=int)]
+    return buffers[source.program.output]
+
+
+def rotate(operation: Rope, x: Numbers, values: Mapping[str, Numbers]) -> Numbers:
+    """Each pair as a complex number, turned by its angle."""
+    factors = operation.frequencies.factors
+    inverse, magnitude = inverse_frequencies(operation.frequencies, None if factors is None else values[factors])
+    angles = np.arange(len(x))[:, None] * inverse
+    turn = (magnitude * np.exp(1j * angles))[:, None, :]
+    heads = x.reshape(len(x), operation.heads, operation.head_dim).copy()
+    rotary = 2 * inverse.size
+    if operation.style == "adjacent":
+        first, second = heads[..., 0:rotary:2], heads[..., 1:rotary:2]
+    else:
+        first, second = heads[..., : rotary // 2], heads[..., rotary // 2 : rotary]
+    turned = (first + 1j * second) * turn
+    first[...], second[...] = turned.real, turned.imag
+    return heads.reshape(x.shape)
+
+
+def attend(operation: Attention, buffers: Mapping[str, Numbers]) -> Numbers:
+    """softmax(scale q kᵀ) v, causal, within the window."""
+    q, k, v = (buffers[name] for name in (operation.q, operation.k, operation.v))
+    tokens, dtype = len(q), q.dtype.type
+    group = operation.heads // operation.kv_heads
+    q = q.reshape(tokens, operation.heads, -1)
+    k = np.repeat(k.reshape(tokens, operation.kv_heads, -1), group, axis=1)
+    v = np.repeat(v.reshape(tokens, operation.kv_heads, -1), group, axis=1)
+    scores = np.einsum("thd,shd->hts", q, k) * dtype(operation.scale)
+    if operation.softcap:
+        scores = dtype(operation.softcap) * np.tanh(scores / dtype(operation.softcap))
+    age = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
+    visible = (age >= 0) & (age < (operation.window or tokens))
+    scores = np.where(visible, scores, -np.inf)
+    p = np.exp(scores - scores.max(axis=2, keepdims=True))
+    p /= p.sum(axis=2, keepdims=True)
+    return np.einsum("hts,shd->thd", p, v).reshape(tokens, -1)
+
+
+def _erf(x: Numbers) -> Numbers:
+    import math
+
+    return np.vectorize(math.erf)(x).astype(x.dtype)
+
+
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x / np.sqrt(x.dtype.type(2)))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(x.dtype.type(2 / np.pi)) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import errors
+from model_files import write_folder
+
+from lilliput.checkpoints import hub
+from lilliput.containers import open_model
+from lilliput.errors import CheckpointError
+
+
+def test_a_hub_id_opens_the_downloaded_folder_and_names_its_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "snapshots" / "0123abc")
+    asked: dict[str, object] = {}
+
+    def fake(repository: str, **options: object) -> str:
+        asked.update(options, repository=repository)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", fake)
+    model = open_model("some-org/Tiny-1B-Instruct", revision="v2")
+    assert asked["repository"] == "some-org/Tiny-1B-Instruct"
+    assert asked["revision"] == "v2"
+    assert "*.bin" not in str(asked["allow_patterns"])
+    assert model.provenance.general["name"] == "Tiny 1B Instruct"
+    assert model.provenance.general["repo_url"] == "https://huggingface.co/some-org/Tiny-1B-Instruct"
+
+
+def http(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
+    """The hub's error without the network's own response object."""
+    failure = kind.__new__(kind)
+    failure.args = ("first line\nsecond line",)
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (http(errors.RepositoryNotFoundError), "no such model on the hub"),
+        (http(errors.GatedRepoError), "accept its terms"),
+        (http(errors.RevisionNotFoundError), "no revision 'v9'"),
+        (errors.LocalEntryNotFoundError("x"), "not in the local cache"),
+        (errors.HFValidationError("x"), "not a valid hub id"),
+        (OSError("first line\nsecond line"), "download failed: first line$"),
+    ],
+)
+def test_a_failed_download_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, failure: Exception, says: str) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise failure
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        open_model("org/name", revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_and_not_cached_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = hub.snapshot_download
+    monkeypatch.setattr(
+        hub,
+        "snapshot_download",
+        lambda repository, **options: real(repository, cache_dir=tmp_path, local_files_only=True, **options),
+    )
+    with pytest.raises(CheckpointError, match="org/name: not in the local cache"):
+        open_model("org/name")
