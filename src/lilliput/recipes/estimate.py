@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan will cost: RAM, disk and time, from headers and a short measurement of this machine.
+
+Each speed is measured once, for a fraction of a second, and kept in `machine.json` in the cache folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from lilliput.arrays import FloatArray
+from lilliput.methods import METHODS
+from lilliput.recipes.plan import Plan, weights_of
+from lilliput.records import TensorHeader, TensorPlan
+
+# Interpreter, numpy and our own code before any tensor: measured 62 MB (2026-11, x86-64, CPython 3.11), rounded up.
+PROCESS_BYTES = 80_000_000
+# Weights of one slab of the quantize loop, and float32 arrays of that size alive at once in it.
+SLAB_WEIGHTS = 1 << 22
+SLAB_ARRAYS = 4
+# JSON of one ledger entry: measured 560 bytes on average, rounded up.
+LEDGER_ENTRY_BYTES = 600
+# A random matrix this large shows a method's speed; smaller ones show the cost of starting it.
+SAMPLE_ROWS, SAMPLE_COLUMNS = 64, 1024
+SECONDS_PER_PROBE = 0.2
+WRITE_SAMPLE_BYTES = 16_000_000
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """peak_ram_bytes: of the process, without the pages of mapped files, which the system takes back when it needs them.
+
+    disk_bytes: free space needed where the output goes.  seconds: by stage, in order.
+    """
+
+    peak_ram_bytes: int
+    disk_bytes: int
+    seconds: Mapping[str, float]
+
+
+def estimate(
+    plan: Plan,
+    headers: Mapping[str, TensorHeader],
+    *,
+    file_bytes: int,
+    speeds: MachineSpeeds,
+    calibration_tokens: int = 0,
+) -> CostEstimate:
+    """Predict what quantizing will take.
+
+    headers: of the input.  file_bytes: of all output files.  calibration_tokens: 0 when the run does not calibrate.
+    """
+    seconds: dict[str, float] = {}
+    weights = plan.weights
+    if calibration_tokens:
+        # A forward pass multiplies and adds once per weight and token; norms and attention are small beside it.
+        seconds["calibrate"] = 2.0 * weights * calibration_tokens / speeds.flops()
+    seconds["quantize"] = sum(weights_of(row) / speeds.weights_per_second(row, headers[row.name]) for row in plan.rows)
+    seconds["write"] = file_bytes / speeds.bytes_written_per_second()
+    seconds["verify"] = weights / speeds.weights_decoded_per_second()
+    ram = PROCESS_BYTES + max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
+    disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
+    return CostEstimate(ram, disk, seconds)
+
+
+def _tensor_bytes(row: TensorPlan, header: TensorHeader) -> int:
+    """Memory while one tensor is done: its slabs in float32, its finished blocks twice while slabs are joined."""
+    if row.format.name == header.format.name:
+        return 0
+    slab = min(weights_of(row), SLAB_WEIGHTS)
+    # A tensor whose rows are reordered on the way is copied once as stored.
+    return slab * FLOAT32_BYTES * SLAB_ARRAYS + 2 * row.nbytes + header.nbytes
+
+
+class MachineSpeeds:
+    """Speeds of this machine, measured when first asked for and remembered in a file."""
+
+    def __init__(self, threads: int, *, guided: bool, cache: Path | None = None) -> None:
+        """Prepare to measure.
+
+        guided: methods will have importance.  cache: the file, None means `machine.json` in the cache folder.
+        """
+        self._threads = threads
+        self._guided = guided
+        self._cache = cache or cache_folder() / "machine.json"
+        self._known = _read(self._cache)
+
+    def weights_per_second(self, row: TensorPlan, header: TensorHeader) -> float:
+        """How fast one tensor's method runs; a tensor that is kept is read as fast as it is decoded."""
+        if row.format.name == header.format.name:
+            return self.weights_decoded_per_second()
+        name = f"{row.format.name} {row.method} {'guided' if self._guided else 'unguided'}"
+        return self._speed(name, lambda: _quantize_speed(row, self._guided, self._threads))
+
+    def weights_decoded_per_second(self) -> float:
+        """How fast stored weights become float32 and are compared."""
+        return self._speed("decode", _decode_speed)
+
+    def flops(self) -> float:
+        """Float32 multiplications and additions a second in a large product."""
+        return self._speed("flops", _matmul_speed)
+
+    def bytes_written_per_second(self) -> float:
+        """To disk, flushed."""
+        return self._speed("write", lambda: _write_speed(self._cache.parent))
+
+    def _speed(self, name: str, measure: Callable[[], float]) -> float:
+        key = f"{_machine()} threads {self._threads}: {name}"
+        if key not in self._known:
+            self._known[key] = measure()
+            _write(self._cache, self._known)
+        return self._known[key]
+
+
+def cache_folder() -> Path:
+    """LILLIPUT_CACHE, or ~/.cache/lilliput."""
+    return Path(os.environ.get("LILLIPUT_CACHE") or Path.home() / ".cache" / "lilliput")
+
+
+def _quantize_speed(row: TensorPlan, guided: bool, threads: int) -> float:
+    weight = _sample(row.format.block_size)
+    importance = np.ones(weight.shape[1], dtype=np.float32) if guided else None
+    return _rate(weight.size, lambda: METHODS[row.method].quantize(row.format, weight, importance, threads=threads))
+
+
+def _decode_speed() -> float:
+    weight = _sample(1).astype(np.float16)
+    return _rate(weight.size, lambda: np.array_equal(weight.astype(np.float32), weight))
+
+
+def _matmul_speed() -> float:
+    matrix = _sample(1)[:, :512]
+    square = np.ascontiguousarray(matrix.T) @ matrix
+    return _rate(2 * square.shape[0] ** 3, lambda: square @ square)
+
+
+def _write_speed(folder: Path) -> float:
+    block = b"\0" * WRITE_SAMPLE_BYTES
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            start = time.perf_counter()
+            file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return WRITE_SAMPLE_BYTES / max(time.perf_counter() - start, 1e-9)
+    except OSError:
+        # A cache that cannot be written tells nothing about the output's disk; 100 MB/s is a slow disk.
+        return 1e8
+
+
+def _rate(work: float, run: Callable[[], object]) -> float:
+    """Work per second of the fastest of a few runs, after one that warms up."""
+    run()
+    best, until = float("inf"), time.perf_counter() + SECONDS_PER_PROBE
+    while time.perf_counter() < until or best == float("inf"):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return work / max(best, 1e-9)
+
+
+def _sample(block_size: int) -> FloatArray:
+    columns = max(SAMPLE_COLUMNS // block_size, 1) * block_size
+    return np.random.default_rng(0).standard_normal((SAMPLE_ROWS, columns)).astype(np.float32)
+
+
+def _machine() -> str:
+    """What a speed depends on: the processor and our own version."""
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    try:
+        installed = version("lilliput")
+    except PackageNotFoundError:
+        installed = "unknown"
+    return f"{processor}, lilliput {installed},"
+
+
+def _read(path: Path) -> dict[str, float]:
+    """Remembered speeds; a file that cannot be read is as good as none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {key: float(value) for key, value in content.items() if isinstance(value, int | float) and value > 0}
+
+
+def _write(path: Path, known: Mapping[str, float]) -> None:
+    """Remember; without a writable cache the next run measures again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(known, indent=1))
+        temporary.replace(path)
+    except OSError:
+        return
