@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +19,6 @@ from lilliput.text.tokenizer import Tokenizer
 Activations = Literal["f32", "engine"]
 # Formats whose weights the engine multiplies with float32 inputs anyway: its two arithmetics are one.
 EXACT_FORMATS = frozenset(("f32", "f16", "bf16"))
-_SPLIT_NAME = re.compile(r"(.*-)\d{5}(-of-\d{5}\.gguf)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class ModelLogits:
     def __init__(self, source: ModelSource, name: str, options: EvaluationOptions) -> None:
         """Load the model. name: as the report shall call it. Raises RuntimeModelError."""
         self.name = name
-        self.bytes = file_bytes(source)
+        self.bytes = sum(path.stat().st_size for path in source.weight_files)
         headers = source.headers.values()
         self.bits_per_weight = 8 * sum(h.nbytes for h in headers) / sum(h.rows * h.columns for h in headers)
         is_exact = options.activations == "f32"
@@ -89,9 +86,8 @@ def compare_models(
     chunks = tokenize(base[1], text, options)
     reference = ModelLogits(base[1], base[0], options)
     sources = [ModelLogits(source, name, options) for name, source in files]
-    return evaluate(
-        reference, sources, chunks, floor=_floor(files, options), seed=options.seed, progress=progress
-    )  # fmt: skip
+    floor = _floor(files, options)
+    return evaluate(reference, sources, chunks, floor=floor, seed=options.seed, progress=progress)
 
 
 def tokenize(source: ModelSource, text: str, options: EvaluationOptions) -> Chunks:
@@ -105,21 +101,6 @@ def tokenize(source: ModelSource, text: str, options: EvaluationOptions) -> Chun
     return cut(token_ids, options.context, bos_token_id=bos, limit=options.tokens)
 
 
-def file_bytes(source: ModelSource) -> int:
-    """Bytes of the file, of all parts of a split, or of a folder's tensors."""
-    path = source.path
-    if path.is_dir():
-        return sum(header.nbytes for header in source.headers.values())
-    split = _SPLIT_NAME.fullmatch(path.name)
-    if split is None:
-        return path.stat().st_size
-    return sum(part.stat().st_size for part in _parts(path, split[1], split[2]))
-
-
-def _parts(path: Path, stem: str, end: str) -> list[Path]:
-    return [part for part in path.parent.iterdir() if part.name.startswith(stem) and part.name.endswith(end)]
-
-
 def _floor(files: Sequence[tuple[str, ModelSource]], options: EvaluationOptions) -> Floor | None:
     """The first file with quantized weights, in the engine's other arithmetic."""
     if not options.measure_floor:
@@ -127,8 +108,5 @@ def _floor(files: Sequence[tuple[str, ModelSource]], options: EvaluationOptions)
     other: Activations = "engine" if options.activations == "f32" else "f32"
     for index, (name, source) in enumerate(files):
         if any(header.format.name not in EXACT_FORMATS for header in source.headers.values()):
-            turned = EvaluationOptions(
-                context=options.context, tokens=options.tokens, activations=other, threads=options.threads
-            )
-            return Floor(ModelLogits(source, name, turned), index)
+            return Floor(ModelLogits(source, name, replace(options, activations=other)), index)
     return None

@@ -39,8 +39,9 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:
-    """peak_ram_bytes: of the process, without the pages of mapped files, which the system takes back when it needs them.
+    """What a run will take.
 
+    peak_ram_bytes: of the process, without pages of mapped files: the system takes those back when it needs them.
     disk_bytes: free space needed where the output goes.  seconds: by stage, in order.
     """
 
