@@ -11,8 +11,8 @@ import pytest
 from lilliput.containers import open_model
 from lilliput.containers.gguf_model import GgufModel, open_parts
 from lilliput.containers.gguf_reader import GgufFile
-from lilliput.containers.gguf_vocabulary import vocabulary_from_gguf
 from lilliput.errors import ContainerError, TokenizerError, UnsupportedModelError
+from lilliput.text.gguf_metadata import vocabulary_from_metadata
 
 
 def text(value: str | bytes) -> bytes:
@@ -192,32 +192,11 @@ def test_types_that_store_no_weights_are_named(tmp_path: Path, kind: int, name: 
         format_of("a", found.type)
 
 
-def test_a_tokenizer_that_is_missing_or_wrong_names_the_key() -> None:
-    with pytest.raises(TokenizerError, match=r"tokenizer.ggml.model is missing"):
-        vocabulary_from_gguf({})
-    good = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a", "b", "c"]}
-    assert vocabulary_from_gguf(good).token_types == (1, 1, 1)
-    for name, value, says in (
-        ("model", "rwkv", "'rwkv' is not known"),
-        ("tokens", [1], "not a list of texts"),
-        ("token_type", [1], "has 1 entries for 3 tokens"),
-        ("scores", ["x"] * 3, "no number"),
-        ("bos_token_id", 3, "is 3, the vocabulary has 3 tokens"),
-        ("add_bos_token", 1, "is not a boolean"),
-    ):
-        with pytest.raises(TokenizerError, match=says):
-            vocabulary_from_gguf({**good, f"tokenizer.ggml.{name}": value})
-
-
-def test_absent_tokenizer_keys_have_llama_cpp_defaults() -> None:
-    tokens = [str(token) for token in range(12)]
-    spm = vocabulary_from_gguf({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens})
-    assert (spm.bos_token_id, spm.eos_token_id, spm.unknown_token_id) == (1, 2, 0)
-    assert (spm.add_bos_token, spm.add_space_prefix) == (True, True)
-    keys = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens}
-    assert not vocabulary_from_gguf({**keys, "tokenizer.ggml.pre": "gpt-2"}).add_bos_token
-    assert vocabulary_from_gguf({**keys, "tokenizer.ggml.pre": "llama-bpe"}).add_bos_token
-    assert not vocabulary_from_gguf(keys).add_space_prefix
+@pytest.mark.parametrize("name", ["token_type", "scores"])
+def test_token_lists_of_unequal_length_are_refused(name: str) -> None:
+    keys = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a", "b"], f"tokenizer.ggml.{name}": [1]}
+    with pytest.raises(TokenizerError, match="has 1 entries for 2 tokens"):
+        vocabulary_from_metadata(keys)
 
 
 def part(number: int, count: int, names: str, total: int | None) -> bytes:
@@ -277,7 +256,7 @@ def test_a_split_that_does_not_fit_together_is_one_clear_line(
     ],
 )
 def test_real_vocabularies_are_read(shared_data: Path, name: str, size: int, bos: int, last: str) -> None:
-    vocabulary = vocabulary_from_gguf(GgufFile(shared_data / "gguf-vocab" / f"ggml-vocab-{name}.gguf").metadata)
+    vocabulary = vocabulary_from_metadata(GgufFile(shared_data / "gguf-vocab" / f"ggml-vocab-{name}.gguf").metadata)
     assert len(vocabulary.tokens) == len(vocabulary.token_types) == size
     assert vocabulary.bos_token_id == bos
     assert vocabulary.tokens[-1] == last

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_files import CONFIG, VOCABULARY, source_tensors, write_folder, write_safetensors
+from model_files import CONFIG, source_tensors, write_folder, write_safetensors
 
-from lilliput.checkpoints.huggingface import HuggingFaceModel, padded
+from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.containers import open_model
 from lilliput.errors import CheckpointError, UnsupportedModelError
 from lilliput.text.vocabulary import TokenType
@@ -238,12 +238,13 @@ def test_rope_factors_of_llama3_are_computed(tmp_path: Path) -> None:
     assert factors.max() == 8.0
 
 
-def test_a_padded_vocabulary_gets_unused_tokens() -> None:
-    grown = padded(VOCABULARY, 66)
-    assert grown.tokens[64:] == ("[PAD64]", "[PAD65]")
-    assert grown.token_types[64:] == (TokenType.UNUSED, TokenType.UNUSED)
-    assert len(grown.scores) == 66
-    assert padded(VOCABULARY, 64) == VOCABULARY
+def test_the_vocabulary_has_a_token_for_every_row_of_the_embedding(stories_folder: Path, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", vocab_size=520)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((stories_folder / name).read_bytes())
+    vocabulary = HuggingFaceModel(folder).vocabulary()
+    assert vocabulary.tokens[511:514] == (vocabulary.tokens[511], "[PAD512]", "[PAD513]")
+    assert vocabulary.token_types[512:] == (TokenType.UNUSED,) * 8
 
 
 def test_nothing_by_that_name_is_said_in_one_line() -> None:

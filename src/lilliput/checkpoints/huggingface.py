@@ -26,17 +26,16 @@ from lilliput.checkpoints.scaled_weights import (
     check_quantization,
 )
 from lilliput.checkpoints.shards import open_shards, read_json
-from lilliput.errors import CheckpointError, TokenizerError
+from lilliput.errors import CheckpointError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.records import QuantizedTensor, TensorHeader
-from lilliput.text.vocabulary import TokenType, Vocabulary
+from lilliput.text.huggingface import load_vocabulary, padded
+from lilliput.text.vocabulary import Vocabulary
 
 # safetensors dtype -> our format. FP8 times its scale is kept as F32: nothing but the product's last bit is rounded.
 _FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f32", "F8_E5M2": "f32", "F64": "f32"}
 # Buffers that old checkpoints saved and every runtime recomputes.
 _IGNORED = re.compile(r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|attn\.bias)$")
-# SentencePiece never merges into a token of this score.
-PADDING_SCORE = -1000.0
 
 
 class HuggingFaceModel:
@@ -99,15 +98,7 @@ class HuggingFaceModel:
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, padded with unused tokens up to the rows of the embedding."""
-        from lilliput.text.huggingface import load_vocabulary
-
-        vocabulary = load_vocabulary(self.path)
-        if len(vocabulary.tokens) > self.config.vocab_size:
-            raise TokenizerError(
-                f"{self.path.name}: the tokenizer has {len(vocabulary.tokens)} tokens, the embedding "
-                f"{self.config.vocab_size} rows; the folder mixes files of two models"
-            )
-        return padded(vocabulary, self.config.vocab_size)
+        return padded(load_vocabulary(self.path), self.config.vocab_size)
 
     def fingerprint(self) -> str:
         """sha256 over config, tokenizer and every tensor's bytes, whatever the sharding."""
@@ -233,17 +224,6 @@ def _permuted(data: ByteArray, rows: int, heads: int) -> ByteArray:
     order = np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
     result: ByteArray = data.reshape(rows, -1)[order].reshape(-1)
     return result
-
-
-def padded(vocabulary: Vocabulary, size: int) -> Vocabulary:
-    """The vocabulary with `[PAD<id>]` tokens of type UNUSED up to `size`, as llama.cpp's converter names them."""
-    extra = range(len(vocabulary.tokens), size)
-    return replace(
-        vocabulary,
-        tokens=vocabulary.tokens + tuple(f"[PAD{token}]" for token in extra),
-        token_types=vocabulary.token_types + (int(TokenType.UNUSED),) * len(extra),
-        scores=vocabulary.scores + (PADDING_SCORE,) * len(extra) if vocabulary.scores else (),
-    )
 
 
 def _few(names: list[str]) -> str:

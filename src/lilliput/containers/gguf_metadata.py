@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lilliput.architectures.architecture import Json
 from lilliput.containers.container import Contents
 from lilliput.containers.gguf_types import DEFAULT_ALIGNMENT, QUANTIZATION_VERSION, file_type_number
-from lilliput.containers.gguf_vocabulary import vocabulary_to_gguf
 from lilliput.containers.side_files import embedded_files
+from lilliput.text.gguf_metadata import metadata_from_vocabulary
 
 
 def file_metadata(contents: Contents) -> dict[str, Json]:
@@ -26,7 +26,8 @@ def file_metadata(contents: Contents) -> dict[str, Json]:
     metadata.setdefault("general.quantized_by", "lilliput")
     metadata |= contents.architecture.gguf_metadata(contents.config)
     if contents.vocabulary is not None:
-        metadata |= vocabulary_to_gguf(contents.vocabulary)
+        for key, value in metadata_from_vocabulary(contents.vocabulary).items():
+            metadata[key] = list[Json](value) if isinstance(value, Sequence) and not isinstance(value, str) else value
     metadata |= contents.provenance.extra
     metadata |= embedded_files(contents.provenance.side_files)
     metadata |= contents.metadata

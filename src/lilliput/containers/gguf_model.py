@@ -14,9 +14,9 @@ from lilliput.checkpoints.mapped_file import planes_of_bytes
 from lilliput.checkpoints.model_source import Provenance
 from lilliput.containers.gguf_reader import GgufFile
 from lilliput.containers.gguf_types import format_of
-from lilliput.containers.gguf_vocabulary import KNOWN_KEYS, vocabulary_from_gguf
 from lilliput.errors import ContainerError
 from lilliput.records import QuantizedTensor, TensorHeader
+from lilliput.text.gguf_metadata import KEYS, vocabulary_from_metadata
 from lilliput.text.vocabulary import Vocabulary
 
 # `general.*` keys that say how this file is stored, not what the model is.
@@ -110,7 +110,7 @@ class GgufModel:
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer from `tokenizer.ggml.*`."""
-        return vocabulary_from_gguf(self.metadata, self.path.name)
+        return vocabulary_from_metadata(self.metadata)
 
     def fingerprint(self) -> str:
         """sha256 over config, tokenizer and every tensor's bytes, split or not."""
@@ -146,7 +146,7 @@ class GgufModel:
     def _read_provenance(self) -> Provenance:
         general: dict[str, Json] = {}
         extra: dict[str, Json] = {}
-        rebuilt = self.architecture.gguf_metadata(self.config).keys() | KNOWN_KEYS
+        rebuilt = self.architecture.gguf_metadata(self.config).keys() | KEYS
         for key, value in self.metadata.items():
             if key.startswith("general."):
                 if key.removeprefix("general.") not in STORAGE_KEYS:

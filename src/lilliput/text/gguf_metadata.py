@@ -23,6 +23,13 @@ ID_KEYS = {
     "cls_token_id": "cls_token_id",
     "mask_token_id": "mask_token_id",
 }
+# Every key that a Vocabulary is made from and turns into.
+KEYS = frozenset(
+    ["tokenizer.chat_template", "tokenizer.ggml.normalizer.lowercase"]
+    + [f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "scores", "token_type", "merges")]
+    + [f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_token", "add_space_prefix")]
+    + ["tokenizer.ggml.remove_extra_whitespaces", *(f"tokenizer.ggml.{key}" for key in ID_KEYS.values())]
+)
 # What llama.cpp assumes where a file names no ids.
 _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
@@ -47,6 +54,10 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
     if not tokens:
         raise TokenizerError(f"tokenizer.ggml.tokens: missing or empty. {_WHAT_STILL_WORKS}")
     types = _numbers(metadata, "token_type")
+    scores = _numbers(metadata, "scores")
+    for key, values in (("token_type", types), ("scores", scores)):
+        if values and len(values) != len(tokens):
+            raise TokenizerError(f"tokenizer.ggml.{key}: has {len(values)} entries for {len(tokens)} tokens")
     pre = str(metadata.get("tokenizer.ggml.pre", "") or "")
     template = metadata.get("tokenizer.chat_template")
     return Vocabulary(
@@ -54,7 +65,7 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         pre=pre,
         tokens=tuple(token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)),
         token_types=tuple(map(int, types)) or (int(TokenType.NORMAL),) * len(tokens),
-        scores=tuple(map(float, _numbers(metadata, "scores"))),
+        scores=tuple(map(float, scores)),
         merges=_strings(metadata, "merges"),
         add_bos_token=_flag(metadata, "add_bos_token", kind != "gpt2" or pre_tokenizer(pre).adds_bos),
         add_eos_token=_flag(metadata, "add_eos_token", False),
