@@ -130,11 +130,6 @@ def test_fingerprint_depends_on_what_is_written_alone() -> None:
     assert q4.fingerprint == plan_of(header_model(), "Q4_K_M", statistics_present=False).fingerprint
 
 
-@pytest.mark.parametrize(("recipe", "file_type"), [("Q4_K_M", 15), ("F16", 1), ("BF16", 32), ("Q4_K", 14), ("F32", 0)])
-def test_file_type_is_gguf_s_number(recipe: str, file_type: int) -> None:
-    assert plan_of(header_model(), recipe).file_type == file_type
-
-
 def test_json_rows_hold_the_contract() -> None:
     row = plan_of(header_model(), "Q4_K_M").json_rows()[1]
     assert row["name"] == "blk.0.attn_norm.weight"

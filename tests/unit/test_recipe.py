@@ -84,7 +84,7 @@ def test_presets_are_found_in_any_case(name: str) -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_ends_with_a_rule_for_the_rest(name: str) -> None:
     recipe = find_recipe(name)
-    assert recipe.file_type is not None
+    assert recipe.description
     last = list(recipe.all_rules())[-1]
     assert (last.match, last.role, last.layers, last.when) == ("*", None, None, ())
 

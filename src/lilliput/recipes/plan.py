@@ -6,12 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-
-from gguf import LlamaFileType
 
 from lilliput.architectures.architecture import ModelConfig, Named, PermutedHeads, TensorEntry
 from lilliput.checkpoints.model_source import ModelSource
@@ -50,13 +47,12 @@ LAYER = re.compile(r"blk\.(\d+)\.")
 class Plan:
     """One row per tensor of the output file, in file order.
 
-    recipe: its name.  source: basename of the model.  file_type: GGUF's `general.file_type`.
+    recipe: its name.  source: basename of the model.
     warnings: sentences for the user.  kv_format: of the KV cache, None means the runtime's own.
     """
 
     recipe: str
     source: str
-    file_type: int
     rows: tuple[TensorPlan, ...]
     warnings: tuple[str, ...] = ()
     kv_format: NumberFormat | None = None
@@ -80,7 +76,7 @@ class Plan:
     def fingerprint(self) -> str:
         """sha256 hex of what would be written: equal plans give equal fingerprints, whatever their reasons say."""
         rows = [[row.name, row.shape, row.format.name, row.method, row.tied_to] for row in self.rows]
-        content = [self.file_type, self.kv_format.name if self.kv_format else None, rows]
+        content = [self.recipe, self.kv_format.name if self.kv_format else None, rows]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
     def row(self, name: str) -> TensorPlan:
@@ -130,7 +126,7 @@ def resolve(
         if entry.tied_to in source.headers:
             continue  # its bytes are those of the tensor it is tied to
         rows.append(resolver.row(header, entry, source.source_name(name)))
-    plan = Plan(recipe.name, source.path.name, _file_type(recipe, rows), tuple(rows))
+    plan = Plan(recipe.name, source.path.name, tuple(rows))
     warnings = [*_warnings(plan, source.headers), *resolver.unused_rules()]
     if not statistics_present:
         warnings.extend(_warnings_without_statistics(plan, recipe))
@@ -246,19 +242,6 @@ def _fitting_format(rule: Rule, header: TensorHeader) -> tuple[NumberFormat, str
         f"rows of {columns} do not divide into {wanted.name.upper()}'s blocks of {wanted.block_size}: "
         f"{chosen.name.upper()} instead"
     )
-
-
-def _file_type(recipe: Recipe, rows: list[TensorPlan]) -> int:
-    """GGUF's `general.file_type`: the recipe's, or that of the format holding most weights."""
-    if recipe.file_type is not None:
-        return recipe.file_type
-    weights: Counter[str] = Counter()
-    for row in rows:
-        weights[row.format.name.upper()] += weights_of(row)
-    name = weights.most_common(1)[0][0] if weights else "F32"
-    known = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_S" for bits in (3, 4, 5)}}
-    member = known.get(name, f"MOSTLY_{name}")
-    return int(LlamaFileType[member]) if member in LlamaFileType.__members__ else int(LlamaFileType.GUESSED)
 
 
 def _warnings(plan: Plan, headers: Mapping[str, TensorHeader]) -> Iterator[str]:

@@ -127,7 +127,6 @@ def gets_more_bits(layer: int, n_layers: int) -> bool:
 class Recipe(BaseModel):
     """Rules in order.
 
-    file_type: GGUF's `general.file_type`; None takes the one of the commonest format.
     needs_statistics: the formats are so small that codes chosen without input statistics ruin the model.
     """
 
@@ -136,7 +135,6 @@ class Recipe(BaseModel):
     name: str = ""
     description: str = ""
     base: str | None = None
-    file_type: int | None = None
     needs_statistics: bool = False
     rules: Annotated[tuple[Rule, ...], BeforeValidator(_as_tuple)] = ()
 
