@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 from lilliput.architectures import ARCHITECTURES
 from lilliput.cli import app
 from lilliput.formats import FORMATS
+from lilliput.recipes.recipe import find_recipe, preset_names
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/formats.md", "docs/commands.md", "docs/families.md")
+DOCUMENTS = ("README.md", "docs/formats.md", "docs/commands.md", "docs/families.md", "docs/recipes.md")
 REGION = re.compile(r"(<!-- generated: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -31,6 +32,17 @@ def formats_table() -> str:
     for item in FORMATS.values():
         encoder = "yes" if item.can_encode else "decodes only"
         rows.append(f"| {item.name.upper()} | {item.bits_per_weight:.4g} | {item.block_size} | {encoder} |")
+    return "\n".join(rows)
+
+
+def presets_table() -> str:
+    """Every preset, and whether all its formats can be written."""
+    rows = ["| preset | | can be written |", "|---|---|---|"]
+    for name in preset_names():
+        recipe = find_recipe(name)
+        formats = {rule.format for rule in recipe.all_rules()}
+        written = "yes" if all(FORMATS[item].can_encode for item in formats) else "not yet"
+        rows.append(f"| {name} | {recipe.description} | {written} |")
     return "\n".join(rows)
 
 
@@ -75,6 +87,7 @@ def results() -> str:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     "formats_table": formats_table, "families_table": families_table, "commands": commands, "results": results,
+    "presets_table": presets_table,
 }  # fmt: skip
 
 
