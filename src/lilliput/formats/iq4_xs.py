@@ -19,6 +19,7 @@ from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unp
 from lilliput.formats.codebooks import codebook
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, Parameters, Scope
+from lilliput.formats.scale_search import steps
 from lilliput.formats.scaled_scales import ScaledScales
 
 
@@ -30,6 +31,7 @@ class IQ4_XS(ScaledScales):
     block_bytes = 136
     group_size = 32
     levels = Levels(codebook("iq4_nl"))
+    anchors = (*steps(-127 * 0.55, -127 * 1.2, 14), *steps(113 * 0.55, 113 * 1.2, 14))
     scale_codes = (-32, 31)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:

@@ -57,6 +57,13 @@ class Levels:
         midpoints = xp.asarray(self.midpoints, device=device(target))
         return xp.astype(xp.searchsorted(midpoints, target), xp.uint8)
 
+    def nearest_level(self, target: Array) -> Array:
+        """float32 level nearest to float32 target."""
+        xp = array_namespace(target)
+        if self.is_integer_run:
+            return xp.clip(xp.round(target), self.first, self.last)
+        return self.of(self.nearest(target))
+
 
 def take(table: FloatArray, codes: Array) -> Array:
     """table[codes] on the namespace and device of `codes`; a table [n, k] appends an axis of k."""

@@ -110,6 +110,16 @@ class NumberFormat(ABC):
         """
         raise FormatError(f"{self.name}: decoding only; no encoder for this format yet")
 
+    def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
+        """What the values are linear in: values = sum of parameter * term over the outermost float parameters.
+
+        Names a float32 [rows, n] term for each parameter of `scopes[0]`, holding codes and inner parameters fixed:
+        for Q4_K {"scale": scale_code * code, "minimum": -minimum_code}. Least-squares refits and gradients use it.
+        """
+        if self.scopes:
+            raise FormatError(f"{self.name}: decoding only; its values have no linear terms here yet")
+        return {}
+
     def encode(self, weight: Array, importance: Array | None = None) -> Encoded:
         """Fit every scope from the outermost inward, then round to the nearest codes."""
         parameters: dict[str, Array] = {}

@@ -14,48 +14,37 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array, ByteArray
-from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, Scope, expand
+from lilliput.formats.bit_packing import half_bytes, read_half
+from lilliput.formats.levels import Levels
+from lilliput.formats.number_format import Encoded, Parameters, Scope
+from lilliput.formats.scale_search import steps
+from lilliput.formats.single_scale import SingleScale
 
-GROUP = 32
 
-
-class Q8_0(BlockFormat):
+class Q8_0(SingleScale):
     """8-bit symmetric integers in groups of 32; codes are int8 + 128."""
 
     name = "q8_0"
-    scopes = (Scope(1, GROUP, ("scale",)),)
-    block_size = GROUP
+    scopes = (Scope(1, 32, ("scale",)),)
+    block_size = 32
     block_bytes = 34
+    levels = Levels.integers(-128, 127)
+    # -128 stays unused: kernels that take absolute values of int8 may overflow on it.
+    search_levels = Levels.integers(-127, 127)
+    anchors = steps(127 * 0.97, 127 * 1.03, 17)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
-        return Encoded(blocks[:, 2:] ^ np.uint8(0x80), {"scale": blocks[:, :2].copy().view(np.float16)})
+        return Encoded(blocks[:, 2:] ^ np.uint8(0x80), {"scale": read_half(blocks[:, :2])})
 
     def pack_blocks(self, encoded: Encoded) -> ByteArray:
         """See the layout above."""
-        scale = np.ascontiguousarray(encoded.parameters["scale"]).view(np.uint8)
+        scale = half_bytes(encoded.parameters["scale"])
         return np.concatenate([scale, encoded.codes.astype(np.uint8) ^ np.uint8(0x80)], axis=1)
-
-    def values(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Array:
-        """Scale * (code - 128)."""
-        xp = array_namespace(codes)
-        scale = expand(xp.astype(parameters["scale"], xp.float32), GROUP, columns)
-        return scale * (xp.astype(codes, xp.float32) - 128.0)
-
-    def fit(
-        self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None
-    ) -> Parameters:
-        """Largest magnitude / 127: at 8 bits a searched scale gains nothing that a measurement shows."""
-        xp = array_namespace(weight)
-        groups = xp.reshape(weight, (weight.shape[0], -1, GROUP))
-        return {"scale": xp.astype(xp.max(xp.abs(groups), axis=2) / 127.0, xp.float16)}
 
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
     ) -> Array:
-        """Round to nearest, clamped to -127..127."""
-        xp = array_namespace(target)
-        scale = expand(xp.astype(parameters["scale"], xp.float32), GROUP, columns)
-        safe = xp.where(scale == 0.0, 1.0, scale)
-        signed = xp.clip(xp.round(target / safe), -127.0, 127.0)
-        return xp.astype(xp.where(scale == 0.0, 0.0, signed) + 128.0, xp.uint8)
+        """Nearest of -127..127."""
+        codes = super().nearest_codes(target, parameters, columns, metric=metric)
+        return array_namespace(codes).clip(codes, 1, 255)

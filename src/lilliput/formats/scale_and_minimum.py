@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
+from lilliput.formats.scale_search import (
+    LineCandidate,
+    grouped,
+    grouped_importance,
+    half_rounded,
+    reciprocal,
+    search_line,
+    to_half,
+)
 
 
 class ScaleAndMinimum(BlockFormat):
     """Codes 0..last_code on a line through `minimum`; subclasses give the layout."""
 
     last_code: ClassVar[int]
+    candidates: ClassVar[tuple[LineCandidate, ...]]
 
     def values(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Array:
         """Gives scale * code + minimum."""
@@ -22,3 +33,30 @@ class ScaleAndMinimum(BlockFormat):
         scale = expand(xp.astype(parameters["scale"], xp.float32), self.block_size, columns)
         minimum = expand(xp.astype(parameters["minimum"], xp.float32), self.block_size, columns)
         return scale * xp.astype(codes, xp.float32) + minimum
+
+    def fit(
+        self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None
+    ) -> Parameters:
+        """Search scale and minimum together (see `search_line`); the minimum then follows the rounded scale."""
+        xp = array_namespace(weight)
+        x, w = grouped(weight, self.block_size), grouped_importance(importance, weight, self.block_size)
+        line = search_line(x, w, self.last_code, self.candidates, minimum_is_positive=False)
+        scale = half_rounded(line.scale)
+        minimum = -(line.minimum + (scale - line.scale) * line.mean_code)
+        shape = (weight.shape[0], -1)
+        return {"scale": xp.reshape(to_half(scale), shape), "minimum": xp.reshape(to_half(minimum), shape)}
+
+    def nearest_codes(
+        self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
+    ) -> Array:
+        """Nearest code."""
+        xp = array_namespace(target)
+        inverse = expand(reciprocal(xp.astype(parameters["scale"], xp.float32)), self.block_size, columns)
+        minimum = expand(xp.astype(parameters["minimum"], xp.float32), self.block_size, columns)
+        return xp.astype(xp.clip(xp.round((target - minimum) * inverse), 0.0, float(self.last_code)), xp.uint8)
+
+    def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
+        """The code for the scale, 1 for the minimum."""
+        xp = array_namespace(codes)
+        code = xp.astype(codes, xp.float32)
+        return {"scale": code, "minimum": xp.ones_like(code)}

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Searches for the scale (and minimum) of a group: the arithmetic behind every `fit`.
+
+Each search tries a list of candidate scales, rounds the group to codes under each, solves least squares for the scale
+that suits those codes, and keeps the candidate whose weighted squared error is smallest. Then it repeats from there.
+
+Groups lie along the last axis: x, w are float32 [group, n]. Arithmetic is float32 and in a fixed order, so that the
+native encoder (native/formats/encode) gives the same codes; no result depends on thread count or library.
+Idea: ggml's make_qx_quants and make_qkx3_quants. Ours tries both signs of a symmetric scale, reaches further to both
+sides, and refines: see benchmarks/encoders.py for what that gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from array_api_compat import array_namespace
+
+from lilliput.arrays import Array
+from lilliput.formats.levels import Levels
+
+# A group whose largest magnitude is below this is zero in every format: the smallest fp16 scale is 6e-8.
+TINY = 1e-12
+# Beyond every format's range; keeps squares finite.
+HUGE = 1e12
+LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleFit:
+    """Best unrounded scale per group, and the weighted sum of squared levels there, each float32 [n].
+
+    The error of a nearby scale s is about constant + curvature * (s - scale)^2.
+    """
+
+    scale: Array
+    curvature: Array
+
+
+@dataclass(frozen=True, slots=True)
+class LineFit:
+    """Best unrounded value = scale * code - minimum per group, each float32 [n].
+
+    curvature: of the error in `scale` when the minimum follows.  mean_code: weighted mean of the codes.
+    weight_sum: curvature of the error in `minimum`.
+    """
+
+    scale: Array
+    minimum: Array
+    curvature: Array
+    mean_code: Array
+    weight_sum: Array
+
+
+def grouped(array: Array, group: int) -> Array:
+    """[rows, columns] -> contiguous [group, rows * columns / group], clipped to ±HUGE."""
+    xp = array_namespace(array)
+    flat = xp.reshape(xp.astype(array, xp.float32), (-1, group))
+    return xp.clip(xp.stack([flat[:, column] for column in range(group)]), -HUGE, HUGE)
+
+
+def grouped_importance(importance: Array | None, weight: Array, group: int) -> Array:
+    """Importance in the shape of `grouped(weight)`; ones for None."""
+    xp = array_namespace(weight)
+    if importance is None:
+        return xp.ones_like(grouped(weight, group))
+    return grouped(xp.broadcast_to(importance, weight.shape), group)
+
+
+def ordered_sum(terms: Array) -> Array:
+    """Sum [4 k, n] over the first axis: four interleaved running sums, then (0 + 2) + (1 + 3)."""
+    total = terms[0:4]
+    for start in range(4, terms.shape[0], 4):
+        total = total + terms[start : start + 4]
+    return (total[0] + total[2]) + (total[1] + total[3])
+
+
+def to_half(values: Array) -> Array:
+    """Round to fp16, saturating."""
+    xp = array_namespace(values)
+    return xp.astype(xp.clip(values, -LARGEST_HALF, LARGEST_HALF), xp.float16)
+
+
+def half_rounded(values: Array) -> Array:
+    """Round to fp16, as float32."""
+    xp = array_namespace(values)
+    return xp.astype(to_half(values), xp.float32)
+
+
+def reciprocal(values: Array) -> Array:
+    """1 / v; 0 for a v that is zero or too small to matter."""
+    xp = array_namespace(values)
+    usable = xp.abs(values) >= TINY
+    return xp.where(usable, 1.0 / xp.where(usable, values, 1.0), 0.0)
+
+
+def peak_of(x: Array) -> Array:
+    """The value of largest magnitude along the first axis, with its sign; 1 where that is below TINY."""
+    xp = array_namespace(x)
+    high, low = xp.max(x, axis=0), xp.min(x, axis=0)
+    peak = xp.where(high >= -low, high, low)
+    return xp.where(xp.abs(peak) >= TINY, peak, 1.0)
+
+
+def search_scale(x: Array, w: Array, levels: Levels, anchors: Sequence[float]) -> ScaleFit:
+    """Choose signed scales for value = scale * level.
+
+    anchors: levels that the largest magnitude of the group is tried at; beyond `levels`' ends it is clipped.
+    """
+    xp = array_namespace(x)
+    peak = peak_of(x)
+    best = xp.full_like(peak, -1.0)
+    scale = curvature = xp.zeros_like(peak)
+    for step in range(len(anchors) + 1):
+        inverse = anchors[step] / peak if step < len(anchors) else reciprocal(scale)
+        level = levels.nearest_level(x * inverse)
+        weighted = w * level
+        along, across = ordered_sum(weighted * x), ordered_sum(weighted * level)
+        candidate = along / xp.where(across > 0.0, across, 1.0)
+        gain = along * candidate
+        is_better = gain > best
+        best = xp.where(is_better, gain, best)
+        scale = xp.where(is_better, candidate, scale)
+        curvature = xp.where(is_better, across, curvature)
+    return ScaleFit(scale, curvature)
+
+
+def scale_error(x: Array, w: Array, levels: Levels, scale: Array) -> Array:
+    """Weighted squared error [n] of rounding each group under `scale`."""
+    residual = x - scale * levels.nearest_level(x * reciprocal(scale))
+    return ordered_sum((w * residual) * residual)
+
+
+@dataclass(frozen=True, slots=True)
+class LineCandidate:
+    """One start of `search_line`: codes = round((x - low') * last_code * stretch / range').
+
+    low_cut, high_cut: parts of the range cut off below and above.
+    """
+
+    stretch: float
+    low_cut: float = 0.0
+    high_cut: float = 0.0
+
+
+def search_line(
+    x: Array, w: Array, last_code: int, candidates: Sequence[LineCandidate], *, minimum_is_positive: bool
+) -> LineFit:
+    """Choose scale and minimum for value = scale * code - minimum, codes 0..last_code.
+
+    minimum_is_positive: the format can only subtract, so that 0 is always in range.
+    """
+    xp = array_namespace(x)
+    low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+    if minimum_is_positive:
+        low = xp.where(low < 0.0, low, 0.0)
+    width = high - low
+    width = xp.where(width >= TINY, width, 1.0)
+    weight_sum = ordered_sum(w)
+    per_weight = 1.0 / xp.where(weight_sum > 0.0, weight_sum, 1.0)
+    mean = ordered_sum(w * x) * per_weight
+    weighted_deviation = w * (x - mean)
+    best = xp.full_like(low, -float("inf"))
+    scale = minimum = curvature = mean_code = xp.zeros_like(low)
+    for step in range(len(candidates) + 1):
+        if step < len(candidates):
+            start = candidates[step]
+            origin = low + start.low_cut * width
+            inverse = (last_code * start.stretch / (1.0 - start.low_cut - start.high_cut)) / width
+        else:
+            origin, inverse = -minimum, reciprocal(scale)
+        code = xp.clip(xp.round((x - origin) * inverse), 0.0, float(last_code))
+        weighted = w * code
+        sum_code, sum_square = ordered_sum(weighted), ordered_sum(weighted * code)
+        covariance = ordered_sum(weighted_deviation * code)
+        this_mean = sum_code * per_weight
+        variance = sum_square - this_mean * sum_code
+        has_slope = variance > 1e-6 * sum_square
+        this_scale = xp.where(has_slope, covariance / xp.where(has_slope, variance, 1.0), 0.0)
+        gain = this_scale * covariance
+        this_minimum = this_scale * this_mean - mean
+        if minimum_is_positive:
+            through_zero = covariance + mean * sum_code
+            zero_scale = through_zero / xp.where(sum_square > 0.0, sum_square, 1.0)
+            is_clamped = this_minimum < 0.0
+            gain = xp.where(is_clamped, zero_scale * through_zero - weight_sum * mean * mean, gain)
+            this_scale = xp.where(is_clamped, zero_scale, this_scale)
+            this_minimum = xp.where(is_clamped, 0.0, this_minimum)
+        is_better = (gain > best) & (this_scale >= 0.0)
+        best = xp.where(is_better, gain, best)
+        scale = xp.where(is_better, this_scale, scale)
+        minimum = xp.where(is_better, this_minimum, minimum)
+        curvature = xp.where(is_better, xp.where(variance > 0.0, variance, 0.0), curvature)
+        mean_code = xp.where(is_better, this_mean, mean_code)
+    return LineFit(scale, minimum, curvature, mean_code, weight_sum)
+
+
+def line_error(x: Array, w: Array, last_code: int, scale: Array, minimum: Array) -> Array:
+    """Weighted squared error [n] of rounding each group under `scale` and `minimum`."""
+    xp = array_namespace(x)
+    code = xp.clip(xp.round((x + minimum) * reciprocal(scale)), 0.0, float(last_code))
+    residual = x - (scale * code - minimum)
+    return ordered_sum((w * residual) * residual)
+
+
+def search_outer_scale(values: Array, curvature: Array, codes: tuple[int, int], anchors: Sequence[float]) -> Array:
+    """Choose the fp16 number d whose multiples d * code suit the groups' own scales.
+
+    values, curvature: [groups, n].  codes: lowest and highest integer.  anchors: codes that the largest value is tried
+    at.  Returns float32 [n], rounded to fp16.
+    """
+    xp = array_namespace(values)
+    peak = peak_of(values)
+    best = xp.full_like(peak, float("inf"))
+    outer = xp.zeros_like(peak)
+    for anchor in anchors:
+        candidate = half_rounded(peak / anchor)
+        for _ in range(2):
+            code = xp.clip(xp.round(values * reciprocal(candidate)), float(codes[0]), float(codes[1]))
+            residual = candidate * code - values
+            error = ordered_sum((curvature * residual) * residual)
+            is_better = error < best
+            best = xp.where(is_better, error, best)
+            outer = xp.where(is_better, candidate, outer)
+            weighted = curvature * code
+            across = ordered_sum(weighted * code)
+            candidate = half_rounded(ordered_sum(weighted * values) / xp.where(across > 0.0, across, 1.0))
+    return outer
+
+
+def steps(first: float, last: float, count: int) -> tuple[float, ...]:
+    """`count` evenly spaced numbers from first to last, rounded to 1e-6."""
+    return tuple(round(first + (last - first) * index / (count - 1), 6) for index in range(count))
