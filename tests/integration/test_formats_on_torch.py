@@ -23,3 +23,15 @@ def test_values_on_torch_have_the_bits_of_numpy(number_format: NumberFormat) -> 
     is_nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(actual), is_nan)
     np.testing.assert_array_equal(actual[~is_nan].view(np.uint32), expected[~is_nan].view(np.uint32))
+
+
+@pytest.mark.parametrize("number_format", [f for f in FORMATS.values() if f.can_encode], ids=repr)
+def test_encoding_on_torch_gives_the_codes_of_numpy(number_format: NumberFormat) -> None:
+    draw = np.random.RandomState(9)
+    weight = (0.02 * draw.standard_t(4, (4, COLUMNS))).astype(np.float32)
+    importance = np.exp(draw.standard_normal((1, COLUMNS))).astype(np.float32)
+    expected = number_format.encode(weight, importance)
+    actual = number_format.encode(torch.from_numpy(weight), torch.from_numpy(importance))
+    np.testing.assert_array_equal(actual.codes.numpy(), expected.codes)
+    for name, stored in expected.parameters.items():
+        np.testing.assert_array_equal(actual.parameters[name].numpy(), stored)

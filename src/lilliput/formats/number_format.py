@@ -101,6 +101,15 @@ class NumberFormat(ABC):
         """
         raise FormatError(f"{self.name}: decoding only; no encoder for this format yet")
 
+    def widest_parameters(self, weight: Array) -> Parameters:
+        """Parameters of every scope, as stored, whose levels just reach the largest weights: no search, no importance.
+
+        What rounding to nearest uses; `fit` is what one normally wants.
+        """
+        if self.scopes:
+            raise FormatError(f"{self.name}: decoding only; no encoder for this format yet")
+        return {}
+
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
     ) -> Array:

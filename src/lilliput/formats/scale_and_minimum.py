@@ -12,6 +12,7 @@ from lilliput.arrays import Array
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
 from lilliput.formats.scale_search import (
     LineCandidate,
+    bounded,
     grouped,
     grouped_importance,
     half_rounded,
@@ -39,12 +40,23 @@ class ScaleAndMinimum(BlockFormat):
     ) -> Parameters:
         """Search scale and minimum together (see `search_line`); the minimum then follows the rounded scale."""
         xp = array_namespace(weight)
-        x, w = grouped(weight, self.block_size), grouped_importance(importance, weight, self.block_size)
+        x, w = grouped(bounded(weight), self.block_size), grouped_importance(importance, weight, self.block_size)
         line = search_line(x, w, self.last_code, self.candidates, minimum_is_positive=False)
         scale = half_rounded(line.scale)
         minimum = -(line.minimum + (scale - line.scale) * line.mean_code)
         shape = (weight.shape[0], -1)
         return {"scale": xp.reshape(to_half(scale), shape), "minimum": xp.reshape(to_half(minimum), shape)}
+
+    def widest_parameters(self, weight: Array) -> Parameters:
+        """Minimum and maximum of each group at the ends."""
+        xp = array_namespace(weight)
+        x = grouped(bounded(weight), self.block_size)
+        low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+        shape = (weight.shape[0], -1)
+        return {
+            "scale": xp.reshape(to_half((high - low) / self.last_code), shape),
+            "minimum": xp.reshape(to_half(low), shape),
+        }
 
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
@@ -53,7 +65,7 @@ class ScaleAndMinimum(BlockFormat):
         xp = array_namespace(target)
         inverse = expand(reciprocal(xp.astype(parameters["scale"], xp.float32)), self.block_size, columns)
         minimum = expand(xp.astype(parameters["minimum"], xp.float32), self.block_size, columns)
-        return xp.astype(xp.clip(xp.round((target - minimum) * inverse), 0.0, float(self.last_code)), xp.uint8)
+        return xp.astype(xp.clip(xp.round((bounded(target) - minimum) * inverse), 0.0, float(self.last_code)), xp.uint8)
 
     def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
         """The code for the scale, 1 for the minimum."""

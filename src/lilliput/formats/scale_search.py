@@ -22,8 +22,8 @@ from lilliput.formats.levels import Levels
 
 # A group whose largest magnitude is below this is zero in every format: the smallest fp16 scale is 6e-8.
 TINY = 1e-12
-# Beyond every format's range; keeps squares finite.
-HUGE = 1e12
+# Beyond every format's range (Q6_K reaches 2.7e8); keeps sums of squares finite.
+HUGE = 1e9
 LARGEST_HALF = 65504.0
 
 
@@ -54,10 +54,15 @@ class LineFit:
 
 
 def grouped(array: Array, group: int) -> Array:
-    """[rows, columns] -> contiguous [group, rows * columns / group], clipped to ±HUGE."""
+    """[rows, columns] -> contiguous [group, rows * columns / group]."""
     xp = array_namespace(array)
     flat = xp.reshape(xp.astype(array, xp.float32), (-1, group))
-    return xp.clip(xp.stack([flat[:, column] for column in range(group)]), -HUGE, HUGE)
+    return xp.stack([flat[:, column] for column in range(group)])
+
+
+def bounded(weight: Array) -> Array:
+    """Weight clipped to ±HUGE."""
+    return array_namespace(weight).clip(weight, -HUGE, HUGE)
 
 
 def grouped_importance(importance: Array | None, weight: Array, group: int) -> Array:
@@ -96,11 +101,16 @@ def reciprocal(values: Array) -> Array:
 
 
 def peak_of(x: Array) -> Array:
-    """The value of largest magnitude along the first axis, with its sign; 1 where that is below TINY."""
+    """The value of largest magnitude along the first axis, with its sign."""
     xp = array_namespace(x)
     high, low = xp.max(x, axis=0), xp.min(x, axis=0)
-    peak = xp.where(high >= -low, high, low)
-    return xp.where(xp.abs(peak) >= TINY, peak, 1.0)
+    return xp.where(high >= -low, high, low)
+
+
+def nonzero(values: Array) -> Array:
+    """The values, but 1 where they are too small to matter."""
+    xp = array_namespace(values)
+    return xp.where(xp.abs(values) >= TINY, values, 1.0)
 
 
 def search_scale(x: Array, w: Array, levels: Levels, anchors: Sequence[float]) -> ScaleFit:
@@ -109,7 +119,7 @@ def search_scale(x: Array, w: Array, levels: Levels, anchors: Sequence[float]) -
     anchors: levels that the largest magnitude of the group is tried at; beyond `levels`' ends it is clipped.
     """
     xp = array_namespace(x)
-    peak = peak_of(x)
+    peak = nonzero(peak_of(x))
     best = xp.full_like(peak, -1.0)
     scale = curvature = xp.zeros_like(peak)
     for step in range(len(anchors) + 1):
@@ -155,8 +165,7 @@ def search_line(
     low, high = xp.min(x, axis=0), xp.max(x, axis=0)
     if minimum_is_positive:
         low = xp.where(low < 0.0, low, 0.0)
-    width = high - low
-    width = xp.where(width >= TINY, width, 1.0)
+    width = nonzero(high - low)
     weight_sum = ordered_sum(w)
     per_weight = 1.0 / xp.where(weight_sum > 0.0, weight_sum, 1.0)
     mean = ordered_sum(w * x) * per_weight
@@ -211,7 +220,7 @@ def search_outer_scale(values: Array, curvature: Array, codes: tuple[int, int], 
     at.  Returns float32 [n], rounded to fp16.
     """
     xp = array_namespace(values)
-    peak = peak_of(values)
+    peak = nonzero(peak_of(values))
     best = xp.full_like(peak, float("inf"))
     outer = xp.zeros_like(peak)
     for anchor in anchors:
@@ -232,3 +241,20 @@ def search_outer_scale(values: Array, curvature: Array, codes: tuple[int, int], 
 def steps(first: float, last: float, count: int) -> tuple[float, ...]:
     """`count` evenly spaced numbers from first to last, rounded to 1e-6."""
     return tuple(round(first + (last - first) * index / (count - 1), 6) for index in range(count))
+
+
+def row_mean_square(weight: Array) -> Array:
+    """Mean of weight^2 over each row [rows, columns] -> float32 [rows]; columns a multiple of 32 for a fixed order.
+
+    32 interleaved running sums over the columns, then `ordered_sum` of those.
+    """
+    xp = array_namespace(weight)
+    rows, columns = weight.shape
+    lanes = 32 if columns % 32 == 0 else 1
+    weight = bounded(weight)
+    blocks = xp.reshape(weight * weight, (rows, -1, lanes))
+    total = xp.zeros((rows, lanes), dtype=xp.float32)
+    for index in range(blocks.shape[1]):
+        total = total + blocks[:, index]
+    sums = ordered_sum(total.T) if lanes > 1 else total[:, 0]
+    return sums / columns

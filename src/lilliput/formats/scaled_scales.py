@@ -16,8 +16,11 @@ from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, expand
 from lilliput.formats.scale_search import (
     ScaleFit,
+    bounded,
     grouped,
     grouped_importance,
+    half_rounded,
+    peak_of,
     reciprocal,
     scale_error,
     search_outer_scale,
@@ -55,7 +58,7 @@ class ScaledScales(BlockFormat):
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None
     ) -> Parameters:
         """Scope 0: the block's scale that suits the groups' own best scales. Scope 1: their codes under it."""
-        x, w = grouped(weight, self.group_size), grouped_importance(importance, weight, self.group_size)
+        x, w = grouped(bounded(weight), self.group_size), grouped_importance(importance, weight, self.group_size)
         found = search_scale(x, w, self.levels, self.anchors)
         rows = weight.shape[0]
         if scope == 0 or outer is None:
@@ -64,7 +67,7 @@ class ScaledScales(BlockFormat):
 
     def encode(self, weight: Array, importance: Array | None = None) -> Encoded:
         """Both scopes from one search of the groups."""
-        x, w = grouped(weight, self.group_size), grouped_importance(importance, weight, self.group_size)
+        x, w = grouped(bounded(weight), self.group_size), grouped_importance(importance, weight, self.group_size)
         found = search_scale(x, w, self.levels, self.anchors)
         outer = self._fit_blocks(found, weight.shape[0])
         parameters = {**outer, **self._fit_groups(x, w, found, outer)}
@@ -101,12 +104,25 @@ class ScaledScales(BlockFormat):
             best, chosen = xp.where(is_better, error, best), xp.where(is_better, code, chosen)
         return {"scale_code": xp.reshape(xp.astype(chosen, xp.int8), (rows, -1))}
 
+    def widest_parameters(self, weight: Array) -> Parameters:
+        """Largest magnitude of each group at the outermost level, largest group scale at the outermost code."""
+        xp = array_namespace(weight)
+        rows, groups = weight.shape[0], self.block_size // self.group_size
+        low, high = (float(code) for code in self.scale_codes)
+        wanted = peak_of(grouped(bounded(weight), self.group_size)) / self.levels.first
+        scale = half_rounded(peak_of(grouped(xp.reshape(wanted, (rows, -1)), groups)) / low)
+        code = xp.clip(xp.round(wanted * reciprocal(xp.repeat(scale, groups))), low, high)
+        return {
+            "scale": xp.reshape(to_half(scale), (rows, -1)),
+            "scale_code": xp.reshape(xp.astype(code, xp.int8), (rows, -1)),
+        }
+
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
     ) -> Array:
         """Nearest level."""
         inverse = expand(reciprocal(self.group_scale(parameters)), self.group_size, columns)
-        return self.levels.nearest(target * inverse)
+        return self.levels.nearest(bounded(target) * inverse)
 
     def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
         """Gives scale_code * level, for the block's scale."""

@@ -17,8 +17,10 @@ from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, exp
 from lilliput.formats.scale_search import (
     LineCandidate,
     LineFit,
+    bounded,
     grouped,
     grouped_importance,
+    half_rounded,
     line_error,
     reciprocal,
     search_line,
@@ -60,7 +62,7 @@ class ScaledScalesAndMinimums(BlockFormat):
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None
     ) -> Parameters:
         """Scope 0: the block's scale and minimum that suit the groups' own best lines. Scope 1: their codes."""
-        x, w = grouped(weight, self.group_size), grouped_importance(importance, weight, self.group_size)
+        x, w = grouped(bounded(weight), self.group_size), grouped_importance(importance, weight, self.group_size)
         line = self._search(x, w)
         if scope == 0 or outer is None:
             return self._fit_blocks(line, weight.shape[0])
@@ -68,7 +70,7 @@ class ScaledScalesAndMinimums(BlockFormat):
 
     def encode(self, weight: Array, importance: Array | None = None) -> Encoded:
         """Both scopes from one search of the groups."""
-        x, w = grouped(weight, self.group_size), grouped_importance(importance, weight, self.group_size)
+        x, w = grouped(bounded(weight), self.group_size), grouped_importance(importance, weight, self.group_size)
         line = self._search(x, w)
         outer = self._fit_blocks(line, weight.shape[0])
         parameters = {**outer, **self._fit_groups(x, w, line, outer)}
@@ -130,6 +132,25 @@ class ScaledScalesAndMinimums(BlockFormat):
             "minimum_code": xp.reshape(xp.astype(chosen_minimum, xp.uint8), shape),
         }
 
+    def widest_parameters(self, weight: Array) -> Parameters:
+        """Lowest (at most 0) and highest weight of each group at the ends, largest group at the last code."""
+        xp = array_namespace(weight)
+        x = grouped(bounded(weight), self.group_size)
+        low = xp.min(x, axis=0)
+        low = xp.where(low < 0.0, low, 0.0)
+        wanted = {"scale": (xp.max(x, axis=0) - low) / self.last_code, "minimum": -low}
+        rows, groups = weight.shape[0], self.block_size // self.group_size
+        parameters: dict[str, Array] = {}
+        for name, values in wanted.items():
+            largest = xp.max(grouped(xp.reshape(values, (rows, -1)), groups), axis=0)
+            outer = half_rounded(largest / self.last_parameter_code)
+            code = xp.clip(
+                xp.round(values * reciprocal(xp.repeat(outer, groups))), 0.0, float(self.last_parameter_code)
+            )
+            parameters[name] = xp.reshape(to_half(outer), (rows, -1))
+            parameters[f"{name}_code"] = xp.reshape(xp.astype(code, xp.uint8), (rows, -1))
+        return parameters
+
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
     ) -> Array:
@@ -137,7 +158,7 @@ class ScaledScalesAndMinimums(BlockFormat):
         xp = array_namespace(target)
         inverse = expand(reciprocal(self.group_parameter(parameters, "scale")), self.group_size, columns)
         minimum = expand(self.group_parameter(parameters, "minimum"), self.group_size, columns)
-        return xp.astype(xp.clip(xp.round((target + minimum) * inverse), 0.0, float(self.last_code)), xp.uint8)
+        return xp.astype(xp.clip(xp.round((bounded(target) + minimum) * inverse), 0.0, float(self.last_code)), xp.uint8)
 
     def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
         """Gives scale_code * code for the block's scale, and -minimum_code for its minimum."""

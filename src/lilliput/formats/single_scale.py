@@ -11,7 +11,15 @@ from array_api_compat import array_namespace
 from lilliput.arrays import Array
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
-from lilliput.formats.scale_search import grouped, grouped_importance, reciprocal, search_scale, to_half
+from lilliput.formats.scale_search import (
+    bounded,
+    grouped,
+    grouped_importance,
+    peak_of,
+    reciprocal,
+    search_scale,
+    to_half,
+)
 
 
 class SingleScale(BlockFormat):
@@ -38,9 +46,17 @@ class SingleScale(BlockFormat):
         if not self.can_encode:
             return super().fit(weight, importance, scope=scope, outer=outer)
         xp = array_namespace(weight)
-        x, w = grouped(weight, self.block_size), grouped_importance(importance, weight, self.block_size)
+        x, w = grouped(bounded(weight), self.block_size), grouped_importance(importance, weight, self.block_size)
         scale = search_scale(x, w, self.search_levels or self.levels, self.anchors).scale
         return {"scale": xp.reshape(to_half(scale), (weight.shape[0], -1))}
+
+    def widest_parameters(self, weight: Array) -> Parameters:
+        """The largest magnitude of each group at the outermost level."""
+        if not self.can_encode:
+            return super().widest_parameters(weight)
+        xp = array_namespace(weight)
+        peak = peak_of(grouped(bounded(weight), self.block_size))
+        return {"scale": xp.reshape(to_half(peak / (self.search_levels or self.levels).first), (weight.shape[0], -1))}
 
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
@@ -50,7 +66,7 @@ class SingleScale(BlockFormat):
             return super().nearest_codes(target, parameters, columns, metric=metric)
         xp = array_namespace(target)
         inverse = expand(reciprocal(xp.astype(parameters["scale"], xp.float32)), self.block_size, columns)
-        return self.levels.nearest(target * inverse)
+        return self.levels.nearest(bounded(target) * inverse)
 
     def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
         """The level of each code."""

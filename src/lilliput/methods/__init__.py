@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from lilliput.methods.cast import Copy
 from lilliput.methods.method import TensorMethod
+from lilliput.methods.round_to_nearest import RoundToNearest
+from lilliput.methods.searched_scales import SearchedScales
 
 __all__ = ["METHODS", "TensorMethod"]
 
 _ALL: tuple[TensorMethod, ...] = (
+    SearchedScales(),
+    RoundToNearest(),
     Copy(),
-)  # fmt: skip
+)
 METHODS: dict[str, TensorMethod] = {method.name: method for method in _ALL}

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every number format that encodes promises: fit, nearest codes and packing, apart and together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lilliput.arrays import FloatArray
+from lilliput.formats import FORMATS, NumberFormat
+from lilliput.methods import METHODS
+from lilliput.methods.searched_scales import encode_with_arrays, error_weights, relative_importance
+
+ROWS, COLUMNS = 6, 512
+ENCODERS = [number_format for number_format in FORMATS.values() if number_format.can_encode]
+SCALED = [number_format for number_format in ENCODERS if number_format.scopes]
+
+
+def case() -> tuple[FloatArray, FloatArray]:
+    """Heavy-tailed weights with a few large columns, and an importance that spans orders of magnitude."""
+    draw = np.random.RandomState(3)
+    weight = 0.02 * draw.standard_t(4, (ROWS, COLUMNS))
+    weight[:, ::97] *= 6
+    return weight.astype(np.float32), np.exp(1.5 * draw.standard_normal(COLUMNS)).astype(np.float32)
+
+
+def squared_error(number_format: NumberFormat, planes: dict[str, np.ndarray], importance: FloatArray | float) -> float:
+    residual = number_format.dequantize(planes, COLUMNS).astype(np.float64) - case()[0]
+    return float((importance * residual**2).sum())
+
+
+@pytest.mark.parametrize("number_format", ENCODERS, ids=repr)
+def test_packing_loses_nothing(number_format: NumberFormat) -> None:
+    weight, _ = case()
+    encoded = number_format.encode(weight)
+    planes = number_format.pack(encoded)
+    for name, spec in number_format.stored_planes(ROWS, COLUMNS).items():
+        assert planes[name].dtype == spec.dtype
+        assert planes[name].shape == spec.shape
+    unpacked = number_format.unpack(planes, COLUMNS)
+    np.testing.assert_array_equal(unpacked.codes, encoded.codes)
+    assert set(unpacked.parameters) == set(encoded.parameters)
+    for name, stored in encoded.parameters.items():
+        assert unpacked.parameters[name].dtype == stored.dtype
+        np.testing.assert_array_equal(unpacked.parameters[name], stored)
+
+
+@pytest.mark.parametrize("number_format", SCALED, ids=repr)
+def test_searched_scales_beat_round_to_nearest(number_format: NumberFormat) -> None:
+    weight, _ = case()
+    searched = METHODS["searched_scales"].quantize(number_format, weight, None, threads=1)
+    nearest = METHODS["round_to_nearest"].quantize(number_format, weight, None, threads=1)
+    assert squared_error(number_format, searched, 1.0) < 0.98 * squared_error(number_format, nearest, 1.0)
+
+
+@pytest.mark.parametrize("number_format", SCALED, ids=repr)
+def test_importance_lowers_the_weighted_error(number_format: NumberFormat) -> None:
+    weight, importance = case()
+    method = METHODS["searched_scales"]
+    without = method.quantize(number_format, weight, None, threads=1)
+    weighted = method.quantize(number_format, weight, importance, threads=1)
+    assert squared_error(number_format, weighted, importance) < squared_error(number_format, without, importance)
+
+
+@pytest.mark.parametrize("number_format", SCALED, ids=repr)
+def test_scale_of_importance_does_not_matter(number_format: NumberFormat) -> None:
+    weight, importance = case()
+    method = METHODS["searched_scales"]
+    once = method.quantize(number_format, weight, importance, threads=1)
+    scaled = method.quantize(number_format, weight, importance * np.float32(1024), threads=1)
+    np.testing.assert_array_equal(once["blocks"], scaled["blocks"])
+
+
+@pytest.mark.parametrize("number_format", ENCODERS, ids=repr)
+def test_scope_by_scope_gives_what_encode_gives(number_format: NumberFormat) -> None:
+    weight, importance = case()
+    weights = error_weights(weight, relative_importance(importance))
+    parameters: dict[str, np.ndarray] = {}
+    for scope in range(len(number_format.scopes)):
+        parameters |= number_format.fit(weight, weights, scope=scope, outer=parameters)
+    encoded = number_format.encode(weight, weights)
+    assert set(parameters) == set(encoded.parameters)
+    for name, stored in encoded.parameters.items():
+        np.testing.assert_array_equal(parameters[name], stored)
+    np.testing.assert_array_equal(number_format.nearest_codes(weight, parameters), encoded.codes)
+
+
+@pytest.mark.parametrize("number_format", SCALED, ids=repr)
+def test_a_slice_of_whole_blocks_fits_like_the_whole(number_format: NumberFormat) -> None:
+    weight, importance = case()
+    part = number_format.encode(weight[:, 256:], importance[None, 256:])
+    whole = number_format.encode(weight, importance[None, :])
+    np.testing.assert_array_equal(part.codes, whole.codes[:, 256 // number_format.unit :])
+
+
+@pytest.mark.parametrize("number_format", ENCODERS, ids=repr)
+def test_codes_column_by_column_are_those_of_the_whole(number_format: NumberFormat) -> None:
+    weight, _ = case()
+    encoded = number_format.encode(weight)
+    for start in (0, 31, 32, 255, 256, COLUMNS - 1):
+        columns = slice(start, start + 1)
+        codes = number_format.nearest_codes(weight[:, columns], encoded.parameters, columns)
+        np.testing.assert_array_equal(codes, encoded.codes[:, columns])
+
+
+@pytest.mark.parametrize("number_format", SCALED, ids=repr)
+def test_no_other_code_is_nearer(number_format: NumberFormat) -> None:
+    weight, _ = case()
+    encoded = number_format.encode(weight)
+    chosen = np.abs(number_format.values(encoded.codes, encoded.parameters) - weight)
+    # Reciprocal and product round three times: a tie may fall to the other side by that much of the largest value.
+    slack = 3 * np.finfo(np.float32).eps * np.abs(weight).max()
+    for step in (-1, 1):
+        other = encoded.codes.astype(np.int32) + step
+        legal = (other >= 1 if number_format.name == "q8_0" else other >= 0) & (other <= encoded.codes.max())
+        codes = np.where(legal, other, encoded.codes).astype(np.uint8)
+        assert (chosen <= np.abs(number_format.values(codes, encoded.parameters) - weight) + slack).all()
+
+
+@pytest.mark.parametrize("number_format", ENCODERS, ids=repr)
+def test_codes_of_decoded_values_decode_to_the_same_values(number_format: NumberFormat) -> None:
+    weight, _ = case()
+    encoded = number_format.encode(weight)
+    values = number_format.values(encoded.codes, encoded.parameters)
+    again = number_format.values(number_format.nearest_codes(values, encoded.parameters), encoded.parameters)
+    np.testing.assert_array_equal(again, values)
+
+
+@pytest.mark.parametrize("number_format", SCALED, ids=repr)
+def test_linear_terms_add_up_to_the_values(number_format: NumberFormat) -> None:
+    weight, _ = case()
+    encoded = number_format.encode(weight)
+    terms = number_format.linear_terms(encoded.codes, encoded.parameters)
+    assert set(terms) == set(number_format.scopes[0].parameters)
+    total = np.zeros_like(weight, dtype=np.float64)
+    for name, term in terms.items():
+        outer = encoded.parameters[name].astype(np.float64)
+        total += np.repeat(outer, COLUMNS // outer.shape[1], axis=1) * term
+    values = number_format.values(encoded.codes, encoded.parameters)
+    # Products of an fp16 scale, a small scale code and a level are exact or rounded once; the sum rounds once more.
+    np.testing.assert_allclose(values, total, rtol=4 * np.finfo(np.float32).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("number_format", ENCODERS, ids=repr)
+def test_encoding_does_not_depend_on_how_rows_are_cut(
+    number_format: NumberFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, importance = case()
+    relative = relative_importance(importance)
+    whole = encode_with_arrays(number_format, weight, relative)
+    monkeypatch.setattr("lilliput.methods.searched_scales.PIECE_WEIGHTS", 2 * COLUMNS)
+    pieces = encode_with_arrays(number_format, weight, relative)
+    np.testing.assert_array_equal(whole["blocks"], pieces["blocks"])
+
+
+@pytest.mark.parametrize("number_format", [f for f in FORMATS.values() if not f.can_encode], ids=repr)
+def test_formats_without_encoder_say_so(number_format: NumberFormat) -> None:
+    for method in METHODS.values():
+        assert not method.supports(number_format)
