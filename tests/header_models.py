@@ -44,6 +44,9 @@ class HeaderModel:
     def fingerprint(self) -> str:
         return "0" * 64
 
+    def release(self, name: str) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

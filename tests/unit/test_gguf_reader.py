@@ -11,7 +11,7 @@ import pytest
 from lilliput.containers import open_model
 from lilliput.containers.gguf_model import GgufModel, open_parts
 from lilliput.containers.gguf_reader import GgufFile
-from lilliput.errors import ContainerError, TokenizerError, UnsupportedModelError
+from lilliput.errors import CheckpointError, ContainerError, TokenizerError, UnsupportedModelError
 from lilliput.text.gguf_metadata import vocabulary_from_metadata
 
 
@@ -177,6 +177,24 @@ def test_an_unknown_family_is_named(tmp_path: Path) -> None:
     path.write_bytes(file_bytes((key("general.architecture", STRING, text("mammoth")),)))
     with pytest.raises(UnsupportedModelError, match="mammoth"):
         open_model(path)
+
+
+def test_a_file_that_holds_no_model_says_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(file_bytes((key("general.type", STRING, text("imatrix")),)))
+    with pytest.raises(ContainerError, match=r"x.gguf: holds 'imatrix' data, not a model"):
+        open_model(path)
+
+
+def test_a_vocabulary_alone_is_no_model(shared_data: Path) -> None:
+    with pytest.raises(ContainerError, match="holds a vocabulary without weights"):
+        open_model(shared_data / "gguf-vocab" / "ggml-vocab-llama-spm.gguf")
+
+
+def test_a_folder_of_gguf_files_asks_for_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a-Q4_K_M.gguf").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"give one of them, such as a-Q4_K_M.gguf"):
+        open_model(tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "name", "size"), [(9, "Q8_1", 36), (15, "Q8_K", 292)])

@@ -68,3 +68,10 @@ def test_offline_and_not_cached_is_one_clear_line(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(CheckpointError, match="org/name: not in the local cache"):
         open_model("org/name")
+
+
+def test_a_model_without_safetensors_says_what_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"org/name: has no safetensors weights on the hub; pickled"):
+        open_model("org/name")

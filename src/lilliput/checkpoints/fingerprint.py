@@ -26,6 +26,7 @@ def model_fingerprint(source: ModelSource) -> str:
     for name, header in source.headers.items():
         digest.update(f"{name} {header.format.name} {list(header.shape)}\n".encode())
         update_tensor_digest(digest, source.tensor(name))
+        source.release(name)
     return digest.hexdigest()
 
 

@@ -31,7 +31,8 @@ NEEDED = [
     "NOTICE*",
     "USE_POLICY*",
 ]
-NOT_NEEDED = ["original/*", "onnx/*", "openvino/*", "gguf/*", "runs/*", "*/*.safetensors"]
+# `consolidated` files are the same weights once more, in their makers' own layout.
+NOT_NEEDED = ["consolidated*", "original/*", "onnx/*", "openvino/*", "gguf/*", "runs/*", "*/*.safetensors"]
 
 
 def download(repository: str, revision: str | None = None) -> Path:
@@ -39,6 +40,16 @@ def download(repository: str, revision: str | None = None) -> Path:
 
     Raises CheckpointError with one line: not found, gated, no such revision, no network.
     """
+    folder = _snapshot(repository, revision)
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{repository}: has no safetensors weights on the hub; pickled ones (*.bin) run code when read and are not "
+            "fetched, and GGUF files are opened from disk: download the one you want and give its path"
+        )
+    return folder
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=NEEDED, ignore_patterns=NOT_NEEDED))
     except GatedRepoError as failure:

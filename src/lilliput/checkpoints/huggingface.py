@@ -96,6 +96,12 @@ class HuggingFaceModel:
         planes = planes_of_bytes(header.format, header.rows, header.columns, data)
         return QuantizedTensor(name, header.shape, header.format, planes)
 
+    def release(self, name: str) -> None:
+        """Give the memory of a tensor's pages back."""
+        source = self._sources[name]
+        if source:
+            self._files[source].release(source)
+
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, padded with unused tokens up to the rows of the embedding."""
         return padded(load_vocabulary(self.path), self.config.vocab_size)

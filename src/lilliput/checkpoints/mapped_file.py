@@ -30,11 +30,9 @@ class MappedFile:
         try:
             with path.open("rb") as file:
                 size = file.seek(0, 2)
-                self._data: ByteArray | None = (
-                    np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-                    if size
-                    else np.empty(0, dtype=np.uint8)
-                )
+                # An empty file cannot be mapped.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+                self._data: ByteArray | None = np.frombuffer(self._map if self._map else b"", dtype=np.uint8)
         except OSError as failure:
             raise error(f"{path}: cannot be read: {failure.strerror or failure}") from failure
 
@@ -50,9 +48,20 @@ class MappedFile:
         """Bytes in the file."""
         return int(self.data.size)
 
+    def release(self, start: int, end: int) -> None:
+        """Give the memory of bytes [start, end) back to the system; they are read from disk again when touched.
+
+        Without this the resident size of a process that streams through a model grows to the model's size.
+        """
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if self._map is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, length)
+
     def close(self) -> None:
         """Let go of the map."""
         self._data = None
+        self._map = None
 
 
 def planes_of_bytes(number_format: NumberFormat, rows: int, columns: int, data: ByteArray) -> Planes:

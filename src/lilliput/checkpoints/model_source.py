@@ -50,6 +50,9 @@ class ModelSource(Protocol):
     def tensor(self, name: str) -> QuantizedTensor:
         """One tensor, memory-mapped where its source expression allows it. Raises ContainerError / CheckpointError."""
 
+    def release(self, name: str) -> None:
+        """Give the memory of a tensor's mapped pages back to the system; it stays readable, from disk."""
+
     def vocabulary(self) -> Vocabulary:
         """The tokenizer. Raises TokenizerError."""
 

@@ -97,6 +97,11 @@ class SafetensorsFile:
         except KeyError:
             raise self._error(f"{self.path.name}: tensor '{name}' is {tensor.dtype}, which holds no weights") from None
 
+    def release(self, name: str) -> None:
+        """Give the memory of one tensor's pages back; it stays readable."""
+        tensor = self.tensors[name]
+        self._file.release(tensor.start, tensor.end)
+
     def close(self) -> None:
         """Let go of the map."""
         self._file.close()

@@ -34,13 +34,20 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
     """
     path = Path(path_or_id)
     if path.is_dir():
-        return HuggingFaceModel(path)
+        return _open_folder(path)
     if path.is_file():
         return _open_file(path)
     name = str(path_or_id)
     if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return HuggingFaceModel(download(name, revision), repository=name)
     raise CheckpointError(f"{name}: no such file or folder, and not a hub id of the form organization/name")
+
+
+def _open_folder(folder: Path) -> ModelSource:
+    inside = sorted(path.name for path in folder.glob("*.gguf"))
+    if inside and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder.name}: this folder holds GGUF files; give one of them, such as {inside[0]}")
+    return HuggingFaceModel(folder)
 
 
 def _open_file(path: Path) -> ModelSource:

@@ -21,6 +21,8 @@ from lilliput.text.vocabulary import Vocabulary
 
 # `general.*` keys that say how this file is stored, not what the model is.
 STORAGE_KEYS = frozenset(("architecture", "file_type", "quantization_version", "alignment"))
+# Rotary frequencies that converters of 2023 stored a copy of in every block; llama.cpp skips them too.
+_IGNORED = (".attn_rot_embd.weight", ".attn_rot_embd")
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -75,10 +77,17 @@ class GgufModel:
         """Open a file or split. Raises ContainerError or UnsupportedModelError."""
         self.path = path
         self._parts = open_parts(path)
-        self._holder = {name: part for part in self._parts for name in part.tensors}
+        self._holder = {name: part for part in self._parts for name in part.tensors if not name.endswith(_IGNORED)}
         self._fingerprint: str | None = None
         self.metadata: Mapping[str, Json] = self._parts[0].metadata
+        kind = self.metadata.get("general.type", "model")
+        if kind != "model":
+            raise ContainerError(
+                f"{path.name}: holds {kind!r} data, not a model; `lilliput inspect` shows what is in it"
+            )
         self.architecture = architecture_for_gguf(self.metadata)
+        if not self._holder:
+            raise ContainerError(f"{path.name}: holds a vocabulary without weights, so there is no model to open")
         shapes = {name: part.tensors[name].shape for name, part in self._holder.items()}
         self.config = self.architecture.config_from_gguf(self.metadata, shapes)
         self._check_table(shapes)
@@ -107,6 +116,10 @@ class GgufModel:
         header = self.headers[name]
         planes = planes_of_bytes(header.format, header.rows, header.columns, self._holder[name].data(name))
         return QuantizedTensor(name, header.shape, header.format, planes)
+
+    def release(self, name: str) -> None:
+        """Give the memory of a tensor's pages back."""
+        self._holder[name].release(name)
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer from `tokenizer.ggml.*`."""

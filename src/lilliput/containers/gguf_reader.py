@@ -90,6 +90,11 @@ class GgufFile:
             raise ContainerError(f"{self.path.name}: tensor '{name}' is {tensor.type.name.upper()}, F32 is expected")
         return self.data(name).view("<f4").reshape(tensor.shape)
 
+    def release(self, name: str) -> None:
+        """Give the memory of one tensor's pages back; it stays readable."""
+        tensor = self.tensors[name]
+        self._file.release(tensor.start, tensor.start + tensor.nbytes)
+
     def close(self) -> None:
         """Let go of the map."""
         self._file.close()

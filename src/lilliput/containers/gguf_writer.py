@@ -145,7 +145,7 @@ def _string(text: str) -> bytes:
 
 def _value(key: str, value: Json) -> bytes:
     if isinstance(value, list):
-        element = _TYPES_BY_KEY.get(key) or _list_type(key, value)
+        element = _TYPES_BY_KEY[key] if key in _TYPES_BY_KEY else _list_type(key, value)
         packed = (
             b"".join(_string(str(item)) for item in value)
             if element is ValueType.STRING
@@ -154,7 +154,7 @@ def _value(key: str, value: Json) -> bytes:
         return struct.pack("<IIQ", ValueType.ARRAY, element, len(value)) + packed
     if isinstance(value, str):
         return struct.pack("<I", ValueType.STRING) + _string(value)
-    scalar = _TYPES_BY_KEY.get(key) or _scalar_type(key, value)
+    scalar = _TYPES_BY_KEY[key] if key in _TYPES_BY_KEY else _scalar_type(key, value)
     return struct.pack("<I", scalar) + _numbers(key, [value], scalar)
 
 

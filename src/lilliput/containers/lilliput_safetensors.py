@@ -149,6 +149,12 @@ class LilliputModel:
         sidecars = {key: self._array(f"{name}.sidecar.{key}") for key in self._sidecars[name]}
         return QuantizedTensor(name, header.shape, header.format, planes, sidecars)
 
+    def release(self, name: str) -> None:
+        """Give the memory of a tensor's pages back."""
+        header = self.headers[name]
+        for plane in header.format.stored_planes(header.rows, header.columns):
+            self._file.release(f"{name}.{plane}")
+
     def vocabulary(self) -> Vocabulary:
         """The tokenizer. Raises TokenizerError when the file has none."""
         if "lilliput.vocabulary" not in self._metadata:

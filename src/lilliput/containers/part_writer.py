@@ -107,6 +107,7 @@ def verify_written(written: Written, opened: ModelSource) -> None:
                     f"{opened.path.name}: tensor '{name}' read back differs from what was written; check the disk"
                 )
             check_finite(tensor, opened.path.name)
+            opened.release(name)
     finally:
         opened.close()
 

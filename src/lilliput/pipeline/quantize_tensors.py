@@ -36,6 +36,8 @@ def quantized_tensors(
     """
     for row in plan.rows:
         yield _quantize(source.tensor(row.name), row, statistics, threads)
+        # Taken and written by now: its pages of the mapped checkpoint need not stay in memory.
+        source.release(row.name)
 
 
 @dataclass(slots=True)
