@@ -240,7 +240,7 @@ def test_two_python_threads_share_the_pool_without_mixing_results():
     assert not wrong
 
 
-class Alarm(Exception):
+class AlarmError(Exception):
     pass
 
 
@@ -255,13 +255,13 @@ def test_a_signal_stops_a_long_pass_between_operations_and_keeps_the_cache_sound
     session = Session(source, EngineOptions(threads=1, instruction_set="scalar", context=512))
 
     def ring(signum, frame):
-        raise Alarm
+        raise AlarmError
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         start = time.monotonic()
-        with pytest.raises(Alarm):
+        with pytest.raises(AlarmError):
             session.forward(np.zeros(512, dtype=np.int32))
         interrupted_after = time.monotonic() - start
     finally:
