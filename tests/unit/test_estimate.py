@@ -16,7 +16,7 @@ class KnownSpeeds(MachineSpeeds):
     def _speed(self, name: str, measure: object) -> float:
         if name.startswith("q"):
             return 1e6
-        return {"flops": 1e9, "write": 1e8, "decode": 1e7}.get(name, 1e9)
+        return {"flops": 1e9, "write": 1e8, "decode": 1e7, "hash": 1e9}.get(name, 1e9)
 
 
 def cost_of(tmp_path: Path, preset: str = "Q4_K_M", *, tokens: int = 0, stored: str = "bf16") -> CostEstimate:
@@ -31,9 +31,10 @@ def test_time_is_work_over_speed_stage_by_stage(tmp_path: Path) -> None:
     cost = cost_of(tmp_path, tokens=1000)
     matrices = sum(module.weights_of(row) for row in plan.rows if len(row.shape) > 1)
     vectors = plan.weights - matrices
-    assert list(cost.seconds) == ["calibrate", "quantize", "write", "verify"]
+    assert list(cost.seconds) == ["read", "calibrate", "quantize", "write", "verify"]
+    assert cost.seconds["read"] == pytest.approx((2 * matrices + 4 * vectors) / 1e9)
     assert cost.seconds["calibrate"] == pytest.approx(2 * plan.weights * 1000 / 1e9)
-    assert cost.seconds["quantize"] == pytest.approx(matrices / 1e6 + vectors / 1e7)
+    assert cost.seconds["quantize"] == pytest.approx(matrices / 1e6 + vectors / 1e7 + 2 * plan.weights / 1e7)
     assert cost.seconds["write"] == pytest.approx(1.0)
     assert cost.seconds["verify"] == pytest.approx(plan.weights / 1e7)
     assert "calibrate" not in cost_of(tmp_path).seconds

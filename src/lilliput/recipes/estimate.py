@@ -6,6 +6,7 @@ Each speed is measured once, for a fraction of a second, and kept in `machine.js
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ LEDGER_ENTRY_BYTES = 600
 SAMPLE_ROWS, SAMPLE_COLUMNS = 64, 1024
 SECONDS_PER_PROBE = 0.2
 WRITE_SAMPLE_BYTES = 16_000_000
+HASH_SAMPLE_BYTES = 4_000_000
 FLOAT32_BYTES = 4
 
 
@@ -62,12 +64,14 @@ def estimate(
 
     headers: of the input.  file_bytes: of all output files.  calibration_tokens: 0 when the run does not calibrate.
     """
-    seconds: dict[str, float] = {}
     weights = plan.weights
+    seconds = {"read": sum(header.nbytes for header in headers.values()) / speeds.bytes_hashed_per_second()}
     if calibration_tokens:
         # A forward pass multiplies and adds once per weight and token; norms and attention are small beside it.
         seconds["calibrate"] = 2.0 * weights * calibration_tokens / speeds.flops()
-    seconds["quantize"] = sum(weights_of(row) / speeds.weights_per_second(row, headers[row.name]) for row in plan.rows)
+    # Every slab is decoded once to float32, and its codes once more to measure their error.
+    seconds["quantize"] = 2 * weights / speeds.weights_decoded_per_second()
+    seconds["quantize"] += sum(weights_of(row) / speeds.weights_per_second(row, headers[row.name]) for row in plan.rows)
     seconds["write"] = file_bytes / speeds.bytes_written_per_second()
     seconds["verify"] = weights / speeds.weights_decoded_per_second()
     ram = PROCESS_BYTES + max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
@@ -78,9 +82,9 @@ def estimate(
 def _tensor_bytes(row: TensorPlan, header: TensorHeader) -> int:
     """Memory while one tensor is done: its slabs in float32, its finished blocks twice while slabs are joined."""
     if row.format.name == header.format.name:
-        return 0
+        return header.nbytes
     slab = min(weights_of(row), SLAB_WEIGHTS)
-    # A tensor whose rows are reordered on the way is copied once as stored.
+    # The input's own pages, or a copy of them where rows are reordered on the way.
     return slab * FLOAT32_BYTES * SLAB_ARRAYS + 2 * row.nbytes + header.nbytes
 
 
@@ -107,6 +111,11 @@ class MachineSpeeds:
     def weights_decoded_per_second(self) -> float:
         """How fast stored weights become float32 and are compared."""
         return self._speed("decode", _decode_speed)
+
+    def bytes_hashed_per_second(self) -> float:
+        """How fast a file is read and fingerprinted."""
+        block = bytes(HASH_SAMPLE_BYTES)
+        return self._speed("hash", lambda: _rate(HASH_SAMPLE_BYTES, lambda: hashlib.sha256(block).digest()))
 
     def flops(self) -> float:
         """Float32 multiplications and additions a second in a large product."""
