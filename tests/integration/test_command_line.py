@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract that scripts rely on, walked on a tiny model; and every bad input: one clear line, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_llama import TEXT, write_tiny_llama
+
+from lilliput.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("LILLIPUT_CACHE", str(tmp_path / "cache"))
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 30)
+    return path
+
+
+def test_quantize_prints_its_contract_and_is_up_to_date_the_second_time(run: Run, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny-Q4_K_M.gguf"
+    code, out, _ = run("quantize", model, "--to", "Q4_K_M", "-o", output, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["output"] == [str(output)]
+    assert result["bytes"] == output.stat().st_size
+    assert 4.5 <= result["bits_per_weight"] < 6.7
+    ledger = json.loads(Path(result["ledger"]).read_text())
+    assert all(entry["format"] == entry["planned_format"] for entry in ledger["entries"])
+    before = output.stat().st_mtime_ns
+    code, out, _ = run("quantize", model, "--to", "Q4_K_M", "-o", output)
+    assert code == 0
+    assert "up to date" in out
+    assert output.stat().st_mtime_ns == before
+
+
+def test_an_output_made_otherwise_is_not_overwritten_without_force(run: Run, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny.gguf"
+    assert run("quantize", model, "--to", "F16", "-o", output)[0] == 0
+    code, _, err = run("quantize", model, "--to", "Q8_0", "-o", output)
+    assert code == 1
+    assert "--force" in err
+    assert run("quantize", model, "--to", "Q8_0", "-o", output, "--force")[0] == 0
+
+
+def test_plan_predicts_the_exact_size(run: Run, model: Path, tmp_path: Path) -> None:
+    code, out, _ = run("plan", model, "--to", "Q8_0", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert {"tensors", "bytes", "peak_ram_bytes", "disk_bytes", "seconds"} <= plan.keys()
+    first = plan["tensors"][0]
+    assert {"name", "shape", "format", "method", "bytes", "reason"} <= first.keys()
+    output = tmp_path / "tiny-Q8_0.gguf"
+    result = json.loads(run("quantize", model, "--to", "Q8_0", "-o", output, "--json")[1])
+    assert sum(tensor["bytes"] for tensor in plan["tensors"]) * 8 == pytest.approx(
+        result["bits_per_weight"] * sum(np.prod(tensor["shape"]) for tensor in plan["tensors"])
+    )
+
+
+def test_run_is_greedy_and_repeatable_and_leaves_prompt_and_bos_out(run: Run, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny-F32.gguf"
+    run("quantize", model, "--to", "F32", "-o", output)
+    words = ("run", output, "--prompt", "The lilliputians", "--max-tokens", 8, "--temperature", 0, "--seed", 1, "--json")
+    code, out, _ = run(*words)
+    assert code == 0
+    result = json.loads(out)
+    assert {"text", "token_ids", "prompt_tokens", "prefill_tok_s", "decode_tok_s"} <= result.keys()
+    assert len(result["token_ids"]) <= 8
+    assert not result["text"].startswith("The lilliputians")
+    assert json.loads(run(*words)[1])["token_ids"] == result["token_ids"]
+    assert run("run", output, "--prompt", "", "--max-tokens", 2, "--json")[0] == 0
+
+
+def test_eval_measures_files_in_argument_order_and_pairs_them(
+    run: Run, model: Path, tmp_path: Path, text: Path
+) -> None:
+    files = [tmp_path / f"tiny-{name}.gguf" for name in ("Q8_0", "Q4_0")]
+    for file, name in zip(files, ("Q8_0", "Q4_0"), strict=True):
+        run("quantize", model, "--to", name, "-o", file)
+    code, out, _ = run("eval", model, *files, "--text", text, "--context", 64, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert [Path(item["path"]) for item in result["files"]] == files
+    assert result["files"][0]["mean_kld"] < result["files"][1]["mean_kld"]
+    assert result["paired"][0]["kld_ratio"] < 1.0
+    keys = "path bytes bits_per_weight tokens ppl ppl_stderr mean_kld mean_kld_stderr median_kld kld_99_9 max_kld same_top rms_dp"
+    assert set(keys.split()) <= result["files"][0].keys()
+
+
+def test_bench_gives_one_row_a_test(run: Run, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny-Q8_0.gguf"
+    run("quantize", model, "--to", "Q8_0", "-o", output)
+    words = ("--threads", "1", "--prefill", 8, "--decode", 4, "--repeat", 1, "--json")
+    code, out, _ = run("bench", output, *words)
+    assert code == 0
+    rows = json.loads(out)["rows"]
+    assert [row["test"] for row in rows] == ["prefill", "decode"]
+    assert rows[0].keys() == {
+        "threads", "test", "n", "depth", "tok_s_median", "tok_s_min", "tok_s_max", "peak_rss_bytes",
+    }  # fmt: skip
+    assert [row["test"] for row in json.loads(run("bench", output, *words, "--prefill", 0)[1])["rows"]] == ["decode"]
+
+
+def test_inspect_shows_metadata_and_tensors(run: Run, model: Path) -> None:
+    found = json.loads(run("inspect", model, "--json")[1])
+    assert found.keys() >= {"metadata", "tensors"}
+    assert any(tensor["name"].endswith("q_proj.weight") for tensor in found["tensors"])
+
+
+def test_a_split_set_is_written_and_runs(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ("quantize", model, "--to", "Q8_0", "-o", tmp_path / "tiny.gguf", "--split-max-size", "500kB", "--json")
+    result = json.loads(run(*words)[1])
+    assert len(result["output"]) > 1
+    assert result["bytes"] == sum(Path(part).stat().st_size for part in result["output"])
+    assert run("run", result["output"][1], "--max-tokens", 2, "--temperature", 0)[0] == 0
+
+
+def broken_folder(model: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    return folder
+
+
+def with_config(model: Path, tmp_path: Path, **changes: object) -> Path:
+    folder = broken_folder(model, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def check_refused(run: Run, tmp_path: Path, words: tuple[object, ...], *expected: str) -> None:
+    """Exit code 1, one line on stderr with the words, the JSON error object, and no file left behind."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    code, out, err = run(*words, "-o", folder / "out.gguf", "--json")
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
+    for word in expected:
+        assert word in err
+    error = json.loads(out)["error"]
+    assert error["type"]
+    assert error["message"] in err
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_without_config_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check_refused(run, tmp_path, ("quantize", tmp_path / "empty", "--to", "Q8_0"), "config.json")
+
+
+def test_an_unknown_architecture_is_named_with_the_known_ones(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = with_config(model, tmp_path, model_type="sphinx", architectures=["SphinxForCausalLM"])
+    check_refused(run, tmp_path, ("quantize", folder, "--to", "Q8_0"), "sphinx", "llama", "qwen3")
+
+
+def test_truncated_weights_are_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = broken_folder(model, tmp_path)
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    check_refused(run, tmp_path, ("quantize", folder, "--to", "Q8_0"), "model.safetensors")
+
+
+def test_a_tensor_with_nan_is_named(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = broken_folder(model, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    check_refused(run, tmp_path, ("quantize", folder, "--to", "Q8_0"), "ffn_up", "row 3, column 5")
+
+
+def test_an_unknown_preset_suggests_the_nearest(run: Run, model: Path, tmp_path: Path) -> None:
+    check_refused(run, tmp_path, ("quantize", model, "--to", "Q4_K_N"), "Q4_K_M")
+
+
+def test_a_recipe_typo_names_field_and_line(run: Run, model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text('rules:\n  - match: "*"\n    formt: Q8_0\n')
+    check_refused(run, tmp_path, ("quantize", model, "--to", recipe), "formt", "3")
+
+
+def test_empty_calibration_text_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "nothing.txt").write_text("\n \n")
+    words = ("quantize", model, "--to", "Q4_K", "--text", tmp_path / "nothing.txt")
+    check_refused(run, tmp_path, words, "nothing.txt")
+
+
+def test_a_context_longer_than_the_model_is_refused(run: Run, model: Path, tmp_path: Path, text: Path) -> None:
+    code, _, err = run("eval", model, model, "--text", text, "--context", 4096)
+    assert code == 1
+    assert "4096" in err
+    assert "512" in err
+
+
+def test_wrong_usage_exits_with_2(run: Run) -> None:
+    assert run("quantize")[0] == 2
+    assert run("quantize", "model", "--no-such-option")[0] == 2
+
+
+def test_an_interrupt_exits_with_130_and_leaves_nothing(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lilliput.pipeline.quantize_tensors._quantize_slab", interrupted)
+    folder = tmp_path / "output"
+    folder.mkdir()
+    assert run("quantize", model, "--to", "Q8_0", "-o", folder / "out.gguf")[0] == 130
+    assert list(folder.iterdir()) == []
