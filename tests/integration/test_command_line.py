@@ -85,7 +85,19 @@ def test_plan_predicts_the_exact_size(run: Run, model: Path, tmp_path: Path) -> 
 def test_run_is_greedy_and_repeatable_and_leaves_prompt_and_bos_out(run: Run, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "tiny-F32.gguf"
     run("quantize", model, "--to", "F32", "-o", output)
-    words = ("run", output, "--prompt", "The lilliputians", "--max-tokens", 8, "--temperature", 0, "--seed", 1, "--json")
+    words = (
+        "run",
+        output,
+        "--prompt",
+        "The lilliputians",
+        "--max-tokens",
+        8,
+        "--temperature",
+        0,
+        "--seed",
+        1,
+        "--json",
+    )
     code, out, _ = run(*words)
     assert code == 0
     result = json.loads(out)

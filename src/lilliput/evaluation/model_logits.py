@@ -13,7 +13,7 @@ from lilliput.arrays import FloatArray, IntArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.evaluation.chunks import Chunks, cut
 from lilliput.evaluation.compare import EvaluationResult, Floor, evaluate
-from lilliput.runtime.session import EngineOptions, Session
+from lilliput.runtime.session import EngineOptions, Session, checked_context
 from lilliput.text.tokenizer import Tokenizer
 
 Activations = Literal["f32", "engine"]
@@ -83,6 +83,8 @@ def compare_models(
     Raises EvaluationError, RuntimeModelError or TokenizerError, one line each.
     """
     options = options or EvaluationOptions()
+    for _, source in (base, *files):
+        checked_context(options.context, source.config.context_length)
     chunks = tokenize(base[1], text, options)
     reference = ModelLogits(base[1], base[0], options)
     sources = [ModelLogits(source, name, options) for name, source in files]
