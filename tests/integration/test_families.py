@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each family's tensor table and program against the model's own transformers code, branch by branch."""
+"""Each family's tensor table and program against the model's own transformers code, branch by branch.
+
+Twice: by the reference interpreter in float64, which says what a program means, and by the engine.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from program_reference import canonical_tensors, run_program
+from reference_program import ProgramSource, float_tensor, run_program
 
 from lilliput.architectures import architecture_for_gguf, architecture_for_huggingface
-from lilliput.architectures.architecture import Json, ModelConfig
+from lilliput.architectures.architecture import Computed, Json, ModelConfig, PermutedHeads, Source, TensorEntry
 from lilliput.architectures.program import Linear, RopeFrequencies
+from lilliput.records import QuantizedTensor
+from lilliput.runtime.session import EngineOptions, Session
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -143,18 +148,51 @@ def bound(config: ModelConfig, logits: NDArray[np.float64]) -> float:
     return terms * ROUNDING * float(np.abs(logits).max())
 
 
+def canonical_tensors(
+    table: tuple[TensorEntry, ...], checkpoint: dict[str, NDArray[np.float32]]
+) -> dict[str, QuantizedTensor]:
+    """The tensors of a table, made from a Hugging Face checkpoint by its source expressions."""
+    tensors = {}
+    for entry in table:
+        if entry.tied_to is None:
+            values = from_source(entry.source, checkpoint)
+            assert values.shape == entry.shape, entry.name
+            tensors[entry.name] = float_tensor(entry.name, values)
+    return tensors
+
+
+def from_source(source: Source, checkpoint: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    if isinstance(source, Computed):
+        return np.array(source.values, dtype=np.float32)
+    values = checkpoint[source.name]
+    if isinstance(source, PermutedHeads):
+        return values.reshape(source.heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
+    return values
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_logits_of_our_program_are_those_of_transformers(case: Case) -> None:
     theirs = transformers_model(case)
     architecture = architecture_for_huggingface(theirs.config)
     config = architecture.config_from_huggingface(theirs.config)
     tensors = canonical_tensors(architecture.tensor_table(config), theirs.checkpoint)
-    ours = run_program(architecture.program(config), tensors, theirs.tokens)
-    assert np.abs(ours - theirs.logits).max() <= bound(config, theirs.logits)
+    limit = bound(config, theirs.logits)
+
+    def reference(config: ModelConfig) -> NDArray[np.float64]:
+        return run_program(ProgramSource(architecture.program(config), tensors), theirs.tokens, range(TOKENS))
+
+    assert np.abs(reference(config) - theirs.logits).max() <= limit
     if case.ignored:
         without = replace(config, **case.ignored)  # type: ignore[arg-type]
-        other = run_program(architecture.program(without), tensors, theirs.tokens)
-        assert np.abs(other - theirs.logits).max() > 20 * bound(config, theirs.logits)
+        assert np.abs(reference(without) - theirs.logits).max() > 20 * limit
+    source = ProgramSource(architecture.program(config), tensors, context_length=64)
+    session = Session(source, EngineOptions(threads=1, activations="f32", kv_format="f32"))  # type: ignore[arg-type]
+    # Two passes, so that the second reads its window and positions from the cache.
+    split = TOKENS // 3
+    engine = np.concatenate(
+        [session.forward(theirs.tokens[:split], "all"), session.forward(theirs.tokens[split:], "all")]
+    )
+    assert np.abs(engine - theirs.logits).max() <= 2 * limit
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
