@@ -10,7 +10,7 @@ import pytest
 
 from lilliput.architectures.architecture import Json
 from lilliput.calibration.block_stream import BlockStream
-from lilliput.calibration.collect import CalibrationOptions, InputSums, collect
+from lilliput.calibration.collect import CalibrationOptions, InputSums, calibrate, collect
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import open_model
@@ -192,3 +192,16 @@ def test_sums_over_many_rows_keep_float64_precision() -> None:
         sums.add(rows)
     exact = 100_000 * (1.0 + 2.0**-20) ** 2
     assert abs(sums.statistics().sum_of_squares[0] - exact) <= 100_000 * exact * 2.0**-53
+
+
+def test_calibrating_a_folder_says_what_was_seen(stories_folder: Path, tmp_path: Path) -> None:
+    source = open_model(stories_folder)
+    mix = calibrate(source, options=CalibrationOptions(chunk_size=64, tokens=300))
+    assert (mix.chunks, mix.chunk_size, mix.datasets) == (4, 64, ("built-in mix",))
+    assert mix.model == source.fingerprint()
+    assert {entry.tokens for entry in mix.inputs.values()} == {4 * 64}
+    text = tmp_path / "story.txt"
+    text.write_text("Once upon a time there was a dog. " * 40)
+    long = calibrate(source, [text], CalibrationOptions(chunk_size=100_000))
+    assert long.datasets == ("story.txt",)
+    assert long.chunk_size <= source.config.context_length

@@ -136,3 +136,25 @@ def test_the_built_in_mix_is_varied_and_mixed_from_its_beginning() -> None:
 def test_the_built_in_mix_gives_chunks_without_files() -> None:
     chunks = calibration_chunks(BYTES, [], chunk_size=256, tokens=4096)
     assert chunks.shape == (16, 256)
+
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+STRICT = "{{ raise_exception('no system message') }}"
+
+
+def test_chats_go_through_the_models_own_template_and_its_control_tokens_are_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "q"}]}))
+    vocabulary = replace(BYTES, add_bos_token=False, chat_template=TEMPLATE)
+    (chunk,) = calibration_chunks(vocabulary, [path])
+    assert chunk[0] == BOS
+    assert spelled(chunk[None, 1:]) == ["[user]q"]
+
+
+def test_a_chat_that_the_template_refuses_is_named_and_the_built_in_mix_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "system", "content": "q"}]}))
+    vocabulary = replace(BYTES, chat_template=STRICT)
+    with pytest.raises(CalibrationError, match=r"c\.jsonl: line 1: .*no system message"):
+        calibration_chunks(vocabulary, [path])
+    np.testing.assert_array_equal(calibration_chunks(vocabulary, []), calibration_chunks(BYTES, []))

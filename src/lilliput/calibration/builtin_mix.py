@@ -20,4 +20,7 @@ FILE_NAME = "builtin_mix.jsonl"
 def builtin_documents() -> tuple[Document, ...]:
     """All documents, in order."""
     lines = files("lilliput.calibration").joinpath(FILE_NAME).read_text(encoding="utf-8").splitlines()
-    return tuple(document_from_record(json.loads(line), f"{FILE_NAME} line {n}") for n, line in enumerate(lines, 1))
+    return tuple(
+        document_from_record(json.loads(line), f"{FILE_NAME}: line {number}", is_builtin=True)
+        for number, line in enumerate(lines, start=1)
+    )

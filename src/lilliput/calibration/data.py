@@ -15,7 +15,8 @@ import numpy as np
 from lilliput.arrays import IntArray
 from lilliput.calibration.builtin_mix import builtin_documents
 from lilliput.calibration.document import Chat, Document, document_from_record
-from lilliput.errors import CalibrationError, TextError
+from lilliput.errors import CalibrationError, TextError, TokenizerError
+from lilliput.text.chat_template import apply_chat_template
 from lilliput.text.documents import SEPARATOR, is_json_lines, read_json_lines, read_text
 from lilliput.text.tokenizer import Tokenizer
 from lilliput.text.vocabulary import Vocabulary
@@ -93,5 +94,15 @@ def _document_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, document: Docume
 
 
 def _chat_text(vocabulary: Vocabulary, chat: Chat) -> str:
-    """The chat's messages as paragraphs."""
+    """The chat as the model's template writes it; without one, the messages as paragraphs.
+
+    Raises CalibrationError where the template refuses the chat of a user's file.
+    """
+    if vocabulary.chat_template is not None:
+        try:
+            return apply_chat_template(vocabulary, chat.messages, chat.tools or None)
+        except TokenizerError as error:
+            # Many templates know no tools or no system message; the built-in mix must still serve those models.
+            if not chat.is_builtin:
+                raise CalibrationError(f"{chat.where}: {error}") from error
     return SEPARATOR.join(str(message["content"]) for message in chat.messages) + SEPARATOR

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lilliput.architectures.architecture import Json
 from lilliput.errors import CalibrationError
 
 # ShareGPT's names for speakers, and what chat templates call them.
@@ -14,16 +15,22 @@ _ROLES = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """messages: each with `role` and `content`, and what else the template may use.  tools: descriptions, or empty."""
+    """A conversation.
 
-    messages: tuple[Mapping[str, object], ...]
-    tools: tuple[Mapping[str, object], ...] = ()
+    messages: each with `role` and `content`, and what else the template may use.  tools: descriptions, or empty.
+    where: file and line, for errors.  is_builtin: from the built-in mix, not from a user's file.
+    """
+
+    messages: tuple[Mapping[str, Json], ...]
+    tools: tuple[Mapping[str, Json], ...] = ()
+    where: str = ""
+    is_builtin: bool = False
 
 
 Document = str | Chat
 
 
-def document_from_record(record: Mapping[str, object], where: str) -> Document:
+def document_from_record(record: Mapping[str, object], where: str, *, is_builtin: bool = False) -> Document:
     """A JSON object with `text`, `messages`, or `conversations` (ShareGPT).
 
     where: file and line, for the error. Raises CalibrationError for any other object.
@@ -39,10 +46,12 @@ def document_from_record(record: Mapping[str, object], where: str) -> Document:
     return Chat(
         tuple(_message(message, where) for message in messages),
         tuple(tool for tool in tools if isinstance(tool, dict)) if isinstance(tools, list) else (),
+        where,
+        is_builtin,
     )
 
 
-def _message(message: object, where: str) -> Mapping[str, object]:
+def _message(message: object, where: str) -> Mapping[str, Json]:
     if isinstance(message, dict):
         if isinstance(message.get("role"), str):
             return {"content": "", **message}
