@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from model_files import CONFIG, source_tensors, write_folder, write_safetensors
+from model_files import CONFIG, source_tensors, tiny_model, write_folder, write_safetensors
 
 from lilliput.checkpoints.huggingface import HuggingFaceModel
-from lilliput.containers import open_model
-from lilliput.errors import CheckpointError, UnsupportedModelError
+from lilliput.containers import CONTAINERS, open_model
+from lilliput.containers.container import Container, Split
+from lilliput.errors import CheckpointError, ContainerError, UnsupportedModelError
 from lilliput.text.vocabulary import TokenType
 
 
@@ -250,3 +252,24 @@ def test_the_vocabulary_has_a_token_for_every_row_of_the_embedding(stories_folde
 def test_nothing_by_that_name_is_said_in_one_line() -> None:
     with pytest.raises(CheckpointError, match="no such file or folder, and not a hub id"):
         open_model("no-such-thing")
+
+
+@pytest.mark.parametrize(
+    ("field", "says"), [("num_hidden_layers", "claims 999999999 layers"), ("head_dim", "heads of")]
+)
+def test_an_absurd_size_does_not_fill_the_memory(tmp_path: Path, field: str, says: str) -> None:
+    folder = write_folder(tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, field: 999_999_999}))
+    with pytest.raises(CheckpointError, match=says):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)
+def test_an_absurd_layer_count_in_a_file_does_not_fill_the_memory(container: Container, tmp_path: Path) -> None:
+    contents, _ = tiny_model()
+    absurd = replace(contents, config=replace(contents.config, layers=999_999_999))
+    (part,) = container.layout(absurd, "x", Split())
+    path = tmp_path / ("x" + container.suffix)
+    path.write_bytes(part.prefix + bytes(part.size - len(part.prefix)))
+    with pytest.raises(ContainerError, match="claims 999999999 layers"):
+        open_model(path)

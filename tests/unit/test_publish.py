@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -47,6 +48,31 @@ def test_an_interruption_leaves_nothing_behind(
     contents, tensors = model
     with pytest.raises(type(failure)):
         publish(container, contents, interrupted(tensors, failure), tmp_path / ("x" + container.suffix))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_leaves_no_folder_that_was_made_for_the_output(
+    model: tuple[Contents, dict[str, QuantizedTensor]], tmp_path: Path
+) -> None:
+    contents, tensors = model
+    with pytest.raises(KeyboardInterrupt):
+        publish(Gguf(), contents, interrupted(tensors, KeyboardInterrupt()), tmp_path / "a" / "b" / "x.gguf")
+    assert list(tmp_path.iterdir()) == []
+    publish(Gguf(), contents, tensors.values(), tmp_path / "a" / "b" / "x.gguf")
+    assert (tmp_path / "a" / "b" / "x.gguf").is_file()
+
+
+def test_a_limit_on_file_sizes_is_one_clear_line(
+    model: tuple[Contents, dict[str, QuantizedTensor]], tmp_path: Path
+) -> None:
+    contents, tensors = model
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(PublishError, match=r"x.gguf: cannot be written: File too large"):
+            publish(Gguf(), contents, tensors.values(), tmp_path / "x.gguf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 

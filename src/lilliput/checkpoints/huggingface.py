@@ -26,6 +26,7 @@ from lilliput.checkpoints.scaled_weights import (
     check_quantization,
 )
 from lilliput.checkpoints.shards import open_shards, read_json
+from lilliput.checkpoints.table_check import checked_table
 from lilliput.errors import CheckpointError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.records import QuantizedTensor, TensorHeader
@@ -63,9 +64,10 @@ class HuggingFaceModel:
         # Tensors that repeat the one they are tied to.
         self._copies: set[str] = set()
         try:
+            table = checked_table(self.architecture, self.config, folder, len(self._files), CheckpointError)
             if self.config.tied and self._has_own_output():
                 self.config = replace(self.config, tied=False)
-            table = self.architecture.tensor_table(self.config)
+                table = self.architecture.tensor_table(self.config)
             self._entries = {entry.name: entry for entry in table}
             self._sources = self._match(table)
         except BaseException:

@@ -12,6 +12,7 @@ from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.mapped_file import planes_of_bytes
 from lilliput.checkpoints.model_source import Provenance
+from lilliput.checkpoints.table_check import checked_table
 from lilliput.containers.gguf_reader import GgufFile
 from lilliput.containers.gguf_types import format_of
 from lilliput.errors import ContainerError
@@ -136,7 +137,7 @@ class GgufModel:
             part.close()
 
     def _check_table(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        table = self.architecture.tensor_table(self.config)
+        table = checked_table(self.architecture, self.config, self.path, len(shapes), ContainerError)
         expected = {entry.name: entry for entry in table if entry.tied_to is None}
         missing = [name for name, entry in expected.items() if name not in shapes and not entry.optional]
         if missing:

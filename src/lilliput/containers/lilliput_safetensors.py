@@ -18,6 +18,7 @@ from lilliput.arrays import Array
 from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.model_source import ModelSource, Provenance
 from lilliput.checkpoints.safetensors_reader import MAX_HEADER_BYTES, SafetensorsFile
+from lilliput.checkpoints.table_check import checked_table
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
 from lilliput.containers.part_writer import verify_written, write_parts
 from lilliput.containers.side_files import embedded_files
@@ -244,7 +245,8 @@ class LilliputModel:
         return TensorHeader(name, axes, number_format), tuple(str(key) for key in sidecars)
 
     def _check_table(self, headers: Mapping[str, TensorHeader]) -> None:
-        table = {entry.name: entry for entry in self.architecture.tensor_table(self.config) if entry.tied_to is None}
+        entries = checked_table(self.architecture, self.config, self.path, len(headers), ContainerError)
+        table = {entry.name: entry for entry in entries if entry.tied_to is None}
         for name, entry in table.items():
             if name not in headers and not entry.optional:
                 raise ContainerError(f"{self.path.name}: tensor '{name}' is missing")

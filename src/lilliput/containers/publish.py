@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target` that is gone afterwards, whatever happens."""
+    """A hidden folder beside `target` that is gone afterwards, whatever happens; so are folders made for it in vain."""
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
@@ -93,6 +94,10 @@ def staging_folder(target: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for folder in missing:
+            # Not empty: the files are in place.
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def write_text(target: Path, text: str) -> None:
