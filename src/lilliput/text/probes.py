@@ -8,11 +8,13 @@ _DIGITS = tuple("1234567890"[:count] for count in range(1, 11))
 _CONTRACTIONS = (
     "I've been told he's there, we're sure you'll make it, I'd say I'm not, don't",
     "I'VE BEEN TOLD HE'S THERE, WE'RE SURE YOU'LL MAKE IT, I'D SAY I'M NOT, DON'T",
+    "l'sauna d'tour o'rest a'venue i'llama k'mart x'D'LLL",
     "'Ve 'S 'Re 'lL 'd 'M 'T 'sat 'under 'velvet",
     "it’s the dog’s ‘quote’ O'Neill rock'n'roll l'homme",
 )
 _NUMBERS = (
     *_DIGITS,
+    "a  12   345\t\t6 \n 7\n\n  8 -9 +10 $11",
     *(f"x{digits} {digits}y ({digits})" for digits in _DIGITS[1:7]),
     "3.14159 1,000,000 1e-10 0xDEADBEEF v2.0.1 2024-01-31 12:34:56 ½ ² Ⅳ ٣٤٥ ४२",
 )
