@@ -108,9 +108,21 @@ class SafeNamespace(Namespace):
     """A namespace that refuses underscored names, so that none of Python's own can be planted."""
 
     def __setitem__(self, name: str, value: object) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"namespace attribute {name!r} begins with an underscore")
+        _check_name(name)
         super().__setitem__(name, value)
+
+
+def _namespace(*entries: Mapping[str, object], **named: object) -> SafeNamespace:
+    """`namespace(...)` in a template."""
+    values = dict(*entries, **named)
+    for name in values:
+        _check_name(name)
+    return SafeNamespace(values)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise SecurityError(f"namespace attribute {name!r} begins with an underscore")
 
 
 class _LimitedCode(CodeGenerator):
@@ -156,7 +168,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         for name, function in list(self.filters.items()):
             self.filters[name] = _limited_filter(function)
         self.filters["counted"] = _counted
-        self.globals["namespace"] = SafeNamespace
+        self.globals["namespace"] = _namespace
         self.globals.pop("lipsum", None)
 
     def concat(self, parts: Iterable[str]) -> str:
