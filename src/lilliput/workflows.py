@@ -134,6 +134,9 @@ def plan(
     with opened(model, options.revision) as source:
         found = resolve(source, to, statistics_present=guidance.is_given, method=parse_method(options.method))
         contents, _ = _contents(source, found)
+        # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
+        keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance))
+        contents = replace(contents, metadata={**keys, **contents.metadata})
         parts = Gguf().layout(contents, "model.gguf", options.split)
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
@@ -190,13 +193,13 @@ class _Job:
     ) -> QuantizeResult:
         """Calibrate if asked, quantize, verify, publish, write the ledger."""
         statistics = self._statistics(progress)
-        contents = replace(contents, metadata={**self._metadata(statistics), **contents.metadata})
+        keys = _own_keys(self.fingerprint, self.plan, self.guidance, statistics)
+        contents = replace(contents, metadata={**keys, **contents.metadata})
         entries: list[LedgerEntry] = []
         published = publish(
             container, contents, self._tensors(statistics, entries, progress), target,
             split=self.options.split, overwrite=self.options.force,
         )  # fmt: skip
-        check_complete(self.plan, entries)
         warnings = (*result.warnings, *_statistics_notes(self.source, self.plan, statistics), *_overflow_notes(entries))
         Ledger(
             recipe=self.plan.recipe,
@@ -229,22 +232,6 @@ class _Job:
             _check_statistics(self.plan, statistics)
         return statistics
 
-    def _metadata(self, statistics: Statistics | None) -> dict[str, Json]:
-        keys: dict[str, Json] = {
-            FINGERPRINT_KEY: self.fingerprint,
-            "lilliput.version": lilliput.__version__,
-            "lilliput.recipe": self.plan.recipe,
-        }
-        if statistics is not None:
-            file = self.guidance.imatrix or self.guidance.statistics
-            keys |= {
-                "quantize.imatrix.file": file.name if file else "calibrated in the same run",
-                "quantize.imatrix.dataset": ", ".join(statistics.datasets),
-                "quantize.imatrix.entries_count": len(statistics.inputs),
-                "quantize.imatrix.chunks_count": statistics.chunks,
-            }
-        return keys
-
     def _tensors(
         self, statistics: Statistics | None, entries: list[LedgerEntry], progress: Progress | None
     ) -> Iterator[QuantizedTensor]:
@@ -256,6 +243,8 @@ class _Job:
             done += tensor.rows * tensor.columns
             if progress is not None:
                 progress(done, total)
+        # The writer asks for a tensor too many, so this runs before anything is verified or published.
+        check_complete(self.plan, entries)
 
 
 def calibrate(
@@ -478,6 +467,38 @@ def _first_token(vocabulary: Vocabulary) -> list[int]:
     """What an empty prompt starts from where the tokenizer adds no BOS of its own."""
     first = vocabulary.bos_token_id if vocabulary.bos_token_id is not None else vocabulary.eos_token_id
     return [] if first is None else [first]
+
+
+def _own_keys(fingerprint: str, plan: Plan, guidance: Guidance, statistics: Statistics | None) -> dict[str, Json]:
+    """What the output says about how it was made."""
+    keys: dict[str, Json] = {
+        FINGERPRINT_KEY: fingerprint,
+        "lilliput.version": lilliput.__version__,
+        "lilliput.recipe": plan.recipe,
+    }
+    if statistics is not None:
+        file = guidance.imatrix or guidance.statistics
+        keys |= {
+            "quantize.imatrix.file": file.name if file else "calibrated in the same run",
+            "quantize.imatrix.dataset": ", ".join(statistics.datasets),
+            "quantize.imatrix.entries_count": len(statistics.inputs),
+            "quantize.imatrix.chunks_count": statistics.chunks,
+        }
+    return keys
+
+
+def _expected_statistics(guidance: Guidance) -> Statistics | None:
+    """The statistics of the run, or a stand-in of the same name where they are still to be collected."""
+    from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
+    from lilliput.calibration.statistics_file import read_statistics
+
+    file = guidance.statistics or guidance.imatrix
+    if file is not None:
+        return read_statistics(file)
+    if not guidance.text:
+        return None
+    names = tuple(path.name for path in _text_files(guidance.text)) or (BUILT_IN_DATASET,)
+    return Statistics(inputs={}, chunks=0, chunk_size=0, datasets=names, model="")
 
 
 def _container_for(target: Path) -> Container:

@@ -77,9 +77,24 @@ def test_plan_predicts_the_exact_size(run: Run, model: Path, tmp_path: Path) -> 
     assert {"name", "shape", "format", "method", "bytes", "reason"} <= first.keys()
     output = tmp_path / "tiny-Q8_0.gguf"
     result = json.loads(run("quantize", model, "--to", "Q8_0", "-o", output, "--json")[1])
+    assert plan["bytes"] == result["bytes"]
     assert sum(tensor["bytes"] for tensor in plan["tensors"]) * 8 == pytest.approx(
         result["bits_per_weight"] * sum(np.prod(tensor["shape"]) for tensor in plan["tensors"])
     )
+
+
+@pytest.mark.parametrize("guidance", ["--text", "--statistics", "--imatrix"])
+def test_plan_predicts_the_exact_size_of_a_guided_file(
+    run: Run, model: Path, text: Path, tmp_path: Path, guidance: str
+) -> None:
+    given = text
+    if guidance != "--text":
+        given = tmp_path / ("statistics.safetensors" if guidance == "--statistics" else "imatrix.gguf")
+        assert run("calibrate", model, "--text", text, "-o", given)[0] == 0
+    plan = json.loads(run("plan", model, "--to", "Q4_K_M", guidance, given, "--json")[1])
+    output = tmp_path / "guided.gguf"
+    result = json.loads(run("quantize", model, "--to", "Q4_K_M", guidance, given, "-o", output, "--json")[1])
+    assert plan["bytes"] == result["bytes"]
 
 
 def test_run_is_greedy_and_repeatable_and_leaves_prompt_and_bos_out(run: Run, model: Path, tmp_path: Path) -> None:

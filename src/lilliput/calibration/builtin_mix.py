@@ -14,6 +14,8 @@ from importlib.resources import files
 from lilliput.calibration.document import Document, document_from_record
 
 FILE_NAME = "builtin_mix.jsonl"
+# How statistics name this mix among their datasets.
+BUILT_IN_DATASET = "built-in mix"
 
 
 @cache

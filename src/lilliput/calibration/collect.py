@@ -19,6 +19,7 @@ import numpy as np
 from lilliput.architectures.architecture import TensorEntry
 from lilliput.arrays import DoubleArray, FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
+from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.data import calibration_chunks
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
@@ -68,7 +69,7 @@ def calibrate(
         inputs=inputs,
         chunks=len(chunks),
         chunk_size=chunks.shape[1],
-        datasets=tuple(path.name for path in texts) or ("built-in mix",),
+        datasets=tuple(path.name for path in texts) or (BUILT_IN_DATASET,),
         model=source.fingerprint(),
     )
 
