@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lilliput.checkpoints.hub import download
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
@@ -39,6 +38,9 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
         return _open_file(path)
     name = str(path_or_id)
     if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        # Half of this room's import time, and only hub ids need it.
+        from lilliput.checkpoints.hub import download
+
         return HuggingFaceModel(download(name, revision), repository=name)
     raise CheckpointError(f"{name}: no such file or folder, and not a hub id of the form organization/name")
 
