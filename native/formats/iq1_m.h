@@ -47,6 +47,7 @@ struct iq1_m {
     }
   }
 
+  static constexpr bool uses_codebook = true;
   static constexpr int group_size = 16;
   static constexpr int zero_point = 9;
   static constexpr bool is_signed = false;

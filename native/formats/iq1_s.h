@@ -41,6 +41,7 @@ struct iq1_s {
     }
   }
 
+  static constexpr bool uses_codebook = true;
   static constexpr int group_size = 32;
   static constexpr int zero_point = 9;
   static constexpr bool is_signed = false;

@@ -42,6 +42,7 @@ struct iq2_s {
     }
   }
 
+  static constexpr bool uses_codebook = true;
   static constexpr int group_size = 16;
   static constexpr int zero_point = 0;
   static constexpr bool is_signed = true;

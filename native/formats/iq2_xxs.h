@@ -40,6 +40,7 @@ struct iq2_xxs {
     }
   }
 
+  static constexpr bool uses_codebook = true;
   static constexpr int group_size = 32;
   static constexpr int zero_point = 0;
   static constexpr bool is_signed = true;

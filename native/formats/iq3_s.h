@@ -45,6 +45,7 @@ struct iq3_s {
     }
   }
 
+  static constexpr bool uses_codebook = true;
   static constexpr int group_size = 32;
   static constexpr int zero_point = 0;
   static constexpr bool is_signed = true;

@@ -42,6 +42,7 @@ struct nvfp4 {
     }
   }
 
+  static constexpr bool uses_codebook = true;  // not one, but as slow
   static constexpr int group_size = 16;
   static constexpr int zero_point = 0;
   static constexpr bool is_signed = true;

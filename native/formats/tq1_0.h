@@ -49,6 +49,7 @@ struct tq1_0 {
     for (int i = 0; i < 256; ++i) values[i] = scale * static_cast<float>(codes[i] - 1);
   }
 
+  static constexpr bool uses_codebook = true;  // not one, but as slow
   static constexpr int group_size = 32;
   static constexpr int zero_point = 1;
   static constexpr bool is_signed = false;

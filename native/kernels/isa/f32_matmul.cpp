@@ -13,46 +13,70 @@ namespace {
 // [tile][column][token].
 std::int64_t padded_columns(std::int64_t columns) { return round_up(columns, kSegment); }
 
-// A segment's weights as floats: the 16-bit and 32-bit floats are converted as they are loaded,
-// every other format is decoded first.
+// Writes the 256 values of segment `index` of a row.
+using DecodeSegment = void (*)(const Weight& weight, std::int64_t row, std::int64_t index,
+                               float* values);
+
 template <typename Format>
-class SegmentValues {
- public:
-  SegmentValues(const Weight& weight, std::int64_t row, std::int64_t index) {
-    blocks_ = segment_blocks<Format>(weight, row, index, padded_);
-    if constexpr (Format::block_size > 1) {
-      for (std::int64_t i = 0; i < kSegment / Format::block_size; ++i) {
-        Format::decode(blocks_[i], values_ + i * Format::block_size);
-      }
-    }
+void decode_segment(const Weight& weight, std::int64_t row, std::int64_t index, float* values) {
+  PaddedSegment<Format> padded;
+  const auto* blocks = segment_blocks<Format>(weight, row, index, padded);
+  for (std::int64_t i = 0; i < kSegment / Format::block_size; ++i) {
+    Format::decode(blocks[i], values + i * Format::block_size);
   }
+}
+
+// A segment's weights, converted as they are loaded: F32, F16 and BF16.
+template <typename Format>
+class LoadedValues {
+ public:
+  LoadedValues(const Weight& weight, std::int64_t row, std::int64_t index, DecodeSegment)
+      : blocks_(segment_blocks<Format>(weight, row, index, padded_)) {}
   Float load(int column) const {
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(blocks_ + column);
     if constexpr (std::is_same_v<Format, formats::f16>) return simd::load_half(bytes);
     if constexpr (std::is_same_v<Format, formats::bf16>) return simd::load_bfloat16(bytes);
     if constexpr (std::is_same_v<Format, formats::f32>) return (Float)simd::load_int(bytes);
-    if constexpr (Format::block_size > 1) return simd::load(values_ + column);
   }
 
  private:
-  const typename Format::Block* blocks_;
   PaddedSegment<Format> padded_;
-  alignas(64) float values_[Format::block_size > 1 ? kSegment : 1];
+  const typename Format::Block* blocks_;
+};
+
+// A segment's weights, decoded first: every other format.
+class DecodedValues {
+ public:
+  DecodedValues(const Weight& weight, std::int64_t row, std::int64_t index, DecodeSegment decode) {
+    decode(weight, row, index, values_);
+  }
+  Float load(int column) const { return simd::load(values_ + column); }
+
+ private:
+  alignas(64) float values_[kSegment];
 };
 
 // ---- few tokens ----
 
-template <typename Format, int n_tokens>
-void multiply_rows(const Weight& weight, const float* x, float* y, std::int64_t y_stride,
-                   std::int64_t row_begin, std::int64_t row_end) {
-  constexpr int kChains =
-      n_tokens == 1 ? 4 : 2;  // independent sums hide the latency of the multiply-add
+// Where results go: y[token][row] for the rows [row_begin, row_end).
+struct Output {
+  float* y;
+  std::int64_t y_stride;
+  std::int64_t row_begin;
+  std::int64_t row_end;
+};
+
+template <typename Values, int n_tokens>
+void multiply_rows(const Weight& weight, const float* x, const Output& output,
+                   DecodeSegment decode) {
+  // Independent sums hide the latency of the multiply-add.
+  constexpr int kChains = n_tokens == 1 ? 4 : 2;
   const std::int64_t x_stride = padded_columns(weight.columns);
-  for (std::int64_t row = row_begin; row < row_end; ++row) {
+  for (std::int64_t row = output.row_begin; row < output.row_end; ++row) {
     Float sums[n_tokens][kChains];
     for (auto& chains : sums) std::fill_n(chains, kChains, simd::zero());
     for (std::int64_t index = 0; index < segments_of(weight.columns); ++index) {
-      const SegmentValues<Format> values(weight, row, index);
+      const Values values(weight, row, index, decode);
       const int columns = segment_columns(weight.columns, index);
       const float* input = x + index * kSegment;
       for (int column = 0; column < columns; column += kChains * kLanes) {
@@ -70,7 +94,7 @@ void multiply_rows(const Weight& weight, const float* x, float* y, std::int64_t 
     for (int t = 0; t < n_tokens; ++t) {
       Float total = sums[t][0];
       for (int chain = 1; chain < kChains; ++chain) total += sums[t][chain];
-      y[t * y_stride + row] = simd::sum(total);
+      output.y[t * output.y_stride + row] = simd::sum(total);
     }
   }
 }
@@ -82,14 +106,16 @@ struct alignas(64) FloatPanel {
   Float values[kSegment];
 };
 
-template <typename Format>
+// Rows past the end repeat the last one.
+template <typename Values>
 void unpack_panel(const Weight& weight, std::int64_t row, std::int64_t row_end, std::int64_t index,
-                  FloatPanel& panel) {
+                  DecodeSegment decode, FloatPanel& panel) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    const SegmentValues<Format> values(weight, std::min(row + lane, row_end - 1), index);
+    const Values values(weight, std::min(row + lane, row_end - 1), index, decode);
 #pragma GCC unroll 4
-    for (int i = 0; i < kSegment / kLanes; ++i)
+    for (int i = 0; i < kSegment / kLanes; ++i) {
       panel.values[i * kLanes + lane] = values.load(i * kLanes);
+    }
   }
   for (int i = 0; i < kSegment; i += kLanes) {
     Int square[kLanes];
@@ -132,18 +158,20 @@ void multiply_tile(const FloatPanel* panels, const float* input, int columns, fl
 // ---- the table ----
 
 struct Functions {
-  void (*multiply_rows[kFewTokens])(const Weight& weight, const float* x, float* y,
-                                    std::int64_t y_stride, std::int64_t row_begin,
-                                    std::int64_t row_end);
+  DecodeSegment decode;
+  void (*multiply_rows[kFewTokens])(const Weight& weight, const float* x, const Output& output,
+                                    DecodeSegment decode);
   void (*unpack_panel)(const Weight& weight, std::int64_t row, std::int64_t row_end,
-                       std::int64_t index, FloatPanel& panel);
+                       std::int64_t index, DecodeSegment decode, FloatPanel& panel);
 };
 
 template <typename Format>
 constexpr Functions functions_of() {
-  return {{&multiply_rows<Format, 1>, &multiply_rows<Format, 2>, &multiply_rows<Format, 3>,
-           &multiply_rows<Format, 4>},
-          &unpack_panel<Format>};
+  using Values = std::conditional_t<Format::block_size == 1, LoadedValues<Format>, DecodedValues>;
+  return {&decode_segment<Format>,
+          {&multiply_rows<Values, 1>, &multiply_rows<Values, 2>, &multiply_rows<Values, 3>,
+           &multiply_rows<Values, 4>},
+          &unpack_panel<Values>};
 }
 
 constexpr Functions kFunctions[] = {
@@ -159,12 +187,12 @@ const Functions& functions(formats::FormatId format) {
 // kRowBlock rows for one chunk of tokens: sums wait in scratch while segments pass.
 void multiply_chunk(const Weight& weight, const float* input, std::int64_t tokens, std::int64_t row,
                     std::int64_t row_end, FloatPanel* panels, float* sums) {
+  const Functions& f = functions(weight.format);
   const std::int64_t tile_stride = padded_columns(weight.columns) * kTokenTile;
   std::fill_n(sums, round_up(tokens, kTokenTile) * kRowBlock, 0.0f);
   for (std::int64_t index = 0; index < segments_of(weight.columns); ++index) {
     for (int panel = 0; panel < kPanels; ++panel) {
-      const std::int64_t first = std::min(row + panel * kLanes, row_end - 1);
-      functions(weight.format).unpack_panel(weight, first, row_end, index, panels[panel]);
+      f.unpack_panel(weight, row + panel * kLanes, row_end, index, f.decode, panels[panel]);
     }
     const int columns = segment_columns(weight.columns, index);
     for (std::int64_t token = 0; token < tokens; token += kTokenTile) {
@@ -198,13 +226,15 @@ void f32_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens, std
   }
   for (std::int64_t token = token_begin; token < token_end; token += kTokenTile) {
     float* tile = result + token * padded;
-    if (token_end - token < kTokenTile || columns < padded)
+    if (token_end - token < kTokenTile || columns < padded) {
       std::fill_n(tile, padded * kTokenTile, 0.0f);
+    }
     const std::int64_t in_tile = std::min<std::int64_t>(kTokenTile, token_end - token);
     for (std::int64_t t = 0; t < in_tile; ++t) {
       const float* row = x + (token + t) * x_stride;
-      for (std::int64_t column = 0; column < columns; ++column)
+      for (std::int64_t column = 0; column < columns; ++column) {
         tile[column * kTokenTile + t] = row[column];
+      }
     }
   }
 }
@@ -221,7 +251,8 @@ void f32_multiply(const Weight& weight, const std::uint8_t* prepared, std::int64
                   std::uint8_t* scratch) {
   const auto* x = reinterpret_cast<const float*>(prepared);
   if (tokens <= kFewTokens) {
-    functions(weight.format).multiply_rows[tokens - 1](weight, x, y, y_stride, row_begin, row_end);
+    const Functions& f = functions(weight.format);
+    f.multiply_rows[tokens - 1](weight, x, {y, y_stride, row_begin, row_end}, f.decode);
     return;
   }
   auto* panels = reinterpret_cast<FloatPanel*>(scratch);

@@ -81,11 +81,16 @@ void put(const Quantized& from, int token, TileInput& to) {
   }
 }
 
+// Rows for few tokens: three are computed as four.
+std::int64_t stored_rows(std::int64_t tokens) { return tokens > 2 ? kFewTokens : tokens; }
+
 }  // namespace
 
 std::size_t int8_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
   const auto segments = static_cast<std::size_t>(segments_of(columns));
-  if (tokens <= kFewTokens) return static_cast<std::size_t>(tokens) * segments * sizeof(RowInput);
+  if (tokens <= kFewTokens) {
+    return static_cast<std::size_t>(stored_rows(tokens)) * segments * sizeof(RowInput);
+  }
   return static_cast<std::size_t>(divide_up(tokens, kTokenTile)) * segments * sizeof(TileInput);
 }
 
@@ -93,8 +98,9 @@ void int8_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens, st
                   std::int64_t token_begin, std::int64_t token_end, std::uint8_t* prepared) {
   const std::int64_t segments = segments_of(columns);
   const bool as_rows = tokens <= kFewTokens;
-  // The last tile's missing tokens are zeros.
-  const std::int64_t end = as_rows || token_end < tokens ? token_end : round_up(tokens, kTokenTile);
+  // Tokens that fill up the last tile are zeros.
+  const std::int64_t stored = as_rows ? stored_rows(tokens) : round_up(tokens, kTokenTile);
+  const std::int64_t end = token_end < tokens ? token_end : stored;
   for (std::int64_t token = token_begin; token < end; ++token) {
     for (std::int64_t segment = 0; segment < segments; ++segment) {
       Quantized quantized{};
