@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that code compiled per instruction set shares no function with another instruction set.
 
-An untagged inline function or template in native/kernels/isa/ becomes a weak symbol in several objects; the linker keeps
-one copy, and the portable path may then execute AVX-512. Every weak function must carry its set's namespace.
+An untagged inline function or template in native/kernels/isa/ becomes a weak symbol in several objects; the linker
+keeps one copy, and the portable path may then execute AVX-512. Every weak function must carry its set's namespace.
 Usage: check_isa_symbols.py [BUILD_DIR], by default the newest folder under build/. Needs `nm` (binutils).
 """
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         instruction_set = next(name for name in INSTRUCTION_SETS if f"/lilliput_{name}.dir/" in path.as_posix())
         listing = subprocess.run(["nm", "-C", str(path)], check=True, capture_output=True, text=True).stdout
         for name in untagged_functions(listing, instruction_set):
-            print(f"{path.relative_to(ROOT)}: {name} lacks the namespace {instruction_set}", file=sys.stderr)
+            print(f"{path.name}: {name} lacks the namespace {instruction_set}", file=sys.stderr)
             found += 1
     return min(found, 1)
 
