@@ -45,6 +45,7 @@ def test_a_recipe_keeps_its_rules_in_order() -> None:
         ("  - role: output\n", "  - layers: more_bits\n", 5, "a rule needs 'match' or 'role'"),
         ("format: F16", "format: F16\n    format: F32", 12, "field 'format' is given twice"),
         ("name: mine", "name: [", 3, "not YAML"),
+        ("name: mine", "name: ../mine", 1, "'../mine' cannot name a file"),
         ("name: mine", "base: Q4_K_X", 1, "unknown preset 'Q4_K_X'; did you mean Q4_K_"),
     ],
 )
@@ -57,7 +58,7 @@ def test_a_typo_is_told_with_line_and_nearest_name(old: str, new: str, line: int
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "name: x", "!!python/object/apply:os.system [ls]"])
+@pytest.mark.parametrize("text", ["", "[]", "3", "name: x", "!!python/object/apply:os.system [ls]", "rules: &a [*a]"])
 def test_a_file_that_is_no_recipe_is_refused(text: str) -> None:
     with pytest.raises(RecipeError):
         parse_recipe(text, "mine.yaml")

@@ -138,6 +138,14 @@ class Recipe(BaseModel):
     needs_statistics: bool = False
     rules: Annotated[tuple[Rule, ...], BeforeValidator(_as_tuple)] = ()
 
+    @field_validator("name")
+    @classmethod
+    def _legal_name(cls, value: str) -> str:
+        # It becomes part of a file name.
+        if value and not re.fullmatch(r"\w[\w.+-]*", value):
+            raise ValueError(f"'{value}' cannot name a file; use letters, digits and . _ + -")
+        return value
+
     @field_validator("base")
     @classmethod
     def _known_base(cls, value: str | None) -> str | None:
@@ -221,19 +229,22 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         raise RecipeError(_describe(error, root, origin)) from error
 
 
-def _refuse_repeated_keys(node: Node, origin: str) -> None:
+def _refuse_repeated_keys(root: Node, origin: str) -> None:
     """YAML's last value would win silently."""
-    if isinstance(node, SequenceNode):
-        for child in node.value:
-            _refuse_repeated_keys(child, origin)
-    if isinstance(node, MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if isinstance(key, ScalarNode):
-                if key.value in seen:
+    waiting, visited = [root], {id(root)}
+    while waiting:
+        node = waiting.pop()
+        children = list(node.value) if isinstance(node, SequenceNode) else []
+        if isinstance(node, MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if isinstance(key, ScalarNode) and key.value in seen:
                     raise RecipeError(f"{origin}:{key.start_mark.line + 1}: field '{key.value}' is given twice")
-                seen.add(key.value)
-            _refuse_repeated_keys(value, origin)
+                seen.add(str(key.value))
+                children.append(value)
+        # An alias may lead back to where it stands.
+        waiting.extend(child for child in children if id(child) not in visited)
+        visited.update(id(child) for child in children)
 
 
 def _describe(error: ValidationError, root: Node, origin: str) -> str:
