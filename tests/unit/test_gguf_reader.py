@@ -197,6 +197,15 @@ def test_a_folder_of_gguf_files_asks_for_one_of_them(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
+def test_only_float32_tensors_read_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(file_bytes((), (tensor("a", (16,), 1, 0),), bytes(32)))
+    file = GgufFile(path)
+    assert file.size == len(path.read_bytes())
+    with pytest.raises(ContainerError, match="'a' is F16, F32 is expected"):
+        file.float32("a")
+
+
 @pytest.mark.parametrize(("kind", "name", "size"), [(9, "Q8_1", 36), (15, "Q8_K", 292)])
 def test_types_that_store_no_weights_are_named(tmp_path: Path, kind: int, name: str, size: int) -> None:
     from lilliput.containers.gguf_types import format_of

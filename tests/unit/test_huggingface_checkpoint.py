@@ -273,3 +273,28 @@ def test_an_absurd_layer_count_in_a_file_does_not_fill_the_memory(container: Con
     path.write_bytes(part.prefix + bytes(part.size - len(part.prefix)))
     with pytest.raises(ContainerError, match="claims 999999999 layers"):
         open_model(path)
+
+
+def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", shards=2)
+    write_safetensors(folder / "model-00002-of-00002.safetensors", source_tensors())
+    with pytest.raises(CheckpointError, match="is in two shards: model-00001-of-00002"):
+        open_model(folder)
+
+
+def test_a_folder_with_weights_of_another_name_or_none_says_which(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    with pytest.raises(CheckpointError, match=r"found consolidated.safetensors but neither model.safetensors nor"):
+        open_model(folder)
+    (folder / "consolidated.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no model.safetensors and no .* is it a model folder"):
+        open_model(folder)
+
+
+def test_a_model_has_one_fingerprint_whatever_its_shards(tmp_path: Path) -> None:
+    one = HuggingFaceModel(write_folder(tmp_path / "a"))
+    three = HuggingFaceModel(write_folder(tmp_path / "b", shards=3))
+    other = HuggingFaceModel(write_folder(tmp_path / "c", rms_norm_eps=1e-6))
+    assert one.fingerprint() == three.fingerprint() != other.fingerprint()
+    assert [len(model.weight_files) for model in (one, three)] == [1, 3]

@@ -40,6 +40,8 @@ def test_tensors_of_the_reference_writer_are_read_back(tmp_path: Path) -> None:
 def test_known_values_of_eight_bit_floats() -> None:
     codes = np.array([0x00, 0x38, 0x7E, 0xFE, 0x01], dtype=np.uint8)
     assert decode_float32("F8_E4M3", codes).tolist() == [0.0, 1.0, 448.0, -448.0, 2.0**-9]
+    assert decode_float32("F8_E8M0", np.array([127, 128, 0], dtype=np.uint8)).tolist() == [1.0, 2.0, 2.0**-127]
+    assert np.isnan(decode_float32("F8_E8M0", np.array([255], dtype=np.uint8))).all()
     assert decode_float32("F8_E5M2", np.array([0x3C, 0x7B], dtype=np.uint8)).tolist() == [1.0, 57344.0]
 
 
