@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from lilliput.architectures.architecture import ModelConfig, Named, PermutedHeads, TensorEntry
+from lilliput.architectures.architecture import Json, ModelConfig, Named, PermutedHeads, TensorEntry
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RecipeError
 from lilliput.formats import NumberFormat, get_format
@@ -86,13 +86,13 @@ class Plan:
                 return row
         raise KeyError(name)
 
-    def json_rows(self) -> list[dict[str, str | int | list[int]]]:
+    def json_rows(self) -> list[dict[str, Json]]:
         """The `tensors` of `lilliput plan --json`."""
         return [
             {
                 "name": row.name,
                 "source_name": row.source_name,
-                "shape": list(row.shape),
+                "shape": [*row.shape],
                 "format": row.format.name.upper(),
                 "method": row.method,
                 "bytes": row.nbytes,
