@@ -81,6 +81,7 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Json, ...]] = {
     "logits_scaling": (None, 1, 1.0),
     "logit_scale": (None, 1, 1.0),
     "clip_qkv": (None,),
+    "use_mrope": (None, False),
     "use_qk_norm": (None, False),
     "qk_layernorm": (None, False),
     "is_causal": (None, True),

@@ -60,7 +60,9 @@ class BlockStream:
         }
         settings = transformers_config(source)
         with torch.device("meta"):
-            self._model: torch.nn.Module = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+            self._model: torch.nn.Module = AutoModelForCausalLM.from_config(
+                settings, dtype=torch.float32, attn_implementation="sdpa"
+            )
         self._model.eval()
         self._decoder: torch.nn.Module = self._model.get_submodule("model")
         self._give_rope_its_numbers(settings)

@@ -25,9 +25,13 @@ def transformers_config(source: ModelSource) -> PretrainedConfig:
         fields = huggingface_fields(source.config)
         return AutoConfig.for_model(**fields)
     try:
-        return AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{source.path}: transformers cannot read config.json: {error}") from error
+    # The source gives decoded float32 weights, so transformers has nothing left to decode.
+    if hasattr(settings, "quantization_config"):
+        del settings.quantization_config
+    return settings
 
 
 def huggingface_fields(config: ModelConfig) -> dict[str, Json]:
