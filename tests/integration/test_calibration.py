@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lilliput.errors import CalibrationError
 from lilliput.records import InputStatistics
 
 torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Json] = {
@@ -205,3 +207,26 @@ def test_calibrating_a_folder_says_what_was_seen(stories_folder: Path, tmp_path:
     long = calibrate(source, [text], CalibrationOptions(chunk_size=100_000))
     assert long.datasets == ("story.txt",)
     assert long.chunk_size <= source.config.context_length
+
+
+def test_a_folder_of_eight_bit_weights_calibrates_like_its_decoded_weights(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "float", "llama")
+    scaled, decoded = {}, {}
+    for name, weight in safetensors_torch.load_file(folder / "model.safetensors").items():
+        scaled[name] = decoded[name] = weight
+        if "_proj" in name:
+            blocks = weight.reshape(weight.shape[0] // 32, 32, weight.shape[1] // 32, 32)
+            scale = blocks.abs().amax(dim=(1, 3)) / 448
+            codes = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+            scaled[name], scaled[f"{name}_scale_inv"] = codes.reshape(weight.shape), scale
+            decoded[name] = (codes.float() * scale[:, None, :, None]).reshape(weight.shape)
+    config = json.loads((folder / "config.json").read_text())
+    fp8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}}
+    found = []
+    for name, tensors, extra in (("fp8", scaled, fp8), ("decoded", decoded, {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, **extra}))
+        safetensors_torch.save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        found.append(collect(HuggingFaceModel(tmp_path / name), CHUNKS, CalibrationOptions()))
+    for tensor, entry in found[1].items():
+        assert_close(found[0][tensor], entry)
