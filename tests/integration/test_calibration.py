@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +232,28 @@ def test_a_folder_of_eight_bit_weights_calibrates_like_its_decoded_weights(tmp_p
         found.append(collect(HuggingFaceModel(tmp_path / name), CHUNKS, CalibrationOptions()))
     for tensor, entry in found[1].items():
         assert_close(found[0][tensor], entry)
+
+
+@pytest.mark.parametrize("device", ["toaster", "meta:x"])
+def test_a_device_that_is_not_there_is_refused(device: str, tmp_path: Path) -> None:
+    source = HuggingFaceModel(save_model(tmp_path, "llama"))
+    with pytest.raises(CalibrationError, match=f"device '{device}' cannot be used"):
+        collect(source, CHUNKS, CalibrationOptions(device=device))
+
+
+def test_a_disk_without_room_for_hidden_states_is_said_before_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    source = HuggingFaceModel(save_model(tmp_path, "llama"))
+    with pytest.raises(CalibrationError, match=r"no room for 18432 bytes.*No space left"):
+        collect(source, CHUNKS, CalibrationOptions(memory_limit=1))
+
+
+def test_missing_torch_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(CalibrationError, match=r"transformers is not installed.*lilliput\[quantize\]"):
+        BlockStream(HuggingFaceModel(save_model(tmp_path, "llama")))

@@ -52,7 +52,7 @@ class BlockStream:
         from transformers import AutoModelForCausalLM
 
         self.source = source
-        self.device = torch.device(device)
+        self.device = _usable_device(device)
         self._table = {
             entry.source.name: entry
             for entry in source.architecture.tensor_table(source.config)
@@ -173,6 +173,17 @@ class BlockStream:
             # The container brought the divisors themselves; config.json has no words for them.
             divisors = torch.from_numpy(self.source.tensor(factors).dequantize().reshape(-1).copy())
             rotary.get_buffer("inv_freq").div_(divisors.to(self.device))
+
+
+def _usable_device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CalibrationError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; try cpu") from error
+    return device
 
 
 def _recorder() -> torch.nn.Module:

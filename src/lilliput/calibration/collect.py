@@ -7,6 +7,7 @@ weight is read once. Hidden states of all chunks wait in memory, or in a tempora
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -203,13 +204,26 @@ def _hidden_states(stream: BlockStream, chunks: IntArray, memory_limit: int | No
     with ExitStack() as stack:
         if memory_limit is not None and needed + stream.block_bytes() > memory_limit:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-calibrate-"))
-            values = np.memmap(Path(folder) / "hidden_states", dtype=np.float32, mode="w+", shape=shape)
-            hidden = torch.from_numpy(values)
+            hidden = torch.from_numpy(_disk_array(Path(folder) / "hidden_states", shape))
         else:
             hidden = torch.empty(shape)
         for index, chunk in enumerate(chunks):
             hidden[index] = stream.embed(chunk)
         yield hidden
+
+
+def _disk_array(path: Path, shape: tuple[int, ...]) -> FloatArray:
+    """A float32 array in a file whose space is taken now: a full disk is an error here and not a crash later."""
+    needed = 4 * int(np.prod(shape, dtype=np.int64))
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, needed)
+    except OSError as failure:
+        raise CalibrationError(
+            f"{path.parent}: no room for {needed} bytes of hidden states ({failure.strerror}); "
+            "use fewer tokens, a larger memory limit, or set TMPDIR to a larger disk"
+        ) from failure
+    return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
 
 
 @contextmanager
