@@ -2,6 +2,7 @@
 // lilliput._native: number formats and matrix kernels, for tests, verification and tools.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,12 +10,14 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "formats/format.h"
+#include "kernels/encode.h"
 #include "kernels/matmul.h"
 
 namespace nb = nanobind;
@@ -137,6 +140,57 @@ Floats matmul(const std::string& name, const Bytes& blocks, std::int64_t rows, c
                     {static_cast<std::size_t>(tokens), static_cast<std::size_t>(rows)});
 }
 
+using EncodedBytes = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>;
+
+// The encoder of a format on an instruction set, "" for the best; throws where there is none.
+lilliput::kernels::EncodeRows row_encoder(const std::string& name, const std::string& isa) {
+  const auto encode = lilliput::kernels::row_encoder(
+      format_by_name(name), isa.empty() ? lilliput::kernels::best_isa() : isa_by_name(isa));
+  if (encode == nullptr) throw std::invalid_argument(name + ": no native encoder");
+  return encode;
+}
+
+EncodedBytes encode(const std::string& name, const Matrix& weight,
+                    std::optional<nb::ndarray<const float, nb::ndim<1>, nb::c_contig>> importance,
+                    int threads, const std::string& isa) {
+  const auto encode_rows = row_encoder(name, isa);
+  const FormatTraits& format = lilliput::formats::traits(format_by_name(name));
+  const auto rows = static_cast<std::int64_t>(weight.shape(0));
+  const auto columns = static_cast<std::int64_t>(weight.shape(1));
+  if (columns % format.block_size != 0) {
+    throw std::invalid_argument(name + ": rows of " + std::to_string(columns) +
+                                " weights do not divide into blocks of " +
+                                std::to_string(format.block_size));
+  }
+  if (importance && static_cast<std::int64_t>(importance->shape(0)) != columns) {
+    throw std::invalid_argument(name + ": importance of " + std::to_string(importance->shape(0)) +
+                                " columns for rows of " + std::to_string(columns));
+  }
+  const std::int64_t row_bytes = columns / format.block_size * format.block_bytes;
+  auto blocks = std::make_unique_for_overwrite<std::uint8_t[]>(
+      std::max<std::size_t>(1, static_cast<std::size_t>(rows * row_bytes)));
+  {
+    nb::gil_scoped_release release;
+    in_parallel(rows, threads, [&](std::int64_t begin, std::int64_t end) {
+      encode_rows(weight.data() + begin * columns, importance ? importance->data() : nullptr,
+                  end - begin, columns, blocks.get() + begin * row_bytes);
+    });
+  }
+  std::uint8_t* data = blocks.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<std::uint8_t*>(p); });
+  return EncodedBytes(data, {static_cast<std::size_t>(rows), static_cast<std::size_t>(row_bytes)},
+                      owner);
+}
+
+// Names of the formats that `encode` knows.
+std::vector<std::string> encoders() {
+  std::vector<std::string> names;
+  for (const std::string& name : formats()) {
+    if (lilliput::kernels::row_encoder(format_by_name(name), Isa::scalar)) names.push_back(name);
+  }
+  return names;
+}
+
 }  // namespace
 
 void bind_formats(nb::module_& module) {
@@ -151,4 +205,10 @@ void bind_formats(nb::module_& module) {
              "[tokens, rows]. "
              "exact_input keeps x in float32 where int8 activations are the rule. For tests and "
              "benchmarks.");
+  module.def("encoders", &encoders, "Names of the number formats that the native core encodes.");
+  module.def("encode", &encode, "name"_a, "weight"_a, "importance"_a = nb::none(), "threads"_a = 1,
+             "isa"_a = "",
+             "Search scales and codes of weight [rows, columns] float32: uint8 [rows, row_bytes]. "
+             "importance: relative importance [columns] float32 or None. isa: instruction set, "
+             "empty for the best. The bytes depend on neither threads nor instruction set.");
 }

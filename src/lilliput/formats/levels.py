@@ -53,16 +53,21 @@ class Levels:
         """uint8 code of the level nearest to float32 target."""
         xp = array_namespace(target)
         if self.is_integer_run:
-            return xp.astype(xp.clip(xp.round(target), self.first, self.last) - self.first, xp.uint8)
+            return xp.astype(rounded_between(target, self.first, self.last) - self.first, xp.uint8)
         midpoints = xp.asarray(self.midpoints, device=device(target))
         return xp.astype(xp.searchsorted(midpoints, target), xp.uint8)
 
     def nearest_level(self, target: Array) -> Array:
         """float32 level nearest to float32 target."""
-        xp = array_namespace(target)
         if self.is_integer_run:
-            return xp.clip(xp.round(target), self.first, self.last)
+            return rounded_between(target, self.first, self.last)
         return self.of(self.nearest(target))
+
+
+def rounded_between(target: Array, lowest: float, highest: float) -> Array:
+    """Round half to even, clip, and make -0 a 0, whose sign would otherwise reach stored scales of zero groups."""
+    xp = array_namespace(target)
+    return xp.clip(xp.round(target), lowest, highest) + 0.0
 
 
 def take(table: FloatArray, codes: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
+from lilliput.formats.levels import rounded_between
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
 from lilliput.formats.scale_search import (
     LineCandidate,
@@ -65,7 +66,7 @@ class ScaleAndMinimum(BlockFormat):
         xp = array_namespace(target)
         inverse = expand(reciprocal(xp.astype(parameters["scale"], xp.float32)), self.block_size, columns)
         minimum = expand(xp.astype(parameters["minimum"], xp.float32), self.block_size, columns)
-        return xp.astype(xp.clip(xp.round((bounded(target) - minimum) * inverse), 0.0, float(self.last_code)), xp.uint8)
+        return xp.astype(rounded_between((bounded(target) - minimum) * inverse, 0.0, float(self.last_code)), xp.uint8)
 
     def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
         """The code for the scale, 1 for the minimum."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
-from lilliput.formats.levels import Levels
+from lilliput.formats.levels import Levels, rounded_between
 
 # A group whose largest magnitude is below this is zero in every format: the smallest fp16 scale is 6e-8.
 TINY = 1e-12
@@ -153,6 +153,10 @@ class LineCandidate:
     low_cut: float = 0.0
     high_cut: float = 0.0
 
+    def codes(self, last_code: int) -> float:
+        """How many codes the whole range of a group would span."""
+        return last_code * self.stretch / (1.0 - self.low_cut - self.high_cut)
+
 
 def search_line(
     x: Array, w: Array, last_code: int, candidates: Sequence[LineCandidate], *, minimum_is_positive: bool
@@ -176,10 +180,10 @@ def search_line(
         if step < len(candidates):
             start = candidates[step]
             origin = low + start.low_cut * width
-            inverse = (last_code * start.stretch / (1.0 - start.low_cut - start.high_cut)) / width
+            inverse = start.codes(last_code) / width
         else:
             origin, inverse = -minimum, reciprocal(scale)
-        code = xp.clip(xp.round((x - origin) * inverse), 0.0, float(last_code))
+        code = rounded_between((x - origin) * inverse, 0.0, float(last_code))
         weighted = w * code
         sum_code, sum_square = ordered_sum(weighted), ordered_sum(weighted * code)
         covariance = ordered_sum(weighted_deviation * code)
@@ -207,8 +211,7 @@ def search_line(
 
 def line_error(x: Array, w: Array, last_code: int, scale: Array, minimum: Array) -> Array:
     """Weighted squared error [n] of rounding each group under `scale` and `minimum`."""
-    xp = array_namespace(x)
-    code = xp.clip(xp.round((x + minimum) * reciprocal(scale)), 0.0, float(last_code))
+    code = rounded_between((x + minimum) * reciprocal(scale), 0.0, float(last_code))
     residual = x - (scale * code - minimum)
     return ordered_sum((w * residual) * residual)
 
@@ -226,7 +229,7 @@ def search_outer_scale(values: Array, curvature: Array, codes: tuple[int, int], 
     for anchor in anchors:
         candidate = half_rounded(peak / anchor)
         for _ in range(2):
-            code = xp.clip(xp.round(values * reciprocal(candidate)), float(codes[0]), float(codes[1]))
+            code = rounded_between(values * reciprocal(candidate), float(codes[0]), float(codes[1]))
             residual = candidate * code - values
             error = ordered_sum((curvature * residual) * residual)
             is_better = error < best

@@ -12,7 +12,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
-from lilliput.formats.levels import Levels
+from lilliput.formats.levels import Levels, rounded_between
 from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, expand
 from lilliput.formats.scale_search import (
     ScaleFit,
@@ -94,7 +94,7 @@ class ScaledScales(BlockFormat):
         rows = outer["scale"].shape[0]
         groups = self.block_size // self.group_size
         scale = xp.reshape(expand(xp.astype(outer["scale"], xp.float32), groups, None), (-1,))
-        nearest = xp.clip(xp.round(found.scale * reciprocal(scale)), low, high)
+        nearest = rounded_between(found.scale * reciprocal(scale), low, high)
         chosen, best = nearest, scale_error(x, w, self.levels, scale * nearest)
         tries = range(int(high - low) + 1) if self.tries_every_scale_code else (-1, 1)
         for step in tries:
@@ -111,7 +111,7 @@ class ScaledScales(BlockFormat):
         low, high = (float(code) for code in self.scale_codes)
         wanted = peak_of(grouped(bounded(weight), self.group_size)) / self.levels.first
         scale = half_rounded(peak_of(grouped(xp.reshape(wanted, (rows, -1)), groups)) / low)
-        code = xp.clip(xp.round(wanted * reciprocal(xp.repeat(scale, groups))), low, high)
+        code = rounded_between(wanted * reciprocal(xp.repeat(scale, groups)), low, high)
         return {
             "scale": xp.reshape(to_half(scale), (rows, -1)),
             "scale_code": xp.reshape(xp.astype(code, xp.int8), (rows, -1)),

@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array, ByteArray
+from lilliput.formats.levels import rounded_between
 from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, expand
 from lilliput.formats.scale_search import (
     LineCandidate,
@@ -102,7 +103,7 @@ class ScaledScalesAndMinimums(BlockFormat):
         """Block scales [blocks] -> scale per group, its nearest codes, and the minimum that then suits each group."""
         xp = array_namespace(scale)
         scale = xp.repeat(scale, self.block_size // self.group_size)
-        code = xp.clip(xp.round(line.scale * reciprocal(scale)), 0.0, float(self.last_parameter_code))
+        code = rounded_between(line.scale * reciprocal(scale), 0.0, float(self.last_parameter_code))
         minimum = line.minimum + (scale * code - line.scale) * line.mean_code
         return scale, code, xp.where(minimum > 0.0, minimum, 0.0)
 
@@ -115,7 +116,7 @@ class ScaledScalesAndMinimums(BlockFormat):
         minimum = xp.repeat(
             xp.reshape(xp.astype(outer["minimum"], xp.float32), (-1,)), self.block_size // self.group_size
         )
-        nearest_minimum = xp.clip(xp.round(target * reciprocal(minimum)), 0.0, last)
+        nearest_minimum = rounded_between(target * reciprocal(minimum), 0.0, last)
         chosen, chosen_minimum = nearest, nearest_minimum
         best = line_error(x, w, self.last_code, scale * nearest, minimum * nearest_minimum)
         for scale_step, minimum_step in NEIGHBOURS:
@@ -144,9 +145,7 @@ class ScaledScalesAndMinimums(BlockFormat):
         for name, values in wanted.items():
             largest = xp.max(grouped(xp.reshape(values, (rows, -1)), groups), axis=0)
             outer = half_rounded(largest / self.last_parameter_code)
-            code = xp.clip(
-                xp.round(values * reciprocal(xp.repeat(outer, groups))), 0.0, float(self.last_parameter_code)
-            )
+            code = rounded_between(values * reciprocal(xp.repeat(outer, groups)), 0.0, float(self.last_parameter_code))
             parameters[name] = xp.reshape(to_half(outer), (rows, -1))
             parameters[f"{name}_code"] = xp.reshape(xp.astype(code, xp.uint8), (rows, -1))
         return parameters
@@ -158,7 +157,7 @@ class ScaledScalesAndMinimums(BlockFormat):
         xp = array_namespace(target)
         inverse = expand(reciprocal(self.group_parameter(parameters, "scale")), self.group_size, columns)
         minimum = expand(self.group_parameter(parameters, "minimum"), self.group_size, columns)
-        return xp.astype(xp.clip(xp.round((bounded(target) + minimum) * inverse), 0.0, float(self.last_code)), xp.uint8)
+        return xp.astype(rounded_between((bounded(target) + minimum) * inverse, 0.0, float(self.last_code)), xp.uint8)
 
     def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
         """Gives scale_code * code for the block's scale, and -minimum_code for its minimum."""
