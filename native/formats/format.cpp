@@ -19,10 +19,7 @@ void decode_blocks(const std::uint8_t* blocks, float* values, std::int64_t n_blo
 
 template <typename Format>
 constexpr FormatTraits make_traits(std::string_view name) {
-  FormatTraits result{name, Format::block_size, sizeof(typename Format::Block),
-                      &decode_blocks<Format>, nullptr};
-  if constexpr (requires { &Format::encode; }) result.encode = &Format::encode;
-  return result;
+  return {name, Format::block_size, sizeof(typename Format::Block), &decode_blocks<Format>};
 }
 
 constexpr std::array kTraits = {

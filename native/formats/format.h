@@ -27,8 +27,6 @@ struct FormatTraits {
   std::int64_t block_bytes;  // bytes per block
   // Decodes n_blocks blocks to float32; bit for bit what the Python file computes. Null: not in the native core yet.
   void (*decode)(const std::uint8_t* blocks, float* values, std::int64_t n_blocks);
-  // Searched encode of one row of `columns` weights; importance may be null. Null: no native encoder.
-  void (*encode)(const float* weights, const float* importance, std::int64_t columns, std::uint8_t* blocks);
 };
 
 const FormatTraits& traits(FormatId id);

@@ -13,11 +13,13 @@ Changes   from llama.cpp's search: both signs of symmetric scales, a wider range
           (benchmarks/encoders.py): plain importance gains a few per cent by its own measure and loses up to 60 % by
           the other; the product gains by both, on every type and tensor tried.
 Cost      40 to 120 roundings per weight; a billion weights take a minute or two on two cores with the native encoder,
-          which gives the array code's bytes; the array code needs some 0.2 to 2 s per million weights.
+          which gives the array code's bytes; the array code needs 0.1 to 2 s per million weights.
 Not when  inputs are correlated and a Hessian is at hand: error feedback then gains much more.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 
@@ -59,8 +61,13 @@ def encode(
     Raises FormatError when the format has no encoder or the row length is not a multiple of its block.
     """
     number_format.check_columns("weight", weight.shape[1])
+    weight = np.ascontiguousarray(weight, dtype=np.float32)
     relative = None if importance is None else relative_importance(importance)
-    return encode_with_arrays(number_format, np.asarray(weight, dtype=np.float32), relative)
+    if number_format.name not in native_encoders():
+        return encode_with_arrays(number_format, weight, relative)
+    from lilliput import _native
+
+    return {"blocks": _native.encode(number_format.name, weight, relative, threads)}
 
 
 def encode_with_arrays(number_format: NumberFormat, weight: FloatArray, relative: FloatArray | None) -> Planes:
@@ -72,6 +79,16 @@ def encode_with_arrays(number_format: NumberFormat, weight: FloatArray, relative
         weights = None if relative is None else error_weights(piece, relative)
         pieces.append(number_format.pack(number_format.encode(piece, weights)))
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+@cache
+def native_encoders() -> frozenset[str]:
+    """Names of the formats that the native core encodes; none where it is not built."""
+    try:
+        from lilliput import _native
+    except ImportError:  # the array code is complete on its own; only slower
+        return frozenset()
+    return frozenset(_native.encoders())
 
 
 def relative_importance(importance: FloatArray) -> FloatArray:
