@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality at equal bytes: our files against llama-quantize's, same calibration text, same type map, paired on the same tokens.
+"""Quality at equal bytes: our files against llama-quantize's, same text, same type map, paired on the same tokens.
 
-    python benchmarks/against_llama_quantize.py MODEL --llama-cpp DIR --calibrate TEXT --measure TEXT --types Q4_K_M,Q6_K
+    python benchmarks/against_llama_quantize.py MODEL --llama-cpp DIR --calibrate TEXT --measure TEXT --types Q4_K_M
 
-Each side calibrates with its own tool. Prints one JSON line a type: bytes, mean KL of both, and the ratio ours/theirs with its
-paired 95 % interval. Fails when the two files' tensor types differ.
+Each side calibrates with its own tool. Prints one JSON line a type: bytes, mean KL of both, and the ratio ours/theirs
+with its paired 95 % interval. Fails when the two files' tensor types differ.
 """
 
 from __future__ import annotations

@@ -77,12 +77,15 @@ def results() -> str:
     ]
     base = newest["base"]
     rows.append(f"| original (BF16) | {base['bytes'] / 1e6:.2f} MB | 16 | 0 | 100 % | {base['ppl']:.3f} |")
-    for item in newest["files"]:
-        rows.append(
-            f"| {item['name']} | {item['bytes'] / 1e6:.2f} MB | {item['bits_per_weight']:.3f} "
-            f"| {item['mean_kld']:.5f} ± {item['mean_kld_stderr']:.5f} | {item['same_top'] * 100:.2f} % | {item['ppl']:.3f} |"
-        )
+    rows += [result_row(item) for item in newest["files"]]
     return "\n".join([*rows, "", f"{newest['caption']}"])
+
+
+def result_row(item: dict) -> str:
+    """One file of the results table."""
+    size, bits, same_top = item["bytes"] / 1e6, item["bits_per_weight"], item["same_top"] * 100
+    kl = f"{item['mean_kld']:.5f} ± {item['mean_kld_stderr']:.5f}"
+    return f"| {item['name']} | {size:.2f} MB | {bits:.3f} | {kl} | {same_top:.2f} % | {item['ppl']:.3f} |"
 
 
 GENERATORS: dict[str, Callable[[], str]] = {

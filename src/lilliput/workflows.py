@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ from lilliput.pipeline.quantize_tensors import quantized_tensors
 from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
-from lilliput.recipes.recipe import Method, parse_method
+from lilliput.recipes.recipe import parse_method
 from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.sampler import SamplingOptions
@@ -77,7 +77,7 @@ class QuantizeOptions:
     """How to write. split: parts of a split set.  method: replaces the default.  threads: None means all."""
 
     force: bool = False
-    split: Split = Split()
+    split: Split = field(default_factory=Split)
     method: str | None = None
     threads: int | None = None
     revision: str | None = None
@@ -116,7 +116,7 @@ class PlanReport:
     def to_json(self) -> dict[str, Json]:
         """The contract of `lilliput plan --json`."""
         return {
-            "tensors": [dict(row) for row in self.plan.json_rows()],
+            "tensors": [{key: _json(value) for key, value in row.items()} for row in self.plan.json_rows()],
             "bytes": self.bytes,
             "bits_per_weight": self.plan.bits_per_weight,
             "peak_ram_bytes": self.cost.peak_ram_bytes,
@@ -324,7 +324,7 @@ class GenerateOptions:
     """context: positions of the cache; None means just enough for prompt and answer, up to the model's."""
 
     max_tokens: int = 128
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     context: int | None = None
     threads: int | None = None
     revision: str | None = None
@@ -405,9 +405,10 @@ def chosen_seed(seed: int | None) -> int:
 
 def activation_kind(name: str) -> Activations:
     """Parse --activations. Raises RecipeError."""
-    if name == "f32" or name == "engine":
-        return name
-    raise RecipeError(f"unknown --activations '{name}'; known: f32, engine")
+    known: dict[str, Activations] = {"f32": "f32", "engine": "engine"}
+    if name not in known:
+        raise RecipeError(f"unknown --activations '{name}'; known: {', '.join(known)}")
+    return known[name]
 
 
 def thread_counts(words: str) -> tuple[int, ...]:
@@ -461,6 +462,10 @@ def _tokens_to_calibrate(source: ModelSource, guidance: Guidance) -> int:
 
     size = min(CalibrateOptions().chunk_size, source.config.context_length)
     return int(calibration_chunks(source.vocabulary(), _text_files(guidance.text), chunk_size=size, tokens=None).size)
+
+
+def _json(value: str | int | list[int]) -> Json:
+    return list(value) if isinstance(value, list) else value
 
 
 def _first_token(vocabulary: Vocabulary) -> list[int]:

@@ -32,7 +32,7 @@ def command(
         return
     table = [
         (str(row.threads), row.test, str(row.n), str(row.depth), f"{row.tok_s_median:.1f}",
-         f"{row.tok_s_min:.1f} – {row.tok_s_max:.1f}", human_bytes(row.peak_rss_bytes))
+         f"{row.tok_s_min:.1f} to {row.tok_s_max:.1f}", human_bytes(row.peak_rss_bytes))
         for row in rows
     ]  # fmt: skip
     headings = ("threads", "test", "tokens", "depth", "tok/s", "spread", "peak memory")

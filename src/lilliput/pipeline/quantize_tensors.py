@@ -30,7 +30,7 @@ F16_LARGEST = 65504.0
 def quantized_tensors(
     source: ModelSource, plan: Plan, statistics: Statistics | None, *, threads: int
 ) -> Iterator[tuple[QuantizedTensor, LedgerEntry]]:
-    """Yield each planned tensor, quantized, with what was done to it. A tied tensor has no row: its bytes are another's.
+    """Yield each planned tensor, quantized, with what was done to it; a tied tensor has no row of its own.
 
     Raises FormatError naming the tensor that holds NaN or infinity.
     """
@@ -52,10 +52,10 @@ class _Work:
 
     def errors(self) -> tuple[float | None, float | None]:
         """Relative squared error, plain and weighted by the input mean square."""
-        weighted = (
-            None if self.importance is None else _ratio(self.error @ self.importance, self.energy @ self.importance)
-        )
-        return _ratio(self.error.sum(), self.energy.sum()), weighted
+        plain = _ratio(float(self.error.sum()), float(self.energy.sum()))
+        if self.importance is None:
+            return plain, None
+        return plain, _ratio(float(self.error @ self.importance), float(self.energy @ self.importance))
 
 
 def _quantize(
@@ -106,7 +106,7 @@ def _joined(slabs: list[Planes]) -> Planes:
 
 
 def _ratio(error: float, energy: float) -> float:
-    return float(error / energy) if energy > 0.0 else 0.0
+    return error / energy if energy > 0.0 else 0.0
 
 
 def _check_finite(name: str, weight: FloatArray) -> None:
