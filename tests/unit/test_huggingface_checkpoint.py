@@ -166,6 +166,12 @@ def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
+def test_an_adapter_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter, not a whole model"):
+        open_model(tmp_path)
+
+
 def test_an_unknown_architecture_is_named_and_the_known_are_listed(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m")
     (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "mammoth"}))

@@ -19,7 +19,7 @@ from lilliput.containers import publish as publishing
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
-from lilliput.containers.publish import copy_side_files, publish, write_text
+from lilliput.containers.publish import copy_side_files, publish, staging_folder, write_text
 from lilliput.errors import ContainerError, PublishError
 from lilliput.formats import get_format
 from lilliput.records import QuantizedTensor
@@ -60,6 +60,34 @@ def test_an_interruption_leaves_no_folder_that_was_made_for_the_output(
     assert list(tmp_path.iterdir()) == []
     publish(Gguf(), contents, tensors.values(), tmp_path / "a" / "b" / "x.gguf")
     assert (tmp_path / "a" / "b" / "x.gguf").is_file()
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_running_one_writes_is_not(
+    model: tuple[Contents, dict[str, QuantizedTensor]], tmp_path: Path
+) -> None:
+    contents, tensors = model
+    abandoned = tmp_path / ".x.gguf.abc.partial"
+    abandoned.mkdir()
+    (abandoned / "x.gguf").write_bytes(b"half")
+    with staging_folder(tmp_path / "x.gguf") as running:
+        assert not abandoned.exists()
+        publish(Gguf(), contents, tensors.values(), tmp_path / "x.gguf")
+        assert running.is_dir()
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.gguf"]
+
+
+def test_an_output_that_appears_during_the_work_is_not_replaced(
+    model: tuple[Contents, dict[str, QuantizedTensor]], tmp_path: Path
+) -> None:
+    contents, tensors = model
+
+    def slow() -> Iterator[QuantizedTensor]:
+        yield from tensors.values()
+        (tmp_path / "x.gguf").write_bytes(b"precious")
+
+    with pytest.raises(PublishError, match="exists already"):
+        publish(Gguf(), contents, slow(), tmp_path / "x.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == b"precious"
 
 
 def test_a_limit_on_file_sizes_is_one_clear_line(

@@ -50,6 +50,8 @@ class HuggingFaceModel:
         repository: the hub id it came from, for its provenance.
         """
         self.path = folder
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder.name}: an adapter, not a whole model; merge it into its base model first")
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json here; this is not a Hugging Face model folder")
         described = read_json(folder / "config.json")
@@ -60,6 +62,7 @@ class HuggingFaceModel:
         self.config = self.architecture.config_from_huggingface(config)
         self.provenance = read_provenance(folder, described, repository)
         self._fingerprint: str | None = None
+        self._vocabulary: Vocabulary | None = None
         self._files = open_shards(folder)
         # Tensors that repeat the one they are tied to.
         self._copies: set[str] = set()
@@ -106,7 +109,9 @@ class HuggingFaceModel:
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, padded with unused tokens up to the rows of the embedding."""
-        return padded(load_vocabulary(self.path), self.config.vocab_size)
+        # Kept: recognizing a tokenizer takes a good part of a second, and several rooms ask for it.
+        self._vocabulary = self._vocabulary or padded(load_vocabulary(self.path), self.config.vocab_size)
+        return self._vocabulary
 
     def fingerprint(self) -> str:
         """sha256 over config, tokenizer and every tensor's bytes, whatever the sharding."""

@@ -80,6 +80,7 @@ class GgufModel:
         self._parts = open_parts(path)
         self._holder = {name: part for part in self._parts for name in part.tensors if not name.endswith(_IGNORED)}
         self._fingerprint: str | None = None
+        self._vocabulary: Vocabulary | None = None
         self.metadata: Mapping[str, Json] = self._parts[0].metadata
         kind = self.metadata.get("general.type", "model")
         if kind != "model":
@@ -124,7 +125,8 @@ class GgufModel:
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer from `tokenizer.ggml.*`."""
-        return vocabulary_from_metadata(self.metadata)
+        self._vocabulary = self._vocabulary or vocabulary_from_metadata(self.metadata)
+        return self._vocabulary
 
     def fingerprint(self) -> str:
         """sha256 over config, tokenizer and every tensor's bytes, split or not."""

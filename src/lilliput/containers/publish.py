@@ -7,6 +7,8 @@ that a reader of the target never sees half a file and a failure or Ctrl-C leave
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -55,6 +57,8 @@ def publish(
     with staging_folder(target) as staging:
         written = container.write(parts, tensors, staging)
         container.verify(written)
+        # Once more: another run may have finished the same output meanwhile.
+        _check_absent(target.parent, parts, overwrite=overwrite)
         paths = _rename_all(written.paths, target.parent)
     return Published(paths, sum(path.stat().st_size for path in paths), dict(written.digests))
 
@@ -62,9 +66,7 @@ def publish(
 def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
     """Everything that can be known before the work starts. Raises PublishError."""
     folder = target.parent
-    existing = [part.file_name for part in parts if (folder / part.file_name).exists()]
-    if existing and not overwrite:
-        raise PublishError(f"{existing[0]} exists already; pass --force to replace it or choose another name with -o")
+    _check_absent(folder, parts, overwrite=overwrite)
     if any((folder / part.file_name).is_dir() for part in parts):
         raise PublishError(f"{target} is a folder; give a file name")
     nearest = folder
@@ -81,23 +83,50 @@ def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool
         )
 
 
+def _check_absent(folder: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
+    existing = [part.file_name for part in parts if (folder / part.file_name).exists()]
+    if existing and not overwrite:
+        raise PublishError(f"{existing[0]} exists already; pass --force to replace it or choose another name with -o")
+
+
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target` that is gone afterwards, whatever happens; so are folders made for it in vain."""
+    """A hidden folder beside `target` that is gone afterwards, whatever happens; so are folders made for it in vain.
+
+    What a killed run left there for the same target is removed first: its lock died with it.
+    """
     missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+            _remove_if_abandoned(left)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        lock = os.open(staging, os.O_RDONLY)
+        # File systems without locks still publish; they only keep what a killed run leaves.
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as failure:
         raise disk_error(str(target.parent), failure) from failure
     try:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
         for folder in missing:
             # Not empty: the files are in place.
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _remove_if_abandoned(staging: Path) -> None:
+    """Remove a staging folder that no running process holds the lock of."""
+    with suppress(OSError):
+        descriptor = os.open(staging, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(staging, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(target: Path, text: str) -> None:
