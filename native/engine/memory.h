@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 
 #include <cstddef>
+#include <cstdlib>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -15,9 +17,16 @@ class Memory {
   Memory() = default;
   explicit Memory(std::size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
+#if defined(__SANITIZE_ADDRESS__)
+    const std::size_t lines = (bytes + 63) / 64 * 64;
+    data_ = std::aligned_alloc(64, lines);  // with guarded ends, which mapped pages lack
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(data_, 0, lines);
+#else
     data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (data_ == MAP_FAILED) throw std::bad_alloc();
+#endif
   }
   Memory(Memory&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
@@ -27,7 +36,11 @@ class Memory {
     return *this;
   }
   ~Memory() {
+#if defined(__SANITIZE_ADDRESS__)
+    std::free(data_);
+#else
     if (bytes_ != 0) munmap(data_, bytes_);
+#endif
   }
 
   template <typename T>

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lilliput.containers import open_model
-from lilliput.errors import LilliputError
+from lilliput.errors import LilliputError, RuntimeModelError
 from lilliput.runtime.session import EngineOptions, Session
 from lilliput.runtime.speed import SpeedTest, Timed
 
@@ -32,7 +32,12 @@ def main() -> int:
 def measure(model: str, test: SpeedTest) -> Timed:
     """Run the test once unmeasured, then `repeat` times. Token ids are random, as their values cost nothing."""
     source = open_model(model)
-    context = min(test.depth + test.n, source.config.context_length)
+    context = test.depth + test.n
+    if context > source.config.context_length:
+        raise RuntimeModelError(
+            f"{test.n} tokens at depth {test.depth} are longer than the model's context of "
+            f"{source.config.context_length}"
+        )
     session = Session(source, EngineOptions(threads=test.threads, context=context))
     tokens = np.random.default_rng(0).integers(0, session.vocab_size, test.depth + test.n, dtype=np.int32)
     session.forward(tokens[: test.depth], "none")
