@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ from lilliput.arrays import FloatArray, IntArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RuntimeModelError
 from lilliput.runtime.lowering import lower
+from lilliput.runtime.processors import default_threads
 
 Activations = Literal["engine", "f32"]
 KvFormat = Literal["f16", "f32"]
@@ -42,16 +42,6 @@ class EngineOptions:
     activations: Activations = "engine"
     kv_format: KvFormat = "f16"
     instruction_set: str | None = None
-
-
-def default_threads() -> int:
-    """LILLIPUT_THREADS, or the processors that this process may use. Raises RuntimeModelError."""
-    wanted = os.environ.get("LILLIPUT_THREADS", "")
-    if not wanted:
-        return min(_native.usable_cpus(), 255)
-    if not wanted.isdigit() or not 1 <= int(wanted) <= 255:
-        raise RuntimeModelError(f"LILLIPUT_THREADS is '{wanted}', must be a number from 1 to 255")
-    return int(wanted)
 
 
 class Session:
