@@ -36,7 +36,8 @@ from lilliput.recipes.recipe import parse_method
 from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.sampler import SamplingOptions
-from lilliput.runtime.session import Activations, EngineOptions, Session, default_threads
+from lilliput.runtime.processors import default_threads
+from lilliput.runtime.session import Activations, EngineOptions, Session
 from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
 from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
