@@ -35,8 +35,8 @@ from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import parse_method
 from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.generate import Generation
-from lilliput.runtime.sampler import SamplingOptions
 from lilliput.runtime.processors import default_threads
+from lilliput.runtime.sampler import SamplingOptions
 from lilliput.runtime.session import Activations, EngineOptions, Session
 from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
