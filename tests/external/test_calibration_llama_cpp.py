@@ -58,6 +58,7 @@ MODELS: dict[str, dict[str, Json]] = {
     "llama-yarn": {"model_type": "llama", "rope_parameters": YARN},
     "llama-yarn-attention-factor": {"model_type": "llama", "rope_parameters": {**YARN, "attention_factor": 0.7}},
     "mistral": {"model_type": "mistral", "sliding_window": None},
+    "smollm3": {"model_type": "smollm3", "num_hidden_layers": 5, "pad_token_id": None},
     "qwen2": {"model_type": "qwen2", "rope_parameters": YARN},
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
 }
@@ -72,7 +73,7 @@ def text_file(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def random_folder(folder: Path, name: str, tokenizer_from: Path) -> Path:
     torch.manual_seed(3)
-    config = transformers.AutoConfig.for_model(**SIZES, **MODELS[name])
+    config = transformers.AutoConfig.for_model(**{**SIZES, **MODELS[name]})
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

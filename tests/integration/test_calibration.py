@@ -51,6 +51,7 @@ MODELS: dict[str, dict[str, Json]] = {
         "mlp_bias": True,
     },
     "mistral": {"model_type": "mistral", "sliding_window": 8},
+    "smollm3": {"model_type": "smollm3", "num_hidden_layers": 5, "pad_token_id": None},
     "qwen2": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "qwen3": {"model_type": "qwen3", "head_dim": 32, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
 }
@@ -59,7 +60,7 @@ CHUNKS = np.random.default_rng(5).integers(0, 96, size=(3, 24), dtype=np.int32)
 
 def save_model(folder: Path, name: str) -> Path:
     torch.manual_seed(3)
-    config = transformers.AutoConfig.for_model(**SIZES, **MODELS[name])
+    config = transformers.AutoConfig.for_model(**{**SIZES, **MODELS[name]})
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -81,6 +81,8 @@ CASES = [
     Case("mistral", "mistral", {"sliding_window": None}),
     Case("mistral-window", "mistral", {"sliding_window": 8}, {"sliding_window": None}),
     Case("mistral-wide-heads", "mistral", {"head_dim": 32, "sliding_window": None}),
+    Case("smollm3", "smollm3", {"num_hidden_layers": 5, "pad_token_id": None}, {"rope_layers": None}),
+    Case("smollm3-untied-yarn", "smollm3", {"pad_token_id": None, "tie_word_embeddings": False, "rope_scaling": YARN}),
     Case("qwen2", "qwen2", {}, NO_BIAS),
     Case("qwen2-tied", "qwen2", {"tie_word_embeddings": True}, NO_BIAS),
     Case("qwen2-yarn", "qwen2", {"rope_scaling": YARN}, PLAIN_ROPE),

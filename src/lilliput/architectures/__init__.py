@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lilliput.architectures import llama, mistral, qwen2, qwen3
+from lilliput.architectures import llama, mistral, qwen2, qwen3, smollm3
 from lilliput.architectures.architecture import Architecture, Json
 from lilliput.errors import UnsupportedModelError
 
@@ -16,6 +16,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     mistral,
     qwen2,
     qwen3,
+    smollm3,
 )
 
 

@@ -46,6 +46,8 @@ class ModelConfig:
     sliding_window: int | None = None
     # Layers that have the sliding window; None means all of them.
     windowed_layers: tuple[int, ...] | None = None
+    # Layers that rotate q and k; None means all of them.
+    rope_layers: tuple[int, ...] | None = None
     # The llama3 rope scaling that `rope_freqs.weight` is computed from; None where a container brought the tensor.
     rope_llama3: Mapping[str, float] | None = None
 

@@ -35,6 +35,7 @@ from lilliput.architectures.program import (
     SelectOutputRows,
 )
 from lilliput.architectures.rope_scaling import (
+    DEFAULT_BASE,
     ROPE_FACTORS_TENSOR,
     llama3_factors,
     rope_from_gguf,
@@ -60,6 +61,8 @@ class HuggingFaceDefaults:
     kv_heads: int | None = None
     head_dim: int | None = None
     sliding_window: int | None = None
+    tied: bool = False
+    rope_base: float = DEFAULT_BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def read_huggingface(
     context_length = fields.integer("max_position_embeddings", defaults.context_length)
     head_dim = fields.integer("head_dim", _head_dim(fields, hidden_size, heads, defaults.head_dim))
     kv_heads = _kv_heads(fields, heads, defaults.kv_heads)
-    rope, llama3 = rope_from_huggingface(fields, head_dim, context_length)
+    rope, llama3 = rope_from_huggingface(fields, head_dim, context_length, defaults.rope_base)
     return ModelConfig(
         family=family,
         vocab_size=fields.integer("vocab_size"),
@@ -124,7 +127,7 @@ def read_huggingface(
         ffn_size=fields.integer("intermediate_size"),
         norm_epsilon=fields.number("rms_norm_eps", 1e-6),
         rope=rope,
-        tied=fields.boolean("tie_word_embeddings", default=False),
+        tied=fields.boolean("tie_word_embeddings", default=defaults.tied),
         attention_bias=biases.attention,
         output_bias=biases.output,
         ffn_bias=biases.ffn,
@@ -388,7 +391,8 @@ def _attention_operations(config: ModelConfig, layer: int, style: RopeStyle) -> 
         if config.qk_norm:
             weight = f"{block}.attn_{part}_norm.weight"
             yield RmsNorm(part, part + suffix, weight, config.norm_epsilon, groups=heads)
-        yield Rope(part, heads, config.head_dim, config.rope, style)
+        if config.rope_layers is None or layer in config.rope_layers:
+            yield Rope(part, heads, config.head_dim, config.rope, style)
     is_windowed = config.windowed_layers is None or layer in config.windowed_layers
     yield Attention(
         out="attention",

@@ -21,7 +21,7 @@ DEFAULT_BASE = 10_000.0
 
 
 def rope_from_huggingface(
-    fields: ConfigFields, head_dim: int, context_length: int
+    fields: ConfigFields, head_dim: int, context_length: int, default_base: float = DEFAULT_BASE
 ) -> tuple[RopeFrequencies, Mapping[str, float] | None]:
     """Frequencies, and the llama3 parameters if that is the scaling.
 
@@ -31,7 +31,7 @@ def rope_from_huggingface(
     for nested in ("full_attention", "sliding_attention"):
         if scaling.has(nested):
             raise scaling.error(nested, "gives each kind of layer its own rope", "one set of values for all layers")
-    base = scaling.number("rope_theta", fields.number("rope_theta", DEFAULT_BASE))
+    base = scaling.number("rope_theta", fields.number("rope_theta", default_base))
     partial = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
         raise fields.error("partial_rotary_factor", f"is {partial}", "1.0 for this family")

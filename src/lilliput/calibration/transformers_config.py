@@ -53,11 +53,12 @@ def huggingface_fields(config: ModelConfig) -> dict[str, Json]:
         "intermediate_size": config.ffn_size,
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tied,
+        "pad_token_id": None,
         "rope_parameters": _rope_parameters(config.rope),
     }
     if config.family == "llama" and config.sliding_window is not None:
         return fields | {"model_type": "mistral", "sliding_window": config.sliding_window}
-    if config.family == "llama":
+    if config.family in ("llama", "smollm3"):
         return fields | {"attention_bias": config.attention_bias, "mlp_bias": config.ffn_bias}
     windowed = range(config.layers) if config.windowed_layers is None else config.windowed_layers
     kinds: list[Json] = ["full_attention"] * config.layers
