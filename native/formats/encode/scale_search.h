@@ -23,6 +23,13 @@ using simd::kLanes;
 inline constexpr float kTiny = 1e-12f;
 inline constexpr float kHuge = 1e9f;
 inline constexpr float kLargestHalf = 65504.0f;
+inline constexpr float kLargestFloat = 3e38f;
+inline constexpr float kTie = 5e-7f;
+inline constexpr int kRefinements = 2;
+
+inline Int is_clearly_above(Float gain, Float best) {
+  return gain > best + simd::absolute(best) * broadcast(kTie);
+}
 
 inline Float lowest(Float a, Float b) { return a < b ? a : b; }
 inline Float highest(Float a, Float b) { return a > b ? a : b; }
@@ -149,7 +156,7 @@ inline ScaleFit search_scale(const GroupLanes<group>& lanes, const float (&ancho
   const Float peak = nonzero(peak_of(lanes.x));
   Float best = broadcast(-1.0f);
   ScaleFit fit{simd::zero(), simd::zero()};
-  for (int step = 0; step <= n_anchors; ++step) {
+  for (int step = 0; step < n_anchors + kRefinements; ++step) {
     const Float inverse =
         step < n_anchors ? broadcast(anchors[step]) / peak : reciprocal(fit.scale);
     OrderedSum along_sum, across_sum;
@@ -162,7 +169,7 @@ inline ScaleFit search_scale(const GroupLanes<group>& lanes, const float (&ancho
     const Float along = along_sum.total(), across = across_sum.total();
     const Float candidate = along / (across > simd::zero() ? across : broadcast(1.0f));
     const Float gain = along * candidate;
-    const Int is_better = gain > best;
+    const Int is_better = is_clearly_above(gain, best);
     best = is_better ? gain : best;
     fit.scale = is_better ? candidate : fit.scale;
     fit.curvature = is_better ? across : fit.curvature;
@@ -252,7 +259,7 @@ inline void try_line(const GroupLanes<group>& lanes, const LineProblem<group>& p
     scale = is_clamped ? zero_scale : scale;
     minimum = is_clamped ? zero : minimum;
   }
-  const Int is_better = (gain > best) & (scale >= zero);
+  const Int is_better = is_clearly_above(gain, best) & (scale >= zero);
   best = is_better ? gain : best;
   fit.scale = is_better ? scale : fit.scale;
   fit.minimum = is_better ? minimum : fit.minimum;
@@ -263,15 +270,17 @@ inline void try_line(const GroupLanes<group>& lanes, const LineProblem<group>& p
 template <int last_code, bool minimum_is_positive, int group, int n_starts>
 inline LineFit search_line(const GroupLanes<group>& lanes, const LineStart (&starts)[n_starts]) {
   const LineProblem<group> problem = line_problem<minimum_is_positive>(lanes);
-  Float best = broadcast(-std::numeric_limits<float>::infinity());
+  Float best = broadcast(-kLargestFloat);
   LineFit fit{simd::zero(), simd::zero(), simd::zero(), simd::zero(), problem.weight_sum};
   for (const LineStart& start : starts) {
     const Float origin = problem.low + broadcast(start.low_cut) * problem.width;
     try_line<last_code, minimum_is_positive>(lanes, problem, origin,
                                              broadcast(start.codes) / problem.width, best, fit);
   }
-  try_line<last_code, minimum_is_positive>(lanes, problem, -fit.minimum, reciprocal(fit.scale),
-                                           best, fit);
+  for (int step = 0; step < kRefinements; ++step) {
+    try_line<last_code, minimum_is_positive>(lanes, problem, -fit.minimum, reciprocal(fit.scale),
+                                             best, fit);
+  }
   return fit;
 }
 

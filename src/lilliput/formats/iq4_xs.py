@@ -19,7 +19,7 @@ from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unp
 from lilliput.formats.codebooks import codebook
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, Parameters, Scope
-from lilliput.formats.scale_search import steps
+from lilliput.formats.scale_search import steps, two_sided_anchors
 from lilliput.formats.scaled_scales import ScaledScales
 
 
@@ -31,7 +31,7 @@ class IQ4_XS(ScaledScales):
     block_bytes = 136
     group_size = 32
     levels = Levels(codebook("iq4_nl"))
-    anchors = (*steps(-127 * 0.55, -127 * 1.2, 14), *steps(113 * 0.55, 113 * 1.2, 14))
+    anchors = two_sided_anchors(-127, 113, steps(0.55, 1.2, 14))
     scale_codes = (-32, 31)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:

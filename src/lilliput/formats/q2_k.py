@@ -19,7 +19,7 @@ import numpy as np
 from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.number_format import Encoded, Parameters, Scope
-from lilliput.formats.scale_search import LineCandidate, steps
+from lilliput.formats.scale_search import LineCandidate, finest_first, steps
 from lilliput.formats.scaled_scales_and_minimums import ScaledScalesAndMinimums
 
 
@@ -31,11 +31,13 @@ class Q2_K(ScaledScalesAndMinimums):
     block_bytes = 84
     group_size = 16
     last_code = 3
-    candidates = tuple(
-        LineCandidate(stretch, low_cut, high_cut)
-        for stretch in steps(0.75, 1.25, 7)
-        for low_cut in (0.0, 0.12, 0.24)
-        for high_cut in (0.0, 0.12, 0.24)
+    candidates = finest_first(
+        [
+            LineCandidate(stretch, low_cut, high_cut)
+            for stretch in steps(0.75, 1.25, 7)
+            for low_cut in (0.0, 0.12, 0.24)
+            for high_cut in (0.0, 0.12, 0.24)
+        ]
     )
     last_parameter_code = 15
 

@@ -21,7 +21,7 @@ from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, Scope
-from lilliput.formats.scale_search import steps
+from lilliput.formats.scale_search import steps, two_sided_anchors
 from lilliput.formats.scaled_scales import ScaledScales
 
 
@@ -33,7 +33,7 @@ class Q3_K(ScaledScales):
     block_bytes = 110
     group_size = 16
     levels = Levels.integers(-4, 3)
-    anchors = (*steps(-4 * 0.55, -4 * 1.2, 14), *steps(3 * 0.55, 3 * 1.2, 14))
+    anchors = two_sided_anchors(-4, 3, steps(0.55, 1.2, 14))
     scale_codes = (-32, 31)
     tries_every_scale_code = True
 

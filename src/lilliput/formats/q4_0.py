@@ -16,7 +16,7 @@ from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, Scope
-from lilliput.formats.scale_search import steps
+from lilliput.formats.scale_search import steps, two_sided_anchors
 from lilliput.formats.single_scale import SingleScale
 
 
@@ -28,7 +28,7 @@ class Q4_0(SingleScale):
     block_size = 32
     block_bytes = 18
     levels = Levels.integers(-8, 7)
-    anchors = (*steps(-8 * 0.55, -8 * 1.2, 14), *steps(7 * 0.55, 7 * 1.2, 14))
+    anchors = two_sided_anchors(-8, 7, (*steps(0.55, 0.85, 7), *steps(0.8875, 1.1125, 19), 1.15, 1.2))
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""

@@ -17,7 +17,7 @@ from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.number_format import Encoded, Parameters, Scope
 from lilliput.formats.scale_and_minimum import ScaleAndMinimum
-from lilliput.formats.scale_search import LineCandidate, steps
+from lilliput.formats.scale_search import LineCandidate, finest_first, steps
 
 
 class Q4_1(ScaleAndMinimum):
@@ -28,7 +28,10 @@ class Q4_1(ScaleAndMinimum):
     block_size = 32
     block_bytes = 20
     last_code = 15
-    candidates = tuple(LineCandidate(stretch) for stretch in steps(0.7, 1.3, 25))
+    # Dense where the range just fits, as llama.cpp's search is; sparse beyond, where clipping pays.
+    candidates = finest_first(
+        [LineCandidate(stretch) for stretch in (*steps(0.7, 0.92, 8), *steps(0.94, 1.06, 33), *steps(1.08, 1.3, 8))]
+    )
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""

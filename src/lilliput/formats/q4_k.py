@@ -17,7 +17,7 @@ import numpy as np
 from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.number_format import Encoded, Parameters, Scope
-from lilliput.formats.scale_search import LineCandidate, steps
+from lilliput.formats.scale_search import LineCandidate, finest_first, steps
 from lilliput.formats.scaled_scales_and_minimums import (
     ScaledScalesAndMinimums,
     pack_six_bit_pairs,
@@ -33,7 +33,10 @@ class Q4_K(ScaledScalesAndMinimums):
     block_bytes = 144
     group_size = 32
     last_code = 15
-    candidates = tuple(LineCandidate(stretch) for stretch in steps(0.7, 1.3, 25))
+    # Dense where the range just fits, as llama.cpp's search is; sparse beyond, where clipping pays.
+    candidates = finest_first(
+        [LineCandidate(stretch) for stretch in (*steps(0.7, 0.92, 8), *steps(0.94, 1.06, 17), *steps(1.08, 1.3, 8))]
+    )
     last_parameter_code = 63
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:

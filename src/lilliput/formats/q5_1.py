@@ -18,7 +18,7 @@ from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.number_format import Encoded, Scope
 from lilliput.formats.scale_and_minimum import ScaleAndMinimum
-from lilliput.formats.scale_search import LineCandidate, steps
+from lilliput.formats.scale_search import LineCandidate, finest_first, steps
 
 
 class Q5_1(ScaleAndMinimum):
@@ -29,7 +29,7 @@ class Q5_1(ScaleAndMinimum):
     block_size = 32
     block_bytes = 24
     last_code = 31
-    candidates = tuple(LineCandidate(stretch) for stretch in steps(0.88, 1.12, 17))
+    candidates = finest_first([LineCandidate(stretch) for stretch in steps(0.88, 1.12, 33)])
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""

@@ -18,7 +18,7 @@ import numpy as np
 from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.number_format import Encoded, Parameters, Scope
-from lilliput.formats.scale_search import LineCandidate, steps
+from lilliput.formats.scale_search import LineCandidate, finest_first, steps
 from lilliput.formats.scaled_scales_and_minimums import (
     ScaledScalesAndMinimums,
     pack_six_bit_pairs,
@@ -34,7 +34,7 @@ class Q5_K(ScaledScalesAndMinimums):
     block_bytes = 176
     group_size = 32
     last_code = 31
-    candidates = tuple(LineCandidate(stretch) for stretch in steps(0.88, 1.12, 17))
+    candidates = finest_first([LineCandidate(stretch) for stretch in steps(0.88, 1.12, 17)])
     last_parameter_code = 63
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:

@@ -19,7 +19,7 @@ from lilliput.arrays import ByteArray
 from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, Scope
-from lilliput.formats.scale_search import steps
+from lilliput.formats.scale_search import steps, two_sided_anchors
 from lilliput.formats.scaled_scales import ScaledScales
 
 
@@ -31,7 +31,7 @@ class Q6_K(ScaledScales):
     block_bytes = 210
     group_size = 16
     levels = Levels.integers(-32, 31)
-    anchors = (*steps(-32 * 0.55, -32 * 1.2, 14), *steps(31 * 0.55, 31 * 1.2, 14))
+    anchors = two_sided_anchors(-32, 31, steps(0.55, 1.2, 14))
     scale_codes = (-128, 127)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:

@@ -31,7 +31,7 @@ class Q8_0(SingleScale):
     levels = Levels.integers(-128, 127)
     # -128 stays unused: kernels that take absolute values of int8 may overflow on it.
     search_levels = Levels.integers(-127, 127)
-    anchors = steps(127 * 0.97, 127 * 1.03, 17)
+    anchors = steps(127 * 1.03, 127 * 0.97, 17)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""

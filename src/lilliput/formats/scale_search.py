@@ -25,6 +25,12 @@ TINY = 1e-12
 # Beyond every format's range (Q6_K reaches 2.7e8); keeps sums of squares finite.
 HUGE = 1e9
 LARGEST_HALF = 65504.0
+LARGEST_FLOAT = 3e38
+# Gains this close are rounding noise: a lone outlier fits -4, -3, -2 and -1 scales alike, and the finest, tried first,
+# leaves the block's other groups the finest steps.
+TIE = 5e-7
+# Rounds of least squares and rounding from the best candidate on.
+REFINEMENTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +122,21 @@ def nonzero(values: Array) -> Array:
 def search_scale(x: Array, w: Array, levels: Levels, anchors: Sequence[float]) -> ScaleFit:
     """Choose signed scales for value = scale * level.
 
-    anchors: levels that the largest magnitude of the group is tried at; beyond `levels`' ends it is clipped.
+    anchors: levels that the largest magnitude of the group is tried at, finest scale first; beyond `levels`' ends it
+    is clipped.
     """
     xp = array_namespace(x)
     peak = nonzero(peak_of(x))
     best = xp.full_like(peak, -1.0)
     scale = curvature = xp.zeros_like(peak)
-    for step in range(len(anchors) + 1):
+    for step in range(len(anchors) + REFINEMENTS):
         inverse = anchors[step] / peak if step < len(anchors) else reciprocal(scale)
         level = levels.nearest_level(x * inverse)
         weighted = w * level
         along, across = ordered_sum(weighted * x), ordered_sum(weighted * level)
         candidate = along / xp.where(across > 0.0, across, 1.0)
         gain = along * candidate
-        is_better = gain > best
+        is_better = gain > best + xp.abs(best) * TIE
         best = xp.where(is_better, gain, best)
         scale = xp.where(is_better, candidate, scale)
         curvature = xp.where(is_better, across, curvature)
@@ -174,9 +181,9 @@ def search_line(
     per_weight = 1.0 / xp.where(weight_sum > 0.0, weight_sum, 1.0)
     mean = ordered_sum(w * x) * per_weight
     weighted_deviation = w * (x - mean)
-    best = xp.full_like(low, -float("inf"))
+    best = xp.full_like(low, -LARGEST_FLOAT)
     scale = minimum = curvature = mean_code = xp.zeros_like(low)
-    for step in range(len(candidates) + 1):
+    for step in range(len(candidates) + REFINEMENTS):
         if step < len(candidates):
             start = candidates[step]
             origin = low + start.low_cut * width
@@ -200,7 +207,7 @@ def search_line(
             gain = xp.where(is_clamped, zero_scale * through_zero - weight_sum * mean * mean, gain)
             this_scale = xp.where(is_clamped, zero_scale, this_scale)
             this_minimum = xp.where(is_clamped, 0.0, this_minimum)
-        is_better = (gain > best) & (this_scale >= 0.0)
+        is_better = (gain > best + xp.abs(best) * TIE) & (this_scale >= 0.0)
         best = xp.where(is_better, gain, best)
         scale = xp.where(is_better, this_scale, scale)
         minimum = xp.where(is_better, this_minimum, minimum)
@@ -244,6 +251,16 @@ def search_outer_scale(values: Array, curvature: Array, codes: tuple[int, int], 
 def steps(first: float, last: float, count: int) -> tuple[float, ...]:
     """`count` evenly spaced numbers from first to last, rounded to 1e-6."""
     return tuple(round(first + (last - first) * index / (count - 1), 6) for index in range(count))
+
+
+def two_sided_anchors(lowest: float, highest: float, fractions: Sequence[float]) -> tuple[float, ...]:
+    """Levels around both ends, outermost first: the largest magnitude may take either, by the sign of the scale."""
+    return tuple(round(end * fraction, 6) for fraction in sorted(fractions, reverse=True) for end in (lowest, highest))
+
+
+def finest_first(candidates: Sequence[LineCandidate]) -> tuple[LineCandidate, ...]:
+    """Candidates by falling number of codes over the range of a group."""
+    return tuple(sorted(candidates, key=lambda candidate: candidate.codes(1), reverse=True))
 
 
 def row_mean_square(weight: Array) -> Array:
