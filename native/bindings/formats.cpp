@@ -19,6 +19,7 @@
 #include "formats/format.h"
 #include "kernels/encode.h"
 #include "kernels/matmul.h"
+#include "kernels/probe.h"
 
 namespace nb = nanobind;
 
@@ -191,6 +192,17 @@ std::vector<std::string> encoders() {
   return names;
 }
 
+std::int64_t probe_dots(const std::string& isa, std::int64_t iterations) {
+  nb::gil_scoped_release release;
+  return lilliput::kernels::probe_dots(isa_by_name(isa), iterations);
+}
+
+std::int64_t probe_read(const std::string& isa, const Bytes& bytes) {
+  nb::gil_scoped_release release;
+  return lilliput::kernels::probe_read(isa_by_name(isa), bytes.data(),
+                                       static_cast<std::int64_t>(bytes.size()));
+}
+
 }  // namespace
 
 void bind_formats(nb::module_& module) {
@@ -211,4 +223,10 @@ void bind_formats(nb::module_& module) {
              "Search scales and codes of weight [rows, columns] float32: uint8 [rows, row_bytes]. "
              "importance: relative importance [columns] float32 or None. isa: instruction set, "
              "empty for the best. The bytes depend on neither threads nor instruction set.");
+}
+
+  module.def("probe_dots", &probe_dots, "isa"_a, "iterations"_a,
+             "Run int8 dot products on registers alone; the number of operations done.");
+  module.def("probe_read", &probe_read, "isa"_a, "bytes"_a,
+             "Read an array once, as fast as loads go; a checksum.");
 }

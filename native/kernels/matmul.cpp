@@ -3,19 +3,27 @@
 
 #include <stdexcept>
 
+#include "kernels/probe.h"
+
 namespace lilliput::kernels {
 
-// One table per instruction set, defined by native/kernels/isa/matmul_table.cpp.
+// Once per instruction set, defined by native/kernels/isa/matmul_table.cpp and probe.cpp.
 namespace scalar {
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input);
-}
+std::int64_t probe_dots(std::int64_t iterations);
+std::int64_t probe_read(const std::uint8_t* bytes, std::int64_t n_bytes);
+}  // namespace scalar
 #if defined(__x86_64__)
 namespace avx2 {
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input);
-}
+std::int64_t probe_dots(std::int64_t iterations);
+std::int64_t probe_read(const std::uint8_t* bytes, std::int64_t n_bytes);
+}  // namespace avx2
 namespace avx512_vnni {
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input);
-}
+std::int64_t probe_dots(std::int64_t iterations);
+std::int64_t probe_read(const std::uint8_t* bytes, std::int64_t n_bytes);
+}  // namespace avx512_vnni
 #endif
 
 bool is_available(Isa isa) {
@@ -43,14 +51,41 @@ Isa best_isa() {
   return Isa::scalar;
 }
 
-const MatmulKernel& matmul_kernel(formats::FormatId format, Isa isa, bool exact_input) {
-  if (!is_available(isa))
+namespace {
+
+void require_available(Isa isa) {
+  if (!is_available(isa)) {
     throw std::invalid_argument("this machine cannot run the instruction set asked for");
+  }
+}
+
+}  // namespace
+
+const MatmulKernel& matmul_kernel(formats::FormatId format, Isa isa, bool exact_input) {
+  require_available(isa);
 #if defined(__x86_64__)
   if (isa == Isa::avx512_vnni) return avx512_vnni::matmul_kernel(format, exact_input);
   if (isa == Isa::avx2) return avx2::matmul_kernel(format, exact_input);
 #endif
   return scalar::matmul_kernel(format, exact_input);
+}
+
+std::int64_t probe_dots(Isa isa, std::int64_t iterations) {
+  require_available(isa);
+#if defined(__x86_64__)
+  if (isa == Isa::avx512_vnni) return avx512_vnni::probe_dots(iterations);
+  if (isa == Isa::avx2) return avx2::probe_dots(iterations);
+#endif
+  return scalar::probe_dots(iterations);
+}
+
+std::int64_t probe_read(Isa isa, const std::uint8_t* bytes, std::int64_t n_bytes) {
+  require_available(isa);
+#if defined(__x86_64__)
+  if (isa == Isa::avx512_vnni) return avx512_vnni::probe_read(bytes, n_bytes);
+  if (isa == Isa::avx2) return avx2::probe_read(bytes, n_bytes);
+#endif
+  return scalar::probe_read(bytes, n_bytes);
 }
 
 }  // namespace lilliput::kernels
