@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -19,17 +20,18 @@ struct GroupCodes {
   std::uint8_t minimum[8];
 };
 
-// Four bytes at a time, as the words a, b, c of the layout.
-inline GroupCodes unpack_group_codes(const std::uint8_t (&bytes)[12]) {
-  const auto a = load<std::uint32_t>(bytes);
-  const auto b = load<std::uint32_t>(bytes + 4);
-  const auto c = load<std::uint32_t>(bytes + 8);
-  const std::uint32_t words[4] = {a & 0x3f3f3f3fu, (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u),
-                                  b & 0x3f3f3f3fu, (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)};
-  GroupCodes codes;
-  std::memcpy(codes.scale, words, 8);
-  std::memcpy(codes.minimum, words + 2, 8);
-  return codes;
+// The 16 codes as bytes: scales 0..7, minimums 0..7. Reads the 4 bytes after group_codes too, which
+// are codes.
+inline simd::Words group_code_words(const std::uint8_t (&group_codes)[12]) {
+  const auto v = load<simd::Words>(group_codes);
+  const simd::Words first = simd::Words{v[0], v[0], v[1], v[1]} >> simd::Words{0, 2, 0, 2};
+  const simd::Words second = simd::Words{v[2], v[2], v[2], v[2]} >> simd::Words{0, 0, 0, 4};
+  return (first & simd::Words{0x3f3f3f3fu, 0x30303030u, 0x3f3f3f3fu, 0x30303030u}) |
+         (second & simd::Words{0, 0x0f0f0f0fu, 0, 0x0f0f0f0fu});
+}
+
+inline GroupCodes unpack_group_codes(const std::uint8_t (&group_codes)[12]) {
+  return std::bit_cast<GroupCodes>(group_code_words(group_codes));
 }
 
 }  // namespace LILLIPUT_ISA

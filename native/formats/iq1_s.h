@@ -51,7 +51,7 @@ struct iq1_s {
     simd::Segment segment;
     // codes are 8 * level + 9 + 8 * shift, so that weight = scale / 8 * (code - 9)
     std::uint64_t words[32];
-    float scales[16] = {};
+    float scales[8];
     const float scale = half_to_float(block->scale);
     for (int group = 0; group < 8; ++group) {
       const std::uint32_t word = block->groups[group];
@@ -63,7 +63,7 @@ struct iq1_s {
       }
     }
     for (int part = 0; part < 4; ++part) segment.codes[part] = simd::load_codes(words + 8 * part);
-    segment.scale = simd::load_groups(scales);
+    segment.scale = simd::load_groups_twice(scales);
     return segment;
   }
 };

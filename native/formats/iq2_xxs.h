@@ -49,7 +49,7 @@ struct iq2_xxs {
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
     std::uint64_t words[32];
-    float scales[16] = {};
+    float scales[8];
     const float scale = half_to_float(block->scale);
     for (int group = 0; group < 8; ++group) {
       const std::uint32_t indices = block->words[2 * group];
@@ -62,7 +62,7 @@ struct iq2_xxs {
     }
     for (int part = 0; part < 4; ++part)
       segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
-    segment.scale = simd::load_groups(scales);
+    segment.scale = simd::load_groups_twice(scales);
     return segment;
   }
 };

@@ -54,7 +54,7 @@ struct iq3_s {
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
     std::uint64_t words[32];
-    float scales[16] = {};
+    float scales[8];
     const float scale = half_to_float(block->scale);
     for (int group = 0; group < 8; ++group) {
       const int code = block->scale_codes[group / 2] >> (4 * (group % 2)) & 15;
@@ -69,7 +69,7 @@ struct iq3_s {
     }
     for (int part = 0; part < 4; ++part)
       segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
-    segment.scale = simd::load_groups(scales);
+    segment.scale = simd::load_groups_twice(scales);
     return segment;
   }
 };

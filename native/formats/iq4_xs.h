@@ -62,7 +62,8 @@ struct iq4_xs {
     for (int group = 0; group < 8; ++group) {
       scale_codes |= static_cast<std::uint64_t>(scale_code(*block, group) + 32) << (8 * group);
     }
-    segment.scale = (simd::unsigned_groups(scale_codes, 0) - 32.0f) * half_to_float(block->scale);
+    segment.scale =
+        (simd::unsigned_groups(scale_codes, scale_codes) - 32.0f) * half_to_float(block->scale);
     return segment;
   }
 };

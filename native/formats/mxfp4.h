@@ -48,9 +48,9 @@ struct mxfp4 {
       const simd::Codes codes = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes);
       segment.codes[part] = simd::signed_codes(simd::look_up(kE2m1DoubledValues, codes));
     }
-    float scales[16] = {};
+    float scales[8];
     for (int group = 0; group < 8; ++group) scales[group] = half_scale(block[group].exponent);
-    segment.scale = simd::load_groups(scales);
+    segment.scale = simd::load_groups_twice(scales);
     return segment;
   }
 };

@@ -43,8 +43,8 @@ struct q4_1 {
       segment.codes[part] = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes);
     }
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(block);
-    segment.scale = simd::half_groups<sizeof(Block)>(bytes);
-    segment.minimum = simd::half_groups<sizeof(Block)>(bytes + 2) * -1.0f;
+    segment.scale =
+        simd::half_groups<sizeof(Block)>(bytes, bytes + 2) * simd::split_groups(1.0f, -1.0f);
     return segment;
   }
 };

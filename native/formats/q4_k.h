@@ -54,11 +54,8 @@ struct q4_k {
     for (int part = 0; part < 4; ++part) {
       segment.codes[part] = simd::shifted_twice<0, 4>(block->codes + 32 * part) & 15;
     }
-    const GroupCodes groups = unpack_group_codes(block->group_codes);
-    const auto scale_codes = load<std::uint64_t>(groups.scale);
-    const auto minimum_codes = load<std::uint64_t>(groups.minimum);
-    segment.scale = simd::unsigned_groups(scale_codes, 0) * half_to_float(block->scale);
-    segment.minimum = simd::unsigned_groups(minimum_codes, 0) * half_to_float(block->minimum);
+    segment.scale = simd::unsigned_groups(group_code_words(block->group_codes)) *
+                    simd::half_pair_groups(reinterpret_cast<const std::uint8_t*>(block));
     return segment;
   }
 };

@@ -49,8 +49,8 @@ struct q5_1 {
                             simd::bit_bytes(high, 16);
     }
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(block);
-    segment.scale = simd::half_groups<sizeof(Block)>(bytes);
-    segment.minimum = simd::half_groups<sizeof(Block)>(bytes + 2) * -1.0f;
+    segment.scale =
+        simd::half_groups<sizeof(Block)>(bytes, bytes + 2) * simd::split_groups(1.0f, -1.0f);
     return segment;
   }
 };

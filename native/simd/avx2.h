@@ -12,6 +12,7 @@ inline namespace LILLIPUT_ISA {
 inline constexpr int kLanes = 8;
 using Float = float __attribute__((vector_size(32), may_alias));
 using Int = std::int32_t __attribute__((vector_size(32), may_alias));
+using Words = std::uint32_t __attribute__((vector_size(16), may_alias));
 
 inline __m256i raw(Int a) { return (__m256i)a; }
 inline Int as_int(__m256i a) { return (Int)a; }
@@ -164,16 +165,38 @@ inline Groups signed_groups(std::uint64_t low, std::uint64_t high) {
   return {{as_float(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(first))),
            as_float(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(second)))}};
 }
-// The 8 fp16 numbers at p, p + stride, ...; groups 8..15 are 0.
-template <int stride>
-inline Groups half_groups(const std::uint8_t* p) {
+inline Groups unsigned_groups(Words bytes) {
+  const __m128i low = (__m128i)bytes;
+  return {{as_float(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(low))),
+           as_float(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(low, 8))))}};
+}
+// Lanes 0..7: the fp16 number at p; lanes 8..15: the next one.
+inline Groups half_pair_groups(const std::uint8_t* p) {
+  const __m128 pair = _mm_cvtph_ps(_mm_loadu_si32(p));
+  return {{as_float(_mm256_broadcastss_ps(pair)),
+           as_float(_mm256_broadcastss_ps(_mm_movehdup_ps(pair)))}};
+}
+// Never needed: a vector does not hold two halves of Groups.
+inline Float join(Float a, Float) { return a; }
+inline Float upper_lanes(Float a) { return a; }
+inline Float strided_halves(const std::uint8_t* p, int stride) {
   std::uint16_t h[8];
   for (int i = 0; i < 8; ++i) std::memcpy(&h[i], p + stride * i, 2);
   const __m128i halves =
       _mm_set_epi16(static_cast<short>(h[7]), static_cast<short>(h[6]), static_cast<short>(h[5]),
                     static_cast<short>(h[4]), static_cast<short>(h[3]), static_cast<short>(h[2]),
                     static_cast<short>(h[1]), static_cast<short>(h[0]));
-  return {{as_float(_mm256_cvtph_ps(halves)), zero()}};
+  return as_float(_mm256_cvtph_ps(halves));
+}
+// The 8 fp16 numbers at p, p + stride, ... twice; or those at p, then those at q.
+template <int stride>
+inline Groups half_groups(const std::uint8_t* p) {
+  const Float halves = strided_halves(p, stride);
+  return {{halves, halves}};
+}
+template <int stride>
+inline Groups half_groups(const std::uint8_t* p, const std::uint8_t* q) {
+  return {{strided_halves(p, stride), strided_halves(q, stride)}};
 }
 
 // Factors for the lanes of code vector `index` (32 columns) of a segment.

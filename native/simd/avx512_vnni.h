@@ -12,6 +12,7 @@ inline namespace LILLIPUT_ISA {
 inline constexpr int kLanes = 16;
 using Float = float __attribute__((vector_size(64), may_alias));
 using Int = std::int32_t __attribute__((vector_size(64), may_alias));
+using Words = std::uint32_t __attribute__((vector_size(16), may_alias));
 
 inline __m512i raw(Int a) { return (__m512i)a; }
 inline Int as_int(__m512i a) { return (Int)a; }
@@ -141,16 +142,55 @@ inline Groups signed_groups(std::uint64_t low, std::uint64_t high) {
   const __m128i bytes = _mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low));
   return {as_float(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))};
 }
-// The 8 fp16 numbers at p, p + stride, ...; groups 8..15 are 0.
-template <int stride>
-inline Groups half_groups(const std::uint8_t* p) {
+inline Groups unsigned_groups(Words bytes) {
+  return {as_float(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)bytes)))};
+}
+// Lanes 0..7: the fp16 number at p; lanes 8..15: the next one.
+inline Groups half_pair_groups(const std::uint8_t* p) {
+  const __m128 pair = _mm_cvtph_ps(_mm_loadu_si32(p));
+  const __m512i lanes = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+  return {as_float(_mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(pair)))};
+}
+// The lower lanes of a, the upper lanes of b.
+inline Float join(Float a, Float b) {
+  return as_float(_mm512_mask_mov_ps((__m512)a, 0xff00, (__m512)b));
+}
+// Of a sum over the second halves of Groups: the lanes that hold them.
+inline Float upper_lanes(Float a) { return as_float(_mm512_maskz_mov_ps(0xff00, (__m512)a)); }
+inline __m128i strided_halves(const std::uint8_t* p, int stride) {
   std::uint16_t h[8];
   for (int i = 0; i < 8; ++i) std::memcpy(&h[i], p + stride * i, 2);
-  const __m128i halves =
-      _mm_set_epi16(static_cast<short>(h[7]), static_cast<short>(h[6]), static_cast<short>(h[5]),
-                    static_cast<short>(h[4]), static_cast<short>(h[3]), static_cast<short>(h[2]),
-                    static_cast<short>(h[1]), static_cast<short>(h[0]));
-  return {as_float(_mm512_zextps256_ps512(_mm256_cvtph_ps(halves)))};
+  return _mm_set_epi16(static_cast<short>(h[7]), static_cast<short>(h[6]), static_cast<short>(h[5]),
+                       static_cast<short>(h[4]), static_cast<short>(h[3]), static_cast<short>(h[2]),
+                       static_cast<short>(h[1]), static_cast<short>(h[0]));
+}
+// The 8 fp16 numbers at p, p + stride, ... twice; or those at p, then those at q.
+template <int stride>
+inline Groups half_groups(const std::uint8_t* p) {
+  static_assert(stride % 2 == 0);
+  constexpr int kWords = stride / 2;
+  // Word i of the result is half i % 8. The first four are picked from the bytes at p, the others
+  // from those four blocks on, with word offsets 0, kWords, 2 kWords, 3 kWords in both; no load
+  // leaves the 8 blocks.
+  constexpr int kLast = 3 * kWords;
+  const __m512i offsets = _mm512_broadcastq_epi64(
+      _mm_cvtsi64_si128((static_cast<long long>(kLast) << 48) | (2ll * kWords << 32) |
+                        (static_cast<long long>(kWords) << 16)));
+  constexpr __mmask32 kSecondFour = 0xf0f0f0f0;
+  __m512i halves;
+  if constexpr (kLast < 32 && 4 * stride + 64 <= 8 * stride) {
+    halves = _mm512_permutexvar_epi16(offsets, _mm512_loadu_si512(p));
+    halves = _mm512_mask_permutexvar_epi16(halves, kSecondFour, offsets,
+                                           _mm512_loadu_si512(p + 4 * stride));
+  } else {
+    return {as_float(_mm512_cvtph_ps(_mm256_broadcastsi128_si256(strided_halves(p, stride))))};
+  }
+  return {as_float(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)))};
+}
+template <int stride>
+inline Groups half_groups(const std::uint8_t* p, const std::uint8_t* q) {
+  return {as_float(
+      _mm512_cvtph_ps(_mm256_set_m128i(strided_halves(q, stride), strided_halves(p, stride))))};
 }
 
 // Factors for the lanes of code vector `index` (64 columns) of a segment.

@@ -16,6 +16,7 @@ inline constexpr int kLanes = 4;
 using Float = float __attribute__((vector_size(16), may_alias));
 using Int = std::int32_t __attribute__((vector_size(16), may_alias));
 using Unsigned = std::uint32_t __attribute__((vector_size(16), may_alias));
+using Words = Unsigned;
 using Shorts = std::int16_t __attribute__((vector_size(16), may_alias));
 using UnsignedShorts = std::uint16_t __attribute__((vector_size(16), may_alias));
 
@@ -161,15 +162,34 @@ inline Groups signed_groups(std::uint64_t low, std::uint64_t high) {
   }
   return groups;
 }
-// The 8 fp16 numbers at p, p + stride, ...; groups 8..15 are 0.
+inline Groups unsigned_groups(Words bytes) {
+  Groups groups;
+  for (int i = 0; i < 16; ++i)
+    groups.part[i / 4][i % 4] = static_cast<float>(bytes[i / 4] >> (8 * (i % 4)) & 255);
+  return groups;
+}
+// Lanes 0..7: the fp16 number at p; lanes 8..15: the next one.
+inline Groups half_pair_groups(const std::uint8_t* p) {
+  const Float low = broadcast(formats::half_to_float(formats::load<std::uint16_t>(p)));
+  const Float high = broadcast(formats::half_to_float(formats::load<std::uint16_t>(p + 2)));
+  return {{low, low, high, high}};
+}
+// Never needed: a vector does not hold two halves of Groups.
+inline Float join(Float a, Float) { return a; }
+inline Float upper_lanes(Float a) { return a; }
+// The 8 fp16 numbers at p, p + stride, ... twice; or those at p, then those at q.
 template <int stride>
-inline Groups half_groups(const std::uint8_t* p) {
-  Groups groups = {};
-  for (int i = 0; i < 8; ++i) {
-    groups.part[i / 4][i % 4] =
-        formats::half_to_float(formats::load<std::uint16_t>(p + stride * i));
+inline Groups half_groups(const std::uint8_t* p, const std::uint8_t* q) {
+  Groups groups;
+  for (int i = 0; i < 16; ++i) {
+    const std::uint8_t* source = (i < 8 ? p : q) + stride * (i % 8);
+    groups.part[i / 4][i % 4] = formats::half_to_float(formats::load<std::uint16_t>(source));
   }
   return groups;
+}
+template <int stride>
+inline Groups half_groups(const std::uint8_t* p) {
+  return half_groups<stride>(p, p);
 }
 
 // Factors for the lanes of code vector `index` (16 columns) of a segment.

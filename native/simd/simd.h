@@ -93,18 +93,32 @@ inline Groups load_groups(const float* values) {
   return groups;
 }
 
-inline Groups equal_groups(float value) {
+// Lanes 0..7 and 8..15.
+inline Groups split_groups(float low, float high) {
+  if constexpr (kCodeVectors == 1) return {join(broadcast(low), broadcast(high))};
   Groups groups;
-  for (int i = 0; i < kCodeVectors; ++i) groups.part[i] = broadcast(value);
+  for (int i = 0; i < kCodeVectors; ++i)
+    groups.part[i] = broadcast(2 * i < kCodeVectors ? low : high);
   return groups;
+}
+inline Groups equal_groups(float value) { return split_groups(value, value); }
+// The same 8 numbers twice.
+inline Groups load_groups_twice(const float (&values)[8]) {
+  float twice[16];
+  std::memcpy(twice, values, sizeof(values));
+  std::memcpy(twice + 8, values, sizeof(values));
+  return load_groups(twice);
 }
 
 // What a format's `unpack` gives for 256 columns of one row:
-// weight = scale[group] * (code - zero) - minimum[group], with `zero` a constant of the format.
+// weight = scale[group] * (code - zero point) - minimum[group], the zero point a constant of the
+// format.
 struct Segment {
   Codes codes[4];
+  // 16 groups: their scales. 8 groups: their scales, then what multiplies the sum of the inputs:
+  // their minimums, or their scales again where the format has a zero point.
   Groups scale;
-  Groups minimum;
+  Groups minimum;  // of 16 groups
 };
 
 }  // namespace LILLIPUT_ISA

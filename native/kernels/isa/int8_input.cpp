@@ -58,13 +58,11 @@ void put(const Quantized& from, RowInput& to) {
     const float scale = from.scale[group / 2];
     to.scale16[group] = scale;
     to.scaled_sum16[group] = scale * static_cast<float>(from.sum16[group]);
-    to.scale32[group] = 0.0f;
-    to.scaled_sum32[group] = 0.0f;
   }
   for (int group = 0; group < 8; ++group) {
     const std::int32_t sum = from.sum16[2 * group] + from.sum16[2 * group + 1];
-    to.scale32[group] = from.scale[group];
-    to.scaled_sum32[group] = from.scale[group] * static_cast<float>(sum);
+    to.factors32[group] = from.scale[group];
+    to.factors32[8 + group] = from.scale[group] * static_cast<float>(sum);
   }
 }
 

@@ -7,14 +7,13 @@
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 
-// 256 columns of one token, for few tokens; [token][segment]. Twice by group, so that formats with
-// groups of 16 and of 32 both find one factor per group; entries 8..15 of the groups of 32 are 0.
+// 256 columns of one token, for few tokens; [token][segment]. Factors for formats with groups of 32
+// and of 16, in the order of simd::Segment's parameters.
 struct alignas(64) RowInput {
   std::int8_t codes[kSegment];
-  float scale32[16];
-  float scaled_sum32[16];  // scale * sum of the codes
-  float scale16[16];
-  float scaled_sum16[16];
+  float factors32[16];     // 8 scales, then 8 times scale * sum of the codes
+  float scale16[16];       // of the 32 columns that the group is half of
+  float scaled_sum16[16];  // scale * sum of the codes
 };
 
 // 256 columns of kTokenTile tokens, for many tokens; [tile][segment].

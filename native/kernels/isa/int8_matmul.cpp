@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/isa/int8_matmul.h"
 
+#include <type_traits>
+
 #include "formats/all_formats.h"
 #include "kernels/isa/blocks.h"
 #include "kernels/isa/int8_tile.h"
@@ -13,10 +15,46 @@ namespace {
 using UnpackSegment = simd::Segment (*)(const Weight& weight, std::int64_t row, std::int64_t index);
 
 template <typename Format>
-inline simd::Segment unpack_segment(const Weight& weight, std::int64_t row, std::int64_t index) {
+simd::Segment unpack_segment(const Weight& weight, std::int64_t row, std::int64_t index) {
   PaddedSegment<Format> padded;
   return Format::unpack(segment_blocks<Format>(weight, row, index, padded));
 }
+
+// The segments of one row. A ragged last one is copied beforehand: a call inside the loop over
+// segments would cost it every constant that it keeps in registers.
+template <typename Format>
+class InlinedRow {
+ public:
+  InlinedRow(const Weight& weight, std::int64_t row, UnpackSegment) {
+    const std::int64_t last = segments_of(weight.columns) - 1;
+    first_ = segment_blocks<Format>(weight, row, 0, padded_);
+    last_index_ = last;
+    last_ = segment_blocks<Format>(weight, row, last, padded_);
+  }
+  [[gnu::always_inline]] simd::Segment operator[](std::int64_t index) const {
+    constexpr std::int64_t kBlocks = kSegment / Format::block_size;
+    if constexpr (kBlocks == 1) return Format::unpack(first_ + index);
+    return Format::unpack(index == last_index_ ? last_ : first_ + index * kBlocks);
+  }
+
+ private:
+  const typename Format::Block* first_;
+  const typename Format::Block* last_;
+  std::int64_t last_index_;
+  PaddedSegment<Format> padded_;
+};
+
+class SharedRow {
+ public:
+  SharedRow(const Weight& weight, std::int64_t row, UnpackSegment unpack)
+      : weight_(weight), row_(row), unpack_(unpack) {}
+  simd::Segment operator[](std::int64_t index) const { return unpack_(weight_, row_, index); }
+
+ private:
+  const Weight& weight_;
+  std::int64_t row_;
+  UnpackSegment unpack_;
+};
 
 // Inlined into the row product where unpacking is a few vector instructions. Codebook look-ups cost
 // more than a call, and the portable build is there to be correct: these share one row product per
@@ -29,10 +67,11 @@ constexpr bool is_inlined() {
 // ---- few tokens ----
 
 // Sums of one row over all its segments, with the input's scales folded into the row's.
-template <Grid grid, int n_tokens, typename Unpack>
-inline void multiply_row(const Weight& weight, const RowInput* input, std::int64_t row,
-                         Unpack unpack, float (&result)[n_tokens]) {
+template <Grid grid, int n_tokens, typename Row>
+inline void multiply_row(const Row& row, const RowInput* input, std::int64_t segments,
+                         float (&result)[n_tokens]) {
   constexpr bool kHalves = grid.group_size == 16;
+  constexpr bool kHasOffset = grid.has_minimum || grid.zero_point != 0;
   // Independent sums hide the latency of the multiply-add.
   constexpr int kChains = n_tokens == 1 ? 4 : 2;
   Float sums[n_tokens][kChains];
@@ -41,21 +80,23 @@ inline void multiply_row(const Weight& weight, const RowInput* input, std::int64
     for (Float& sum : sums[t]) sum = simd::zero();
     offsets[t] = simd::zero();
   }
-  const std::int64_t segments = segments_of(weight.columns);
   for (std::int64_t index = 0; index < segments; ++index) {
-    const simd::Segment segment = unpack(weight, row, index);
+    const simd::Segment segment = row[index];
 #pragma GCC unroll 4
     for (int t = 0; t < n_tokens; ++t) {
       const RowInput& in = input[t * segments + index];
       const simd::Groups factors =
-          segment.scale * simd::load_groups(kHalves ? in.scale16 : in.scale32);
-      const float* scaled_sums = kHalves ? in.scaled_sum16 : in.scaled_sum32;
-      if constexpr (grid.has_minimum || grid.zero_point != 0) {
+          segment.scale * simd::load_groups(kHalves ? in.scale16 : in.factors32);
+      if constexpr (kHasOffset && kHalves) {
+        const simd::Groups scaled_sums = simd::load_groups(in.scaled_sum16);
 #pragma GCC unroll 4
         for (int i = 0; i < kCodeVectors; ++i) {
           const Float offset = grid.has_minimum ? segment.minimum.part[i] : segment.scale.part[i];
-          offsets[t] = simd::fma(offset, simd::load(scaled_sums + kLanes * i), offsets[t]);
+          offsets[t] = simd::fma(offset, scaled_sums.part[i], offsets[t]);
         }
+      } else if constexpr (kHasOffset) {
+#pragma GCC unroll 2
+        for (int i = kCodeVectors / 2; i < kCodeVectors; ++i) offsets[t] += factors.part[i];
       }
 #pragma GCC unroll 16
       for (int i = 0; i < 4 * kCodeVectors; ++i) {
@@ -71,9 +112,12 @@ inline void multiply_row(const Weight& weight, const RowInput* input, std::int64
   for (int t = 0; t < n_tokens; ++t) {
     Float total = sums[t][0];
     for (int chain = 1; chain < kChains; ++chain) total += sums[t][chain];
-    const float offset =
-        simd::sum(offsets[t]) * (grid.has_minimum ? 1.0f : static_cast<float>(grid.zero_point));
-    result[t] = simd::sum(total) - offset;
+    if constexpr (kHasOffset) {
+      constexpr float kFactor = grid.has_minimum ? 1.0f : static_cast<float>(grid.zero_point);
+      const Float offset = kHalves ? offsets[t] : simd::upper_lanes(offsets[t]);
+      total -= offset * simd::broadcast(kFactor);
+    }
+    result[t] = simd::sum(total);
   }
 }
 
@@ -86,48 +130,29 @@ struct Output {
 };
 
 // Three tokens are prepared and computed as four.
-template <Grid grid, int n_tokens, typename Unpack>
+template <Grid grid, typename Row, int n_tokens>
 inline void multiply_rows(const Weight& weight, const RowInput* input, std::int64_t tokens,
-                          const Output& output, Unpack unpack) {
-  for (std::int64_t row = output.row_begin; row < output.row_end; ++row) {
+                          const Output& output, UnpackSegment unpack) {
+  const std::int64_t segments = segments_of(weight.columns);
+  for (std::int64_t index = output.row_begin; index < output.row_end; ++index) {
     float result[n_tokens];
-    multiply_row<grid, n_tokens>(weight, input, row, unpack, result);
+    multiply_row<grid>(Row(weight, index, unpack), input, segments, result);
     for (std::int64_t t = 0; t < std::min<std::int64_t>(tokens, n_tokens); ++t) {
-      output.y[t * output.y_stride + row] = result[t];
+      output.y[t * output.y_stride + index] = result[t];
     }
   }
 }
 
-template <Grid grid, typename Unpack>
-inline void multiply_few(const Weight& weight, const RowInput* input, std::int64_t tokens,
-                         const Output& output, Unpack unpack) {
+template <Grid grid, typename Row>
+void multiply_few(const Weight& weight, const RowInput* input, std::int64_t tokens,
+                  const Output& output, UnpackSegment unpack) {
   if (tokens == 1) {
-    multiply_rows<grid, 1>(weight, input, tokens, output, unpack);
+    multiply_rows<grid, Row, 1>(weight, input, tokens, output, unpack);
   } else if (tokens == 2) {
-    multiply_rows<grid, 2>(weight, input, tokens, output, unpack);
+    multiply_rows<grid, Row, 2>(weight, input, tokens, output, unpack);
   } else {
-    multiply_rows<grid, kFewTokens>(weight, input, tokens, output, unpack);
+    multiply_rows<grid, Row, kFewTokens>(weight, input, tokens, output, unpack);
   }
-}
-
-template <typename Format>
-struct InlinedUnpack {
-  [[gnu::always_inline]] simd::Segment operator()(const Weight& weight, std::int64_t row,
-                                                  std::int64_t index) const {
-    return unpack_segment<Format>(weight, row, index);
-  }
-};
-
-template <typename Format>
-void multiply_few_inlined(const Weight& weight, const RowInput* input, std::int64_t tokens,
-                          const Output& output, UnpackSegment) {
-  multiply_few<grid_of<Format>()>(weight, input, tokens, output, InlinedUnpack<Format>{});
-}
-
-template <Grid grid>
-void multiply_few_shared(const Weight& weight, const RowInput* input, std::int64_t tokens,
-                         const Output& output, UnpackSegment unpack) {
-  multiply_few<grid>(weight, input, tokens, output, unpack);
 }
 
 // ---- many tokens ----
@@ -143,16 +168,24 @@ void transpose_segments(const simd::Segment (&segments)[kLanes], Panel& panel) {
     simd::transpose(square);
     std::copy_n(square, kLanes, panel.codes + kLanes * i);
   }
-  constexpr int kGroups = kSegment / grid.group_size;
-  for (int i = 0; i < kCodeVectors && i * kLanes < kGroups; ++i) {
+  // Of 8 groups the second half of `scale` holds the minimums.
+  Float parameters[16];
+  for (int i = 0; i < kCodeVectors; ++i) {
     for (int lane = 0; lane < kLanes; ++lane) square[lane] = (Int)segments[lane].scale.part[i];
     simd::transpose(square);
-    for (int lane = 0; lane < kLanes; ++lane) panel.scale[kLanes * i + lane] = (Float)square[lane];
-    if constexpr (!grid.has_minimum) continue;
-    for (int lane = 0; lane < kLanes; ++lane) square[lane] = (Int)-segments[lane].minimum.part[i];
-    simd::transpose(square);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      panel.minus_minimum[kLanes * i + lane] = (Float)square[lane];
+    for (int lane = 0; lane < kLanes; ++lane) parameters[kLanes * i + lane] = (Float)square[lane];
+  }
+  constexpr int kGroups = kSegment / grid.group_size;
+  std::copy_n(parameters, kGroups, panel.scale);
+  if constexpr (grid.has_minimum && kGroups == 8) {
+    for (int group = 0; group < 8; ++group) panel.minus_minimum[group] = -parameters[8 + group];
+  } else if constexpr (grid.has_minimum) {
+    for (int i = 0; i < kCodeVectors; ++i) {
+      for (int lane = 0; lane < kLanes; ++lane) square[lane] = (Int)-segments[lane].minimum.part[i];
+      simd::transpose(square);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        panel.minus_minimum[kLanes * i + lane] = (Float)square[lane];
+      }
     }
   }
 }
@@ -172,14 +205,9 @@ template <typename Format>
 constexpr Functions functions_of() {
   if constexpr (requires { &Format::unpack; }) {
     constexpr Grid kGrid = grid_of<Format>();
-    Functions functions{&unpack_segment<Format>, nullptr, &transpose_segments<kGrid>,
-                        &multiply_panels<kGrid>};
-    if constexpr (is_inlined<Format>()) {
-      functions.multiply_few = &multiply_few_inlined<Format>;
-    } else {
-      functions.multiply_few = &multiply_few_shared<kGrid>;
-    }
-    return functions;
+    using Row = std::conditional_t<is_inlined<Format>(), InlinedRow<Format>, SharedRow>;
+    return {&unpack_segment<Format>, &multiply_few<kGrid, Row>, &transpose_segments<kGrid>,
+            &multiply_panels<kGrid>};
   } else {
     return {};
   }
