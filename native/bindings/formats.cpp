@@ -223,8 +223,6 @@ void bind_formats(nb::module_& module) {
              "Search scales and codes of weight [rows, columns] float32: uint8 [rows, row_bytes]. "
              "importance: relative importance [columns] float32 or None. isa: instruction set, "
              "empty for the best. The bytes depend on neither threads nor instruction set.");
-}
-
   module.def("probe_dots", &probe_dots, "isa"_a, "iterations"_a,
              "Run int8 dot products on registers alone; the number of operations done.");
   module.def("probe_read", &probe_read, "isa"_a, "bytes"_a,
