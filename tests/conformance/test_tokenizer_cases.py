@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import gguf
 import pytest
 
+from lilliput.containers.gguf_reader import GgufFile
+from lilliput.errors import TokenizerError
 from lilliput.text.gguf_metadata import metadata_from_vocabulary, vocabulary_from_metadata
 from lilliput.text.tokenizer import Tokenizer
 from lilliput.text.vocabulary import Vocabulary
@@ -20,8 +22,11 @@ SEPARATOR = "\n__ggml_vocab_test__\n"
 
 @lru_cache
 def read_vocabulary(path: Path) -> Vocabulary:
-    fields = gguf.GGUFReader(path).fields
-    return vocabulary_from_metadata({key: field.contents() for key, field in fields.items()})
+    file = GgufFile(path)
+    try:
+        return vocabulary_from_metadata(file.metadata)
+    finally:
+        file.close()
 
 
 def read_cases(path: Path) -> list[tuple[str, list[int]]]:
@@ -51,3 +56,11 @@ def test_decoding_gives_the_text_back(shared_data: Path, name: str) -> None:
 def test_metadata_and_vocabulary_hold_the_same(shared_data: Path, name: str) -> None:
     vocabulary = read_vocabulary(shared_data / "gguf-vocab" / f"ggml-vocab-{name}.gguf")
     assert vocabulary_from_metadata(metadata_from_vocabulary(vocabulary)) == vocabulary
+
+
+def test_files_with_unknown_rules_can_be_read_though_not_used_for_text(shared_data: Path) -> None:
+    vocabulary = read_vocabulary(shared_data / "gguf-vocab" / "ggml-vocab-gpt-2.gguf")
+    metadata = metadata_from_vocabulary(replace(vocabulary, pre="of-tomorrow"))
+    assert vocabulary_from_metadata(metadata).pre == "of-tomorrow"
+    with pytest.raises(TokenizerError, match="'of-tomorrow' is not known"):
+        Tokenizer(vocabulary_from_metadata(metadata))

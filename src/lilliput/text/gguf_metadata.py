@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lilliput.errors import TokenizerError
-from lilliput.text.pre_tokenizers import pre_tokenizer
+from lilliput.text.pre_tokenizers import adds_bos_by_default
 from lilliput.text.vocabulary import TokenizerModel, TokenType, Vocabulary
 
 Scalar = None | bool | int | float | str
@@ -67,7 +67,7 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         token_types=tuple(map(int, types)) or (int(TokenType.NORMAL),) * len(tokens),
         scores=tuple(map(float, scores)),
         merges=_strings(metadata, "merges"),
-        add_bos_token=_flag(metadata, "add_bos_token", kind != "gpt2" or pre_tokenizer(pre).adds_bos),
+        add_bos_token=_flag(metadata, "add_bos_token", kind != "gpt2" or adds_bos_by_default(pre)),
         add_eos_token=_flag(metadata, "add_eos_token", False),
         add_space_prefix=_flag(metadata, "add_space_prefix", kind == "llama"),
         remove_extra_whitespaces=_flag(metadata, "remove_extra_whitespaces", False),

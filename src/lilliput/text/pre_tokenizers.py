@@ -215,3 +215,9 @@ def pre_tokenizer(name: str) -> PreTokenizer:
             "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
         )
     return found
+
+
+def adds_bos_by_default(name: str) -> bool:
+    """What a file of that pre-tokenizer means where it does not say; False for unknown names, which may be read."""
+    found = _BY_NAME.get(name)
+    return found is not None and found.adds_bos
