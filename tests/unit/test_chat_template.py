@@ -128,6 +128,7 @@ def test_reaching_outside_the_sandbox_is_stopped(template: str) -> None:
         "{{ '{:1000000000d}'.format(1) }}",
         "{{ '{:{w}d}'.format(1, w=10**9) }}",
         "{{ {'a': 1}|tojson(indent=10**9) }}",
+        "{% for i in range(9999) %}{{ 'y' * 3000 }}{% endfor %}",
         "{% set x %}{% for i in range(9999) %}{{ 'y' * 3000 }}{% endfor %}{% endset %}{{ x|length }}",
         GROW + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         GROW + "{% set ns.x = ns.x + ns.x %}{% endfor %}",

@@ -96,6 +96,15 @@ def test_a_normalizer_does_not_hide_the_rules(tmp_path: Path) -> None:
     assert report.unnormalized
 
 
+def test_rules_are_compared_on_normalized_text(tmp_path: Path) -> None:
+    huggingface = byte_level(named("smollm"))
+    huggingface.normalizer = normalizers.Lowercase()
+    vocabulary = load_vocabulary(write_folder(tmp_path, huggingface, bos_token="<|begin|>"))
+    core = build_core(vocabulary, pre_tokenizer(vocabulary.pre))
+    found = recognize(huggingface, core, ignores_merges=False)
+    assert (found.name, found.is_exact, found.different_splits) == ("smollm", True, 0)
+
+
 @pytest.mark.parametrize("prefix", [True, False])
 def test_sentencepiece_bpe_in_a_tokenizer_json_keeps_its_ids(tmp_path: Path, prefix: bool) -> None:
     folder = write_folder(tmp_path, sentencepiece_like(prefix=prefix), bos_token="<s>", eos_token="</s>")

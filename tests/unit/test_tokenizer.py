@@ -188,3 +188,10 @@ def test_characters_without_bytes_or_token_become_unknown() -> None:
 def test_every_alias_leads_to_its_rules() -> None:
     assert pre_tokenizer("llama-v3").name == "llama-bpe"
     assert pre_tokenizer("").name == "default"
+
+
+@pytest.mark.parametrize(("pre", "ids"), [("llama-bpe", [3]), ("dbrx", [2, 2])])
+def test_a_piece_that_is_a_token_is_taken_whole_where_the_rules_say_so(pre: str, ids: list[int]) -> None:
+    tokens, types = ("a", "b", "ab", "abab"), (TokenType.NORMAL,) * 4
+    vocabulary = Vocabulary("gpt2", pre, tokens, types, merges=("a b",))
+    assert Tokenizer(vocabulary).encode("abab") == ids
