@@ -96,7 +96,7 @@ def test_a_normalizer_does_not_hide_the_rules(tmp_path: Path) -> None:
     assert report.unnormalized
 
 
-def test_rules_are_compared_on_normalized_text(tmp_path: Path) -> None:
+def test_added_tokens_and_normalizers_do_not_blur_the_comparison(tmp_path: Path) -> None:
     huggingface = byte_level(named("smollm"))
     huggingface.normalizer = normalizers.Lowercase()
     vocabulary = load_vocabulary(write_folder(tmp_path, huggingface, bos_token="<|begin|>"))

@@ -8,10 +8,11 @@ run on probing texts with the model's own tokens and merges, and the name whose 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import pre_tokenizers
 
 from lilliput.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from lilliput.text.probes import PROBES
@@ -46,28 +47,27 @@ def recognize(
     core: the same tokens and merges without rules (`byte_level_bpe.build_core`); its rules are replaced as we go.
     ignores_merges: as the tokenizer.json's model says; decides between rules that behave alike.
     """
-    normalize = _normalizer(huggingface)
-    texts = [normalize(text) for text in probes]
-    encodings = [_ids(huggingface, text) for text in probes]
-    splits = [_pieces(huggingface, text) for text in texts]
+    # The model's own rules on the same core: added tokens and normalizers, which act before any rule, stay out of it.
+    _set_rules(core, huggingface.pre_tokenizer, ignores_merges=ignores_merges)
+    encodings = [_ids(core, text) for text in probes]
+    splits = [_pieces(huggingface, text) for text in probes]
 
     def judge(rules: PreTokenizer) -> tuple[int, int, bool]:
-        core.pre_tokenizer = rules.build()
-        core.model.ignore_merges = rules.ignores_merges
-        # Remembered words were merged under the other setting.
-        core.model._clear_cache()
-        wrong_ids = sum(_ids(core, text) != ids for text, ids in zip(texts, encodings, strict=True))
-        wrong_splits = sum(_pieces(core, text) != pieces for text, pieces in zip(texts, splits, strict=True))
+        _set_rules(core, rules.build(), ignores_merges=rules.ignores_merges)
+        wrong_ids = sum(_ids(core, text) != ids for text, ids in zip(probes, encodings, strict=True))
+        wrong_splits = sum(_pieces(core, text) != pieces for text, pieces in zip(probes, splits, strict=True))
         return wrong_ids, wrong_splits, rules.ignores_merges != ignores_merges
 
     judged = [(judge(rules), rules) for rules in PRE_TOKENIZERS]
     (wrong_ids, wrong_splits, _), rules = min(judged, key=lambda entry: entry[0])
-    return Recognition(rules.name, len(texts), wrong_ids, wrong_splits)
+    return Recognition(rules.name, len(probes), wrong_ids, wrong_splits)
 
 
-def _normalizer(tokenizer: RustTokenizer) -> Callable[[str], str]:
-    normalizer = tokenizer.normalizer
-    return normalizer.normalize_str if normalizer is not None else str
+def _set_rules(core: RustTokenizer, rules: pre_tokenizers.PreTokenizer | None, *, ignores_merges: bool) -> None:
+    core.pre_tokenizer = rules
+    core.model.ignore_merges = ignores_merges
+    # Remembered words were merged under the other setting.
+    core.model._clear_cache()
 
 
 def _ids(tokenizer: RustTokenizer, text: str) -> list[int]:
