@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a random F16 GGUF of Llama-3.2-1B's shape: what speed is measured on. Speed does not depend on the values.
+
+    python benchmarks/random_model.py random-1b-F16.gguf
+
+It has no tokenizer. Quantize it with llama-quantize, or with `lilliput quantize`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 2048, 8192, 16, 32, 8, 64, 128256
+
+
+def metadata(writer: gguf.GGUFWriter) -> None:
+    writer.add_context_length(131072)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(HEAD_DIM)
+    writer.add_value_length(HEAD_DIM)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(500000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_tokenizer_model("none")
+
+
+def tensors(writer: gguf.GGUFWriter) -> None:
+    random = np.random.default_rng(0)
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        values = random.standard_normal((rows, columns), dtype=np.float32) / np.float32(np.sqrt(columns))
+        writer.add_tensor(name, values.astype(np.float16))
+
+    writer.add_tensor("rope_freqs.weight", np.ones(HEAD_DIM // 2, dtype=np.float32))
+    matrix("token_embd.weight", VOCABULARY, HIDDEN)
+    for layer in range(LAYERS):
+        for part, rows, columns in (
+            ("attn_q", HEADS * HEAD_DIM, HIDDEN),
+            ("attn_k", KV_HEADS * HEAD_DIM, HIDDEN),
+            ("attn_v", KV_HEADS * HEAD_DIM, HIDDEN),
+            ("attn_output", HIDDEN, HEADS * HEAD_DIM),
+            ("ffn_gate", FFN, HIDDEN),
+            ("ffn_up", FFN, HIDDEN),
+            ("ffn_down", HIDDEN, FFN),
+        ):
+            matrix(f"blk.{layer}.{part}.weight", rows, columns)
+        for part in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{part}.weight", np.ones(HIDDEN, dtype=np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, dtype=np.float32))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    writer = gguf.GGUFWriter(parser.parse_args().output, "llama")
+    metadata(writer)
+    tensors(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()
