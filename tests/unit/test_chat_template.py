@@ -144,3 +144,9 @@ def test_reaching_outside_the_sandbox_is_stopped(template: str) -> None:
 def test_endless_work_and_endless_text_are_stopped(template: str) -> None:
     with pytest.raises(TokenizerError, match="past its limits and was stopped"):
         render(template)
+
+
+@pytest.mark.parametrize("template", ["{{ '{:{w}d}'.format(1, w=10**9) }}", "{{ '%*d' % (10**9, 1) }}"])
+def test_widths_given_as_arguments_are_refused_before_any_text_is_made(template: str) -> None:
+    with pytest.raises(TokenizerError, match="as a width or count"):
+        render(template)

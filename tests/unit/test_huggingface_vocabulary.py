@@ -13,6 +13,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import build_core
+from lilliput.text.gguf_metadata import metadata_from_vocabulary, vocabulary_from_metadata
 from lilliput.text.huggingface import load_vocabulary, padded
 from lilliput.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
 from lilliput.text.probes import PROBES
@@ -85,15 +86,16 @@ def test_unknown_rules_are_never_refused_and_their_distance_is_told(tmp_path: Pa
     assert (found.name, found.is_exact) == (vocabulary.pre, False)
 
 
-def test_a_normalizer_does_not_hide_the_rules(tmp_path: Path) -> None:
+def test_a_unicode_normal_form_is_kept(tmp_path: Path) -> None:
     huggingface = byte_level(named("qwen2"))
     huggingface.normalizer = normalizers.NFC()
     vocabulary = load_vocabulary(write_folder(tmp_path, huggingface, bos_token="<|begin|>"))
     report = check_vocabulary(tmp_path, vocabulary)
-    assert vocabulary.pre == "qwen2"
+    assert (vocabulary.pre, vocabulary.normalization) == ("qwen2", "NFC")
     assert report.warning() is None
-    # A GGUF cannot name the normalizer: decomposed text differs, and the report says so.
-    assert report.unnormalized
+    assert not report.unnormalized
+    # llama.cpp has no such step.
+    assert check_vocabulary(tmp_path, replace(vocabulary, normalization="")).unnormalized
 
 
 def test_added_tokens_and_normalizers_do_not_blur_the_comparison(tmp_path: Path) -> None:
@@ -103,6 +105,21 @@ def test_added_tokens_and_normalizers_do_not_blur_the_comparison(tmp_path: Path)
     core = build_core(vocabulary, pre_tokenizer(vocabulary.pre))
     found = recognize(huggingface, core, ignores_merges=False)
     assert (found.name, found.is_exact, found.different_splits) == ("smollm", True, 0)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rule"), [("always", "unless_present"), ("first", "first_unless_present"), ("never", "always")]
+)
+def test_metaspace_puts_its_space_where_the_original_does(tmp_path: Path, scheme: str, rule: str) -> None:
+    huggingface = sentencepiece_like()
+    huggingface.normalizer = None
+    huggingface.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    vocabulary = load_vocabulary(write_folder(tmp_path, huggingface, bos_token="<s>", eos_token="</s>"))
+    assert vocabulary.add_space_prefix == (scheme != "never")
+    if vocabulary.add_space_prefix:
+        assert vocabulary.space_prefix == rule
+    assert check_vocabulary(tmp_path, vocabulary).warning() is None
+    assert vocabulary_from_metadata(metadata_from_vocabulary(vocabulary)) == vocabulary
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -243,3 +260,9 @@ def test_a_unigram_tokenizer_json_is_refused_with_what_still_works(tmp_path: Pat
     huggingface.pre_tokenizer = pre_tokenizers.Metaspace()
     with pytest.raises(TokenizerError, match=r"'Unigram' cannot be rebuilt here.*still works"):
         load_vocabulary(write_folder(tmp_path, huggingface))
+
+
+def test_a_rule_of_a_later_version_is_named() -> None:
+    metadata = metadata_from_vocabulary(load_tiny()) | {"lilliput.tokenizer.normalization": "NFX"}
+    with pytest.raises(TokenizerError, match=r"lilliput\.tokenizer\.normalization: 'NFX' is not known here"):
+        vocabulary_from_metadata(metadata)

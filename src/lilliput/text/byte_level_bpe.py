@@ -41,7 +41,7 @@ class ByteLevelBpe:
         self._rules = pre_tokenizer(vocabulary.pre)
         self._core = build_core(vocabulary, self._rules)
 
-    def encode(self, text: str, *, after_special: bool) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
         if len(text) <= WINDOW or not self._rules.cuts_at_newlines:
             return _encode(self._core, text)

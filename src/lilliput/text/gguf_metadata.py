@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from lilliput.errors import TokenizerError
 from lilliput.text.pre_tokenizers import adds_bos_by_default
-from lilliput.text.vocabulary import TokenizerModel, TokenType, Vocabulary
+from lilliput.text.vocabulary import Normalization, SpacePrefix, TokenizerModel, TokenType, Vocabulary
 
+_Name = TypeVar("_Name", bound=str)
 Scalar = None | bool | int | float | str
 Value = Scalar | Sequence[Scalar]
 MODELS: tuple[TokenizerModel, ...] = ("llama", "gpt2", "bert")
@@ -23,9 +25,14 @@ ID_KEYS = {
     "cls_token_id": "cls_token_id",
     "mask_token_id": "mask_token_id",
 }
+# What GGUF has no keys for, under names of our own; written only where it differs from what llama.cpp does.
+SPACE_PREFIX_KEY = "lilliput.tokenizer.space_prefix"
+NORMALIZATION_KEY = "lilliput.tokenizer.normalization"
+SPACE_PREFIXES: tuple[SpacePrefix, ...] = ("always", "unless_present", "first_unless_present")
+NORMALIZATIONS: tuple[Normalization, ...] = ("", "NFC", "NFD", "NFKC", "NFKD")
 # Every key that a Vocabulary is made from and turns into.
 KEYS = frozenset(
-    ["tokenizer.chat_template", "tokenizer.ggml.normalizer.lowercase"]
+    [SPACE_PREFIX_KEY, NORMALIZATION_KEY, "tokenizer.chat_template", "tokenizer.ggml.normalizer.lowercase"]
     + [f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "scores", "token_type", "merges")]
     + [f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_token", "add_space_prefix")]
     + ["tokenizer.ggml.remove_extra_whitespaces", *(f"tokenizer.ggml.{key}" for key in ID_KEYS.values())]
@@ -73,6 +80,8 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         remove_extra_whitespaces=_flag(metadata, "remove_extra_whitespaces", False),
         chat_template=str(template) if template is not None else None,
         lowercase=_flag(metadata, "normalizer.lowercase", True),
+        space_prefix=_one_of(metadata, SPACE_PREFIX_KEY, SPACE_PREFIXES),
+        normalization=_one_of(metadata, NORMALIZATION_KEY, NORMALIZATIONS),
         **_ids(metadata, kind, len(tokens)),
     )
 
@@ -100,6 +109,10 @@ def metadata_from_vocabulary(vocabulary: Vocabulary) -> dict[str, Value]:
         metadata["tokenizer.ggml.remove_extra_whitespaces"] = vocabulary.remove_extra_whitespaces
     if vocabulary.model == "bert":
         metadata["tokenizer.ggml.normalizer.lowercase"] = vocabulary.lowercase
+    if vocabulary.space_prefix != SPACE_PREFIXES[0]:
+        metadata[SPACE_PREFIX_KEY] = vocabulary.space_prefix
+    if vocabulary.normalization != NORMALIZATIONS[0]:
+        metadata[NORMALIZATION_KEY] = vocabulary.normalization
     if vocabulary.chat_template is not None:
         metadata["tokenizer.chat_template"] = vocabulary.chat_template
     return metadata
@@ -140,6 +153,15 @@ def _numbers(metadata: Mapping[str, object], key: str) -> tuple[float, ...]:
     if len(numbers) != len(values):
         raise TokenizerError(f"tokenizer.ggml.{key}: every entry must be a number")
     return tuple(numbers)
+
+
+def _one_of(metadata: Mapping[str, object], key: str, names: tuple[_Name, ...]) -> _Name:
+    """The value of a key that names one of `names`; the first where the key is absent."""
+    value = metadata.get(key, names[0])
+    for name in names:
+        if name == value:
+            return name
+    raise TokenizerError(f"{key}: '{value}' is not known here; known are {', '.join(filter(None, names))}")
 
 
 def _flag(metadata: Mapping[str, object], key: str, default: bool) -> bool:

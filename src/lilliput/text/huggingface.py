@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from lilliput.text.pre_tokenizers import pre_tokenizer
 from lilliput.text.recognition import recognize
 from lilliput.text.sentencepiece_bpe import SPACE
 from lilliput.text.sentencepiece_model import parse_sentencepiece_model
-from lilliput.text.vocabulary import TokenType, Vocabulary
+from lilliput.text.vocabulary import Normalization, SpacePrefix, TokenType, Vocabulary
 
 WHAT_STILL_WORKS = "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
 # Score of tokens that no merge produces; below every rank.
@@ -134,7 +134,14 @@ def _from_tokenizer_json(read: _Folder) -> Vocabulary:
             f"tokenizer.json: model type '{kind}' cannot be rebuilt here; known are BPE and WordPiece. "
             + WHAT_STILL_WORKS
         )
+    vocabulary = replace(vocabulary, normalization=_normalization(read.tokenizer.get("normalizer")))
     return _with_special_ids(vocabulary, read, huggingface)
+
+
+def _normalization(normalizer: Json) -> Normalization:
+    """The Unicode form that the normalizer brings text to. WordPiece's own normalizer is not one of these."""
+    forms: tuple[Normalization, ...] = ("NFC", "NFD", "NFKC", "NFKD")
+    return next((form for form in forms if _has_type(normalizer, form)), "")
 
 
 def _byte_level(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -> Vocabulary:
@@ -158,7 +165,8 @@ def _sentencepiece_bpe(read: _Folder, model: _JsonObject, huggingface: RustToken
         token_types=types,
         scores=scores,
         unknown_token_id=tokens.index(unknown) if isinstance(unknown, str) and unknown in tokens else None,
-        add_space_prefix=_prefixes_space(huggingface),
+        add_space_prefix=_prefixes_space(huggingface, "a"),
+        space_prefix=_space_prefix(huggingface),
     )
 
 
@@ -177,14 +185,25 @@ def _scores(tokens: tuple[str, ...], types: tuple[int, ...], merges: list[tuple[
     )
 
 
-def _prefixes_space(huggingface: RustTokenizer) -> bool:
-    text = "a"
+def _space_prefix(huggingface: RustTokenizer) -> SpacePrefix:
+    """Whether a space is put before texts that have one, and before texts after a special token."""
+    if _prefixes_space(huggingface, SPACE + "a", SPACE * 2):
+        return "always"
+    special = next((token.content for token in huggingface.get_added_tokens_decoder().values() if token.special), None)
+    if special is None:
+        return "unless_present"
+    text = huggingface.encode(f"{special}a", add_special_tokens=False).tokens[1:2]
+    return "unless_present" if text and text[0].startswith(SPACE) else "first_unless_present"
+
+
+def _prefixes_space(huggingface: RustTokenizer, text: str, prefix: str = SPACE) -> bool:
+    """Whether `text`, as the merges see it, begins with `prefix`."""
     if huggingface.normalizer is not None:
         text = huggingface.normalizer.normalize_str(text)
     if huggingface.pre_tokenizer is not None:
         pieces = huggingface.pre_tokenizer.pre_tokenize_str(text)
-        text = pieces[0][0] if pieces else text
-    return text.startswith((SPACE, " "))
+        text = "".join(piece for piece, _ in pieces)
+    return text.replace(" ", SPACE).startswith(prefix)
 
 
 def _wordpiece(read: _Folder, model: _JsonObject) -> Vocabulary:
@@ -432,13 +451,15 @@ def _vocab(model: _JsonObject) -> dict[str, int]:
 def _has_step(tokenizer: _JsonObject, name: str) -> bool:
     """Whether any stage of the tokenizer, nested ones included, is of that type."""
     stages: list[Json] = [tokenizer.get(stage) for stage in ("pre_tokenizer", "decoder", "normalizer")]
-    return any(_any(stage, lambda entry: entry.get("type") == name) for stage in stages)
+    return any(_has_type(stage, name) for stage in stages)
 
 
-def _any(value: Json, claim: Callable[[_JsonObject], bool]) -> bool:
+def _has_type(value: Json, name: str) -> bool:
     if isinstance(value, list):
-        return any(_any(entry, claim) for entry in value)
-    return isinstance(value, dict) and (claim(value) or any(_any(entry, claim) for entry in value.values()))
+        return any(_has_type(entry, name) for entry in value)
+    if not isinstance(value, dict):
+        return False
+    return value.get("type") == name or any(_has_type(entry, name) for entry in value.values())
 
 
 def _find(value: Json, key: str) -> Json:

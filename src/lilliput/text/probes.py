@@ -63,7 +63,7 @@ _WORDS = (
     "w048 7tuijk dsdfhu",
 )
 PROBES: tuple[str, ...] = (*_WORDS, *_CONTRACTIONS, *_NUMBERS, *_SPACES, *_PUNCTUATION, *_SCRIPTS)
-# Text that normalizers such as NFC change; a GGUF cannot name those, so these are counted apart.
+# Text that Unicode normalization changes; counted apart, for llama.cpp has no such step.
 UNNORMALIZED_PROBES: tuple[str, ...] = (
     "cafe\u0301 nai\u0308ve A\u030angstro\u0308m",
     "ﬁne ① Å ＡＢＣ",

@@ -41,10 +41,8 @@ class SentencePieceBpe:
         self._neighbours = _Neighbours(self._ids)
         self._remembered: dict[str, list[int]] = {}
 
-    def encode(self, text: str, *, after_special: bool) -> list[int]:
-        """Token ids of `text`, with a space before it where the vocabulary says so and `after_special`."""
-        if self._vocabulary.add_space_prefix and after_special:
-            text = " " + text
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
         ids: list[int] = []
         remembered = self._remembered
         for chunk in self._neighbours.chunks(text.replace(" ", SPACE)):

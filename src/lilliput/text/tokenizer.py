@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import ByteLevelBpe
 from lilliput.text.literal_search import any_of
-from lilliput.text.sentencepiece_bpe import SentencePieceBpe
+from lilliput.text.sentencepiece_bpe import SPACE, SentencePieceBpe
 from lilliput.text.vocabulary import TokenType, Vocabulary
 from lilliput.text.wordpiece import WordPiece
 
@@ -32,8 +33,8 @@ _SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
 class TokenizerCore(Protocol):
     """How one kind of model cuts ordinary text into tokens, and what bytes a token stands for."""
 
-    def encode(self, text: str, *, after_special: bool) -> list[int]:
-        """Ids of `text`, which holds no special tokens; `after_special`: it begins the text or follows such a token."""
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, which holds no special tokens."""
 
     def piece(self, token_id: int) -> bytes:
         """The bytes of a token of ordinary text."""
@@ -76,14 +77,15 @@ class Tokenizer:
         text = _without_lone_surrogates(text)
         before, after = self._added_ids() if add_special else ([], [])
         ids = before
-        after_special = True
+        is_first = after_special = True
         for fragment in self._fragments(text, parse_special=parse_special):
             if isinstance(fragment, int):
                 ids.append(fragment)
                 after_special = True
             else:
-                ids += self._core.encode(fragment, after_special=after_special)
+                ids += self._core.encode(self._prepared(fragment, is_first, after_special))
                 after_special = False
+            is_first = False
         return ids + after
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False) -> str:
@@ -120,6 +122,18 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a control token rather than text."""
         return token_id in self._hidden
+
+    def _prepared(self, text: str, is_first: bool, after_special: bool) -> str:
+        """Ordinary text as the model was trained on it: normalized, with the space that SentencePiece puts before."""
+        vocabulary = self.vocabulary
+        if vocabulary.normalization:
+            text = unicodedata.normalize(vocabulary.normalization, text)
+        if vocabulary.model != "llama" or not vocabulary.add_space_prefix:
+            return text
+        if vocabulary.space_prefix == "always":
+            return " " + text if after_special else text
+        wanted = is_first if vocabulary.space_prefix == "first_unless_present" else after_special
+        return " " + text if wanted and not text.startswith((" ", SPACE)) else text
 
     def _added_ids(self) -> tuple[list[int], list[int]]:
         vocabulary = self.vocabulary

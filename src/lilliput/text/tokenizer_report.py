@@ -31,8 +31,8 @@ class TokenizerReport:
     """probes: texts compared, 0 where the folder holds no tokenizer.json to compare with.
 
     differences: ordinary texts that are encoded differently.
-    around_specials: texts with special tokens amid them; spaces beside those are all that a GGUF cannot say.
-    unnormalized: texts that the model's normalizer rewrites (NFC); a GGUF has no such step.
+    around_specials: texts with special tokens amid them, which may swallow spaces beside them in the original.
+    unnormalized: texts that Unicode normalization changes.
     """
 
     probes: int

@@ -8,6 +8,11 @@ from enum import IntEnum
 from typing import Literal
 
 TokenizerModel = Literal["llama", "gpt2", "bert"]
+# Where `add_space_prefix` puts a space: before every text between special tokens, before those that begin with none, or
+# before the first text alone if it begins with none.
+SpacePrefix = Literal["always", "unless_present", "first_unless_present"]
+# Unicode normalization forms.
+Normalization = Literal["", "NFC", "NFD", "NFKC", "NFKD"]
 
 
 class TokenType(IntEnum):
@@ -31,6 +36,8 @@ class Vocabulary:
     scores: [vocab] or empty.  token_types: [vocab].  merges: "left right", best first.
     *_token_id: None where the model has none.
     chat_template: jinja source or None.
+    space_prefix: SentencePiece only; llama.cpp knows "always" alone.
+    normalization: applied to ordinary text before it is cut; llama.cpp knows none.
     lowercase: WordPiece only: text is lower-cased and loses its accents.
     """
 
@@ -54,3 +61,5 @@ class Vocabulary:
     remove_extra_whitespaces: bool = False
     chat_template: str | None = None
     lowercase: bool = True
+    space_prefix: SpacePrefix = "always"
+    normalization: Normalization = ""

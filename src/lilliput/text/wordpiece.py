@@ -29,7 +29,7 @@ class WordPiece:
         self._core.normalizer = normalizers.BertNormalizer(lowercase=vocabulary.lowercase)
         self._core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    def encode(self, text: str, *, after_special: bool) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
         ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
         return ids
