@@ -31,7 +31,7 @@ class WordPiece:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
-        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._core.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def piece(self, token_id: int) -> bytes:
