@@ -117,7 +117,7 @@ class PlanReport:
     def to_json(self) -> dict[str, Json]:
         """The contract of `lilliput plan --json`."""
         return {
-            "tensors": [{key: _json(value) for key, value in row.items()} for row in self.plan.json_rows()],
+            "tensors": list(self.plan.json_rows()),
             "bytes": self.bytes,
             "bits_per_weight": self.plan.bits_per_weight,
             "peak_ram_bytes": self.cost.peak_ram_bytes,
@@ -463,10 +463,6 @@ def _tokens_to_calibrate(source: ModelSource, guidance: Guidance) -> int:
 
     size = min(CalibrateOptions().chunk_size, source.config.context_length)
     return int(calibration_chunks(source.vocabulary(), _text_files(guidance.text), chunk_size=size, tokens=None).size)
-
-
-def _json(value: str | int | list[int]) -> Json:
-    return list(value) if isinstance(value, list) else value
 
 
 def _first_token(vocabulary: Vocabulary) -> list[int]:
