@@ -11,11 +11,12 @@
 namespace lilliput::formats {
 
 // To add a format: one line here and one header native/formats/<name>.h.
-#define LILLIPUT_FORMATS(X)                                                                      \
-  X(f32)                                                                                         \
-  X(f16) X(bf16) X(q4_0) X(q4_1) X(q5_0) X(q5_1) X(q8_0) X(q2_k) X(q3_k) X(q4_k) X(q5_k) X(q6_k) \
-      X(iq1_s) X(iq1_m) X(iq2_xxs) X(iq2_xs) X(iq2_s) X(iq3_xxs) X(iq3_s) X(iq4_nl) X(iq4_xs)    \
-          X(tq1_0) X(tq2_0) X(mxfp4) X(nvfp4)
+// clang-format off
+#define LILLIPUT_FORMATS(X) \
+  X(f32) X(f16) X(bf16) X(q4_0) X(q4_1) X(q5_0) X(q5_1) X(q8_0) X(q2_k) X(q3_k) X(q4_k) X(q5_k) \
+  X(q6_k) X(iq1_s) X(iq1_m) X(iq2_xxs) X(iq2_xs) X(iq2_s) X(iq3_xxs) X(iq3_s) X(iq4_nl) X(iq4_xs) \
+  X(tq1_0) X(tq2_0) X(mxfp4) X(nvfp4)
+// clang-format on
 
 enum class FormatId : std::uint8_t {
 #define LILLIPUT_ENUM(name) name,
