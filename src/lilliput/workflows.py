@@ -41,6 +41,7 @@ from lilliput.runtime.session import Activations, EngineOptions, Session
 from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
 from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
+from lilliput.text.tokenizer_report import check_vocabulary
 
 if TYPE_CHECKING:
     from lilliput.text.vocabulary import Vocabulary
@@ -448,6 +449,9 @@ def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
     notes = []
     try:
         vocabulary = source.vocabulary()
+        # A GGUF's vocabulary is carried over as it is; one rebuilt from a folder is compared with the original.
+        warning = check_vocabulary(source.path, vocabulary).warning() if source.container == "huggingface" else None
+        notes += [warning] if warning else []
     except TokenizerError as missing:
         notes.append(f"the output holds no tokenizer and cannot run text: {missing}")
     headers = tuple(TensorHeader(row.name, row.shape, row.format) for row in plan.rows)

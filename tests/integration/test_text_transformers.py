@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from sentencepiece_files import sentencepiece_bytes
+from tiny_llama import write_tiny_llama
 from tiny_tokenizers import byte_level, named, sentencepiece_like, write_folder
 
+from lilliput import workflows
 from lilliput.architectures.architecture import Json
 from lilliput.errors import TokenizerError
 from lilliput.text.chat_template import apply_chat_template
@@ -93,3 +96,13 @@ def test_encoding_adds_what_transformers_adds(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("Hello <|end|>", parse_special=True), skip_special=False) == theirs.decode(
         theirs("Hello <|end|>")["input_ids"]
     )
+
+
+def test_a_tokenizer_that_cannot_be_reproduced_is_warned_about(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "model")
+    assert workflows.quantize(folder, "F16", tmp_path / "exact.gguf").warnings == ()
+    file = folder / "tokenizer.json"
+    original = json.loads(file.read_text()) | {"normalizer": {"type": "Lowercase"}}
+    file.write_text(json.dumps(original))
+    (warning,) = workflows.quantize(folder, "F16", tmp_path / "nearest.gguf").warnings
+    assert warning.startswith("the tokenizer is not reproduced exactly:")
