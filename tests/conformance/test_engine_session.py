@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from lilliput.architectures import llama
 from lilliput.architectures.architecture import ModelConfig
 from lilliput.architectures.program import Embed, Linear, Program, RopeFrequencies, SelectOutputRows
 from lilliput.errors import RuntimeModelError
+from lilliput.formats import get_format
+from lilliput.records import QuantizedTensor
 from lilliput.runtime import session as session_module
 from lilliput.runtime.session import EngineOptions, Session, batch_size
 
@@ -89,14 +93,30 @@ def test_a_text_longer_than_a_batch_is_cut_into_batches(monkeypatch):
     assert seen == [(32, 100), (64, 100), (96, 100), (100, 100)]
 
 
-@pytest.mark.parametrize("format_name", ["f32", "q8_0"])
+@cache
+def wide_llama(format_name: str) -> ProgramSource:
+    """One layer whose rows hold whole blocks of every format."""
+    config = replace(CONFIG, hidden_size=256, heads=16, ffn_size=512, layers=1)
+    tensors = {}
+    for entry in llama.tensor_table(config):
+        values = np.random.default_rng(3).standard_normal(entry.shape).astype(np.float32) / np.float32(16)
+        if len(entry.shape) == 1:
+            tensors[entry.name] = float_tensor(entry.name, 1 + values)
+            continue
+        blocks = _native.encode(format_name, values).reshape(len(values), -1)
+        tensors[entry.name] = QuantizedTensor(entry.name, entry.shape, get_format(format_name), {"blocks": blocks})
+    return ProgramSource(llama.program(config), tensors, config.context_length)
+
+
+@pytest.mark.parametrize("format_name", _native.encoders())
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_results_do_not_depend_on_the_number_of_threads(instruction_set, format_name):
-    source, tokens = tiny_llama(format_name), tokens_of(60)
+    source, tokens = wide_llama(format_name), tokens_of(60)
     results = []
     for threads in (1, 2, 5):
         session = open_session(source, instruction_set=instruction_set, threads=threads)
         results.append(np.concatenate([session.forward(tokens[:50], "all"), session.forward(tokens[50:51])]))
+    assert np.isfinite(results[0]).all()
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
