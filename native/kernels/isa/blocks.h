@@ -34,4 +34,12 @@ inline const typename Format::Block* segment_blocks(const Weight& weight, std::i
   return padded.blocks;
 }
 
+// Asks for a segment that is needed once all tokens have met the current one: the rows of a panel
+// are more streams than the hardware follows. Harmless past the end of a row or of the file.
+inline void prefetch_segment(const Weight& weight, std::int64_t row, std::int64_t index) {
+  const std::int64_t bytes = weight.row_bytes * kSegment / weight.columns;
+  const std::uint8_t* segment = weight.blocks + row * weight.row_bytes + index * bytes;
+  for (std::int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(segment + offset);
+}
+
 }  // namespace lilliput::kernels::LILLIPUT_ISA

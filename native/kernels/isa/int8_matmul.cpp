@@ -228,7 +228,9 @@ void unpack_panel(const Functions& f, const Weight& weight, std::int64_t row, st
                   std::int64_t index, Panel& panel) {
   simd::Segment segments[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
-    segments[lane] = f.unpack(weight, std::min(row + lane, row_end - 1), index);
+    const std::int64_t source = std::min(row + lane, row_end - 1);
+    segments[lane] = f.unpack(weight, source, index);
+    prefetch_segment(weight, source, index + 1);
   }
   f.transpose(segments, panel);
 }
