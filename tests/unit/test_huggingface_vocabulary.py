@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sentencepiece_files import sentencepiece_bytes
 from tiny_tokenizers import LLAMA3, byte_level, named, sentencepiece_like, splitting, write_folder
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import build_core
@@ -266,3 +266,16 @@ def test_a_rule_of_a_later_version_is_named() -> None:
     metadata = metadata_from_vocabulary(load_tiny()) | {"lilliput.tokenizer.normalization": "NFX"}
     with pytest.raises(TokenizerError, match=r"lilliput\.tokenizer\.normalization: 'NFX' is not known here"):
         vocabulary_from_metadata(metadata)
+
+
+def test_tokens_that_swallow_spaces_beside_them_do_so_here_too(tmp_path: Path) -> None:
+    huggingface = byte_level(named("qwen2"))
+    huggingface.add_special_tokens([AddedToken("<mask>", lstrip=True), AddedToken("<|turn|>", rstrip=True)])
+    folder = write_folder(tmp_path, huggingface, bos_token="<|begin|>", eos_token="<|end|>")
+    vocabulary = load_vocabulary(folder)
+    tokenizer = Tokenizer(vocabulary)
+    assert (len(vocabulary.lstrip_ids), len(vocabulary.rstrip_ids)) == (1, 1)
+    for text in ("a \n <mask> b", "a <|turn|> \n\t\t\t b", "<mask> <|turn|>  <|turn|>\n", "  <mask>", "<|turn|>  "):
+        assert tokenizer.encode(text, parse_special=True) == huggingface.encode(text).ids, repr(text)
+    assert vocabulary_from_metadata(metadata_from_vocabulary(vocabulary)) == vocabulary
+    assert padded(vocabulary, len(vocabulary.tokens) - 1).rstrip_ids == ()

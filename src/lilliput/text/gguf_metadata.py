@@ -28,11 +28,14 @@ ID_KEYS = {
 # What GGUF has no keys for, under names of our own; written only where it differs from what llama.cpp does.
 SPACE_PREFIX_KEY = "lilliput.tokenizer.space_prefix"
 NORMALIZATION_KEY = "lilliput.tokenizer.normalization"
+LSTRIP_KEY = "lilliput.tokenizer.lstrip_ids"
+RSTRIP_KEY = "lilliput.tokenizer.rstrip_ids"
 SPACE_PREFIXES: tuple[SpacePrefix, ...] = ("always", "unless_present", "first_unless_present")
 NORMALIZATIONS: tuple[Normalization, ...] = ("", "NFC", "NFD", "NFKC", "NFKD")
 # Every key that a Vocabulary is made from and turns into.
 KEYS = frozenset(
-    [SPACE_PREFIX_KEY, NORMALIZATION_KEY, "tokenizer.chat_template", "tokenizer.ggml.normalizer.lowercase"]
+    [SPACE_PREFIX_KEY, NORMALIZATION_KEY, LSTRIP_KEY, RSTRIP_KEY]
+    + ["tokenizer.chat_template", "tokenizer.ggml.normalizer.lowercase"]
     + [f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "scores", "token_type", "merges")]
     + [f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_token", "add_space_prefix")]
     + ["tokenizer.ggml.remove_extra_whitespaces", *(f"tokenizer.ggml.{key}" for key in ID_KEYS.values())]
@@ -82,6 +85,8 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         lowercase=_flag(metadata, "normalizer.lowercase", True),
         space_prefix=_one_of(metadata, SPACE_PREFIX_KEY, SPACE_PREFIXES),
         normalization=_one_of(metadata, NORMALIZATION_KEY, NORMALIZATIONS),
+        lstrip_ids=_id_list(metadata, LSTRIP_KEY),
+        rstrip_ids=_id_list(metadata, RSTRIP_KEY),
         **_ids(metadata, kind, len(tokens)),
     )
 
@@ -113,6 +118,8 @@ def metadata_from_vocabulary(vocabulary: Vocabulary) -> dict[str, Value]:
         metadata[SPACE_PREFIX_KEY] = vocabulary.space_prefix
     if vocabulary.normalization != NORMALIZATIONS[0]:
         metadata[NORMALIZATION_KEY] = vocabulary.normalization
+    swallowing = {LSTRIP_KEY: vocabulary.lstrip_ids, RSTRIP_KEY: vocabulary.rstrip_ids}
+    metadata |= {key: ids for key, ids in swallowing.items() if ids}
     if vocabulary.chat_template is not None:
         metadata["tokenizer.chat_template"] = vocabulary.chat_template
     return metadata
@@ -129,14 +136,21 @@ def _ids(metadata: Mapping[str, object], model: str, size: int) -> dict[str, int
     return found
 
 
+def _id_list(metadata: Mapping[str, object], key: str) -> tuple[int, ...]:
+    return tuple(map(int, _as_numbers(_as_list(metadata.get(key), key), key)))
+
+
 def _list(metadata: Mapping[str, object], key: str) -> Sequence[object]:
-    value = metadata.get(f"tokenizer.ggml.{key}")
+    return _as_list(metadata.get(f"tokenizer.ggml.{key}"), f"tokenizer.ggml.{key}")
+
+
+def _as_list(value: object, key: str) -> Sequence[object]:
     if value is None:
         return ()
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         if hasattr(value, "tolist"):  # an array
             return list(value.tolist())
-        raise TokenizerError(f"tokenizer.ggml.{key}: found {type(value).__name__}, needs an array")
+        raise TokenizerError(f"{key}: found {type(value).__name__}, needs an array")
     return value
 
 
@@ -148,10 +162,13 @@ def _strings(metadata: Mapping[str, object], key: str) -> tuple[str, ...]:
 
 
 def _numbers(metadata: Mapping[str, object], key: str) -> tuple[float, ...]:
-    values = _list(metadata, key)
+    return _as_numbers(_list(metadata, key), f"tokenizer.ggml.{key}")
+
+
+def _as_numbers(values: Sequence[object], key: str) -> tuple[float, ...]:
     numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) != len(values):
-        raise TokenizerError(f"tokenizer.ggml.{key}: every entry must be a number")
+        raise TokenizerError(f"{key}: every entry must be a number")
     return tuple(numbers)
 
 

@@ -32,6 +32,8 @@ class _AddedToken:
     token_id: int
     text: str
     is_special: bool
+    strips_left: bool = False
+    strips_right: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ def _without_ids_from(vocabulary: Vocabulary, size: int) -> Vocabulary:
         separator_token_id=kept(vocabulary.separator_token_id),
         cls_token_id=kept(vocabulary.cls_token_id),
         mask_token_id=kept(vocabulary.mask_token_id),
+        lstrip_ids=tuple(index for index in vocabulary.lstrip_ids if index < size),
+        rstrip_ids=tuple(index for index in vocabulary.rstrip_ids if index < size),
     )
 
 
@@ -275,7 +279,9 @@ def _added_tokens(read: _Folder) -> list[_AddedToken]:
     for entry in entries:
         token_id, text = entry.get("id"), entry.get("content")
         if isinstance(token_id, int) and isinstance(text, str):
-            found[token_id] = _AddedToken(token_id, text, bool(entry.get("special")))
+            found[token_id] = _AddedToken(
+                token_id, text, bool(entry.get("special")), bool(entry.get("lstrip")), bool(entry.get("rstrip"))
+            )
     return list(found.values())
 
 
@@ -294,6 +300,7 @@ def _with_special_ids(vocabulary: Vocabulary, read: _Folder, huggingface: RustTo
     if after and eos is None:
         eos = after[-1]
     checked = huggingface is not None
+    added = sorted(_added_tokens(read), key=lambda token: token.token_id)
     unknown = named["unk"] if named["unk"] is not None else vocabulary.unknown_token_id
     return replace(
         vocabulary,
@@ -304,6 +311,8 @@ def _with_special_ids(vocabulary: Vocabulary, read: _Folder, huggingface: RustTo
         padding_token_id=named["pad"] if named["pad"] is not None else _config_id(read, "pad_token_id", len(ids)),
         separator_token_id=named["sep"],
         cls_token_id=named["cls"],
+        lstrip_ids=tuple(token.token_id for token in added if token.strips_left),
+        rstrip_ids=tuple(token.token_id for token in added if token.strips_right),
         mask_token_id=named["mask"],
         add_bos_token=before[:1] == [bos] if checked else vocabulary.add_bos_token,
         add_eos_token=after[-1:] == [eos] if checked else vocabulary.add_eos_token,

@@ -27,6 +27,7 @@ END_OF_GENERATION = frozenset(
 )
 # Of these, the ones that end a turn rather than a document, in order of preference.
 END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>")
+_SPACES = re.compile(r"\s+")
 _SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
 
 
@@ -62,6 +63,7 @@ class Tokenizer:
         )
         self._always_split = self._literals(TokenType.USER_DEFINED)
         self._specials_split = self._literals(TokenType.USER_DEFINED, *_SPECIAL)
+        self._swallows_before, self._swallows_after = frozenset(vocabulary.lstrip_ids), frozenset(vocabulary.rstrip_ids)
         self._splitters: dict[bool, re.Pattern[str] | None] = {}
 
     def __len__(self) -> int:
@@ -157,10 +159,16 @@ class Tokenizer:
         pattern = self._splitters[parse_special]
         start = 0
         for match in pattern.finditer(text) if pattern else ():
-            if match.start() > start:
-                yield text[start : match.start()]
-            yield self._specials_split[match.group()]
-            start = match.end()
+            token_id = self._specials_split[match.group()]
+            before, start = text[start : match.start()], match.end()
+            if token_id in self._swallows_before:
+                before = before.rstrip()
+            if token_id in self._swallows_after:
+                spaces = _SPACES.match(text, start)
+                start = spaces.end() if spaces else start
+            if before:
+                yield before
+            yield token_id
         if start < len(text):
             yield text[start:]
 

@@ -38,6 +38,7 @@ class Vocabulary:
     chat_template: jinja source or None.
     space_prefix: SentencePiece only; llama.cpp knows "always" alone.
     normalization: applied to ordinary text before it is cut; llama.cpp knows none.
+    lstrip_ids, rstrip_ids: special tokens that swallow the spaces before or after them; llama.cpp knows none.
     lowercase: WordPiece only: text is lower-cased and loses its accents.
     """
 
@@ -63,3 +64,5 @@ class Vocabulary:
     lowercase: bool = True
     space_prefix: SpacePrefix = "always"
     normalization: Normalization = ""
+    lstrip_ids: tuple[int, ...] = ()
+    rstrip_ids: tuple[int, ...] = ()
