@@ -5,7 +5,7 @@
 // src/lilliput/methods/searched_scales.py.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 

@@ -4,6 +4,7 @@
 // so that the bytes are the same.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <limits>
 
