@@ -153,7 +153,7 @@ lilliput::kernels::EncodeRows row_encoder(const std::string& name, const std::st
 
 EncodedBytes encode(const std::string& name, const Matrix& weight,
                     std::optional<nb::ndarray<const float, nb::ndim<1>, nb::c_contig>> importance,
-                    int threads, const std::string& isa) {
+                    float mean_square_share, int threads, const std::string& isa) {
   const auto encode_rows = row_encoder(name, isa);
   const FormatTraits& format = lilliput::formats::traits(format_by_name(name));
   const auto rows = static_cast<std::int64_t>(weight.shape(0));
@@ -173,8 +173,9 @@ EncodedBytes encode(const std::string& name, const Matrix& weight,
   {
     nb::gil_scoped_release release;
     in_parallel(rows, threads, [&](std::int64_t begin, std::int64_t end) {
-      encode_rows(weight.data() + begin * columns, importance ? importance->data() : nullptr,
-                  end - begin, columns, blocks.get() + begin * row_bytes);
+      encode_rows({weight.data() + begin * columns, importance ? importance->data() : nullptr,
+                   end - begin, columns, mean_square_share},
+                  blocks.get() + begin * row_bytes);
     });
   }
   std::uint8_t* data = blocks.release();
@@ -218,10 +219,12 @@ void bind_formats(nb::module_& module) {
              "exact_input keeps x in float32 where int8 activations are the rule. For tests and "
              "benchmarks.");
   module.def("encoders", &encoders, "Names of the number formats that the native core encodes.");
-  module.def("encode", &encode, "name"_a, "weight"_a, "importance"_a = nb::none(), "threads"_a = 1,
-             "isa"_a = "",
+  module.def("encode", &encode, "name"_a, "weight"_a, "importance"_a = nb::none(),
+             "mean_square_share"_a = 2.0f, "threads"_a = 1, "isa"_a = "",
              "Search scales and codes of weight [rows, columns] float32: uint8 [rows, row_bytes]. "
-             "importance: relative importance [columns] float32 or None. isa: instruction set, "
+             "importance: relative importance [columns] float32 or None. Squared errors weigh "
+             "importance * "
+             "sqrt(mean_square_share * mean square of the row + weight^2). isa: instruction set, "
              "empty for the best. The bytes depend on neither threads nor instruction set.");
   module.def("probe_dots", &probe_dots, "isa"_a, "iterations"_a,
              "Run int8 dot products on registers alone; the number of operations done.");

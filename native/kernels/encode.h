@@ -9,10 +9,18 @@
 
 namespace lilliput::kernels {
 
-// Encodes `rows` rows of `columns` finite weights, a multiple of the format's block and of 32.
-// importance: relative importance of each column (mean about 1), or null for plain squared error.
-using EncodeRows = void (*)(const float* weights, const float* importance, std::int64_t rows,
-                            std::int64_t columns, std::uint8_t* blocks);
+// Finite weights [rows, columns]; columns is a multiple of the format's block and of 32.
+// importance: relative importance of each column (mean about 1), or null.
+// Squared errors weigh importance * sqrt(mean_square_share * mean square of the row + weight^2).
+struct RowsToEncode {
+  const float* weights;
+  const float* importance;
+  std::int64_t rows;
+  std::int64_t columns;
+  float mean_square_share;
+};
+
+using EncodeRows = void (*)(const RowsToEncode& rows, std::uint8_t* blocks);
 
 // The encoder of a format; null where there is none.
 EncodeRows row_encoder(formats::FormatId format, Isa isa);

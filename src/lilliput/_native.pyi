@@ -11,6 +11,7 @@ def encode(
     name: str,
     weight: NDArray[np.float32],
     importance: NDArray[np.float32] | None = None,
+    mean_square_share: float = 2.0,
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[np.uint8]: ...

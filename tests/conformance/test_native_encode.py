@@ -12,7 +12,7 @@ import pytest
 from lilliput import _native
 from lilliput.arrays import FloatArray
 from lilliput.formats import FORMATS
-from lilliput.methods.searched_scales import encode_with_arrays, relative_importance
+from lilliput.methods.searched_scales import encode_with_arrays, mean_square_share, relative_importance
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -40,13 +40,14 @@ def test_native_encoder_gives_the_bytes_of_the_array_code(name: str, isa: str) -
     importance = np.exp(1.5 * np.random.RandomState(2).standard_normal(1280)).astype(np.float32)
     for relative in (None, relative_importance(importance)):
         expected = encode_with_arrays(FORMATS[name], weight, relative)["blocks"]
-        np.testing.assert_array_equal(_native.encode(name, weight, relative, 1, isa), expected)
+        share = mean_square_share(FORMATS[name])
+        np.testing.assert_array_equal(_native.encode(name, weight, relative, share, 1, isa), expected)
 
 
 @pytest.mark.parametrize("name", _native.encoders())
 def test_native_encoder_does_not_depend_on_threads(name: str) -> None:
     weight = unkind_rows(512)
-    np.testing.assert_array_equal(_native.encode(name, weight, None, 3), _native.encode(name, weight, None, 1))
+    np.testing.assert_array_equal(_native.encode(name, weight, threads=3), _native.encode(name, weight))
 
 
 def test_every_format_with_scales_that_encodes_has_a_native_encoder() -> None:

@@ -73,20 +73,20 @@ inline constexpr int kNeighbours[8][2] = {{1, 0}, {-1, 0},  {0, 1},  {0, -1},
 // One row and the working memory of its search, reused from row to row.
 class RowSearch {
  public:
-  // importance: relative importance of each column, or null.
-  void set_row(const float* weights, const float* importance, std::int64_t columns) {
+  // importance: relative importance of each column, or null; see kernels/encode.h.
+  void set_row(const float* weights, const float* importance, std::int64_t columns,
+               float mean_square_share) {
     columns_ = columns;
     x_.resize(columns);
+    w_.resize(columns);
+    codes_.resize(columns);
     for (std::int64_t c = 0; c < columns; ++c)
       x_[c] = std::min(std::max(weights[c], -kHuge), kHuge);
-    has_weights_ = importance != nullptr;
-    if (has_weights_) {
-      w_.resize(columns);
-      const float twice = 2.0f * mean_square();
-      for (std::int64_t c = 0; c < columns; ++c)
-        w_[c] = importance[c] * __builtin_sqrtf(twice + x_[c] * x_[c]);
+    const float share = mean_square_share * mean_square();
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const float root = __builtin_sqrtf(share + x_[c] * x_[c]);
+      w_[c] = importance != nullptr ? importance[c] * root : root;
     }
-    codes_.resize(columns);
   }
 
   template <typename Format>
@@ -123,7 +123,7 @@ class RowSearch {
     for (int lane = 0; lane < n; ++lane) {
       const std::int64_t start = (first + lane) * group;
       for (int j = 0; j < group; ++j) x[j * kLanes + lane] = x_[start + j];
-      for (int j = 0; j < group; ++j) w[j * kLanes + lane] = has_weights_ ? w_[start + j] : 1.0f;
+      for (int j = 0; j < group; ++j) w[j * kLanes + lane] = w_[start + j];
     }
     for (int j = 0; j < group; ++j) {
       lanes.x[j] = simd::load(x + j * kLanes);
@@ -385,7 +385,6 @@ class RowSearch {
   }
 
   std::int64_t columns_ = 0;
-  bool has_weights_ = false;
   std::vector<float> x_, w_;
   std::vector<std::uint8_t> codes_;
   // Per group, padded to whole lanes.

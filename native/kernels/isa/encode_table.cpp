@@ -7,13 +7,13 @@ namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
 template <typename Format>
-void encode_rows(const float* weights, const float* importance, std::int64_t rows,
-                 std::int64_t columns, std::uint8_t* blocks) {
+void encode_rows(const RowsToEncode& rows, std::uint8_t* blocks) {
   const std::int64_t row_bytes =
-      columns / Format::block_size * static_cast<std::int64_t>(sizeof(typename Format::Block));
+      rows.columns / Format::block_size * static_cast<std::int64_t>(sizeof(typename Format::Block));
   formats::RowSearch search;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    search.set_row(weights + row * columns, importance, columns);
+  for (std::int64_t row = 0; row < rows.rows; ++row) {
+    search.set_row(rows.weights + row * rows.columns, rows.importance, rows.columns,
+                   rows.mean_square_share);
     search.template encode<Format>(blocks + row * row_bytes);
   }
 }

@@ -30,7 +30,7 @@ class Q4_1(ScaleAndMinimum):
     last_code = 15
     # Dense where the range just fits, as llama.cpp's search is; sparse beyond, where clipping pays.
     candidates = finest_first(
-        [LineCandidate(stretch) for stretch in (*steps(0.7, 0.92, 8), *steps(0.94, 1.06, 33), *steps(1.08, 1.3, 8))]
+        [LineCandidate(stretch) for stretch in (*steps(0.7, 0.9, 6), *steps(0.92, 1.08, 49), *steps(1.1, 1.3, 6))]
     )
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:

@@ -35,7 +35,7 @@ class Q4_K(ScaledScalesAndMinimums):
     last_code = 15
     # Dense where the range just fits, as llama.cpp's search is; sparse beyond, where clipping pays.
     candidates = finest_first(
-        [LineCandidate(stretch) for stretch in (*steps(0.7, 0.92, 8), *steps(0.94, 1.06, 17), *steps(1.08, 1.3, 8))]
+        [LineCandidate(stretch) for stretch in (*steps(0.7, 0.9, 6), *steps(0.92, 1.08, 25), *steps(1.1, 1.3, 6))]
     )
     last_parameter_code = 63
 
