@@ -11,7 +11,7 @@ namespace {
 // From so many rows on, elementwise work outweighs waking the other threads (about 2 µs).
 constexpr std::int64_t kRowsWorthSharing = 8;
 // Below so many multiplications a linear ends sooner on one thread (about 10 µs).
-constexpr std::int64_t kMultiplicationsWorthSharing = 100'000;
+constexpr std::int64_t kMultiplicationsWorthSharing = 300'000;
 // Chunks per thread of a linear: the last one ends within the pool's spinning time (decode of 1B:
 // 20-40 µs).
 constexpr std::int64_t kChunksPerThread = 16;
