@@ -88,8 +88,21 @@ def result_row(item: dict) -> str:
     return f"| {item['name']} | {size:.2f} MB | {bits:.3f} | {kl} | {same_top:.2f} % | {item['ppl']:.3f} |"
 
 
+def encoders_table() -> str:
+    """Squared error of our encoders over llama-quantize's: the worst tensor of each format."""
+    path = RESULTS / "encoders.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    measures = ("plain_ratio", "imatrix_ratio", "imatrix_row_ratio")
+    rows = ["| format | without imatrix | by imatrix | by imatrix * sqrt(s + x^2) |", "|---|--:|--:|--:|"]
+    for name in dict.fromkeys(line["format"] for line in lines):
+        worst = (max(line[measure] for line in lines if line["format"] == name) for measure in measures)
+        rows.append(f"| {name.upper()} | {' | '.join(f'{ratio:.3f}' for ratio in worst)} |")
+    return "\n".join(rows)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "formats_table": formats_table, "families_table": families_table, "commands": commands, "results": results,
+    "encoders_table": encoders_table,
     "presets_table": presets_table,
 }  # fmt: skip
 
