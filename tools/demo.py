@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +18,14 @@ LILLIPUT = Path(sys.executable).parent / "lilliput"
 PRESET = "Q4_K_M"
 PROMPT = "# Summary\n\nThis document describes"
 COMPARED = ("Q8_0", "Q6_K", PRESET, "Q3_K_M", "Q2_K")
-HELD_OUT = Path(__file__).resolve().parent.parent / "benchmarks" / "data" / "documentation.txt"
+HELD_OUT = ROOT / "benchmarks" / "data" / "documentation.txt"
 
 
-def lilliput(*words: str | Path, quiet: bool = False) -> str:
-    """Run one command, showing it first; stop the demo if it fails. Returns its stdout."""
+def lilliput(folder: Path, *words: str | Path, quiet: bool = False) -> str:
+    """Run one command in `folder`, showing it first; stop the demo if it fails. Returns its stdout."""
     shown = " ".join(str(word) if " " not in str(word) and "\n" not in str(word) else repr(str(word)) for word in words)
     print(f"\n$ lilliput {shown}", flush=True)
-    done = subprocess.run([LILLIPUT, *map(str, words)], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([LILLIPUT, *map(str, words)], cwd=folder, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise SystemExit(f"demo: `lilliput {words[0]}` failed with exit code {done.returncode}")
     if not quiet:
@@ -41,17 +42,18 @@ def main() -> None:
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     model = gulliver()
-    statistics = folder / "gulliver-statistics.safetensors"
+    statistics = "gulliver-statistics.safetensors"
+    shutil.copyfile(model / "sample.txt", folder / "sample.txt")
+    shutil.copyfile(HELD_OUT, folder / HELD_OUT.name)
 
-    lilliput("plan", "gulliver", "--to", PRESET, "--text", model / "sample.txt")
-    lilliput("calibrate", "gulliver", "--text", model / "sample.txt", "-o", statistics, "--force")
-    files = []
-    for preset in COMPARED:
-        files.append(folder / f"gulliver-{preset}.gguf")
-        lilliput("quantize", "gulliver", "--to", preset, "--statistics", statistics, "-o", files[-1], "--force")
-    target = folder / f"gulliver-{PRESET}.gguf"
-    lilliput("run", target, "--prompt", PROMPT, "--max-tokens", "64", "--temperature", "0")
-    report = json.loads(lilliput("eval", "gulliver", *files, "--text", HELD_OUT, "--json", quiet=True))
+    lilliput(folder, "plan", "gulliver", "--to", PRESET, "--text", "sample.txt")
+    lilliput(folder, "calibrate", "gulliver", "--text", "sample.txt", "-o", statistics, "--force")
+    files = [f"gulliver-{preset}.gguf" for preset in COMPARED]
+    for preset, file in zip(COMPARED, files, strict=True):
+        lilliput(folder, "quantize", "gulliver", "--to", preset, "--statistics", statistics, "-o", file, "--force")
+    words = ("run", f"gulliver-{PRESET}.gguf", "--prompt", PROMPT, "--max-tokens", "64", "--temperature", "0")
+    lilliput(folder, *words)
+    report = json.loads(lilliput(folder, "eval", "gulliver", *files, "--text", HELD_OUT.name, "--json", quiet=True))
     print_report(model, report)
     if options.record:
         record(model, report)
