@@ -122,6 +122,14 @@ def test_metaspace_puts_its_space_where_the_original_does(tmp_path: Path, scheme
     assert vocabulary_from_metadata(metadata_from_vocabulary(vocabulary)) == vocabulary
 
 
+def test_a_byte_level_tokenizer_that_puts_a_space_before_text_does_so_here_too(tmp_path: Path) -> None:
+    huggingface = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True))
+    vocabulary = load_vocabulary(write_folder(tmp_path, huggingface, bos_token="<|begin|>"))
+    assert (vocabulary.pre, vocabulary.add_space_prefix) == ("gpt-2", True)
+    assert check_vocabulary(tmp_path, vocabulary).warning() is None
+    assert vocabulary_from_metadata(metadata_from_vocabulary(vocabulary)) == vocabulary
+
+
 @pytest.mark.parametrize("prefix", [True, False])
 def test_sentencepiece_bpe_in_a_tokenizer_json_keeps_its_ids(tmp_path: Path, prefix: bool) -> None:
     folder = write_folder(tmp_path, sentencepiece_like(prefix=prefix), bos_token="<s>", eos_token="</s>")

@@ -79,7 +79,7 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         merges=_strings(metadata, "merges"),
         add_bos_token=_flag(metadata, "add_bos_token", kind != "gpt2" or adds_bos_by_default(pre)),
         add_eos_token=_flag(metadata, "add_eos_token", False),
-        add_space_prefix=_flag(metadata, "add_space_prefix", kind == "llama"),
+        add_space_prefix=_flag(metadata, "add_space_prefix", kind == "llama" or SPACE_PREFIX_KEY in metadata),
         remove_extra_whitespaces=_flag(metadata, "remove_extra_whitespaces", False),
         chat_template=str(template) if template is not None else None,
         lowercase=_flag(metadata, "normalizer.lowercase", True),
@@ -87,7 +87,7 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         normalization=_one_of(metadata, NORMALIZATION_KEY, NORMALIZATIONS),
         lstrip_ids=_id_list(metadata, LSTRIP_KEY),
         rstrip_ids=_id_list(metadata, RSTRIP_KEY),
-        **_ids(metadata, kind, len(tokens)),
+        **_ids(metadata, kind, types, len(tokens)),
     )
 
 
@@ -125,11 +125,17 @@ def metadata_from_vocabulary(vocabulary: Vocabulary) -> dict[str, Value]:
     return metadata
 
 
-def _ids(metadata: Mapping[str, object], model: str, size: int) -> dict[str, int | None]:
-    """Ids of special tokens; one outside the vocabulary counts as absent, as in llama.cpp."""
+def _ids(metadata: Mapping[str, object], model: str, types: tuple[float, ...], size: int) -> dict[str, int | None]:
+    """Ids of special tokens; one outside the vocabulary counts as absent, as in llama.cpp.
+
+    Where no key names an id, llama.cpp's default stands only if that token is not ordinary text: taking the comma, 11
+    in many vocabularies, for the end would cut replies short.
+    """
     found: dict[str, int | None] = {}
     for field, key in ID_KEYS.items():
         default = _DEFAULT_IDS[model].get(field)
+        if default is not None and default < len(types) and types[default] == TokenType.NORMAL:
+            default = None
         value = metadata.get(f"tokenizer.ggml.{key}", default)
         valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
         found[field] = int(value) if valid and isinstance(value, int) else None

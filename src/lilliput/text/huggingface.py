@@ -15,6 +15,7 @@ from lilliput.architectures.architecture import Json
 from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import build_core
 from lilliput.text.pre_tokenizers import pre_tokenizer
+from lilliput.text.probes import PROBES
 from lilliput.text.recognition import recognize
 from lilliput.text.sentencepiece_bpe import SPACE
 from lilliput.text.sentencepiece_model import parse_sentencepiece_model
@@ -154,8 +155,12 @@ def _byte_level(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -
     merges = tuple(" ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merges(model))
     unnamed = Vocabulary("gpt2", "gpt-2", tokens, types, merges=merges, add_space_prefix=False)
     core = build_core(unnamed, pre_tokenizer("gpt-2"))
-    recognition = recognize(huggingface, core, ignores_merges=bool(model.get("ignore_merges")))
-    return replace(unnamed, pre=recognition.name)
+    prefixes = _prefixes_space(huggingface, "a", "\u0120")
+    # Rules are compared beyond the space that the original puts before a text.
+    probes = tuple(" " + text.lstrip(" ") for text in PROBES) if prefixes else PROBES
+    recognition = recognize(huggingface, core, ignores_merges=bool(model.get("ignore_merges")), probes=probes)
+    named = replace(unnamed, pre=recognition.name)
+    return replace(named, add_space_prefix=True, space_prefix="unless_present") if prefixes else named
 
 
 def _sentencepiece_bpe(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -> Vocabulary:

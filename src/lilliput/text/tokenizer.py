@@ -126,14 +126,15 @@ class Tokenizer:
         return token_id in self._hidden
 
     def _prepared(self, text: str, is_first: bool, after_special: bool) -> str:
-        """Ordinary text as the model was trained on it: normalized, with the space that SentencePiece puts before."""
+        """Ordinary text as the model was trained on it: normalized, with the space that goes before it."""
         vocabulary = self.vocabulary
         if vocabulary.normalization:
             text = unicodedata.normalize(vocabulary.normalization, text)
-        if vocabulary.model != "llama" or not vocabulary.add_space_prefix:
+        if vocabulary.model == "bert" or not vocabulary.add_space_prefix:
             return text
         if vocabulary.space_prefix == "always":
-            return " " + text if after_special else text
+            # llama.cpp heeds this key for SentencePiece alone.
+            return " " + text if after_special and vocabulary.model == "llama" else text
         wanted = is_first if vocabulary.space_prefix == "first_unless_present" else after_special
         return " " + text if wanted and not text.startswith((" ", SPACE)) else text
 

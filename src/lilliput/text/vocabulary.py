@@ -36,7 +36,7 @@ class Vocabulary:
     scores: [vocab] or empty.  token_types: [vocab].  merges: "left right", best first.
     *_token_id: None where the model has none.
     chat_template: jinja source or None.
-    space_prefix: SentencePiece only; llama.cpp knows "always" alone.
+    space_prefix: llama.cpp knows "always" alone, and only for SentencePiece.
     normalization: applied to ordinary text before it is cut; llama.cpp knows none.
     lstrip_ids, rstrip_ids: special tokens that swallow the spaces before or after them; llama.cpp knows none.
     lowercase: WordPiece only: text is lower-cased and loses its accents.
