@@ -16,6 +16,7 @@ from lilliput.arrays import DoubleArray, FloatArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import FormatError
 from lilliput.formats import BlockFormat, Planes
+from lilliput.formats.f16 import count_overflows
 from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
 from lilliput.recipes.ledger import LedgerEntry, entry_for
@@ -24,7 +25,6 @@ from lilliput.records import QuantizedTensor, Statistics, TensorPlan
 
 # 16 MB of float32 a slab: large enough to keep every thread busy, small beside any model's own tensors.
 SLAB_WEIGHTS = 1 << 22
-F16_LARGEST = 65504.0
 
 
 def quantized_tensors(
@@ -83,7 +83,7 @@ def _quantize_slab(weight: FloatArray, row: TensorPlan, work: _Work, threads: in
     planes = METHODS[row.method].quantize(row.format, weight, work.importance, threads=threads)
     residual = decode(row.format, planes, weight.shape[1], threads=threads) - weight
     if row.format.name == "f16":
-        work.overflows += int(np.count_nonzero(np.abs(weight) > F16_LARGEST))
+        work.overflows += count_overflows(weight)
         residual[~np.isfinite(residual)] = 0.0
     work.error += np.square(residual, out=residual).sum(axis=0, dtype=np.float64)
     work.energy += np.square(weight).sum(axis=0, dtype=np.float64)
