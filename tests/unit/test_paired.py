@@ -74,3 +74,11 @@ def test_the_interval_covers_the_true_ratio_as_often_as_it_says(chunks: int, run
         covered += result.low <= 0.9 <= result.high
     # 95 % within 3 standard errors of a binomial count.
     assert abs(covered / runs - 0.95) < 3.0 * math.sqrt(0.95 * 0.05 / runs)
+
+
+def test_a_file_without_divergence_gives_no_invented_bounds() -> None:
+    lossy, exact = np.full((10, 5), 1e-6), np.zeros((10, 5))
+    found = paired_ratio("lossy", "exact", lossy, exact)
+    assert (found.low, found.kld_ratio, found.high) == (np.inf, np.inf, np.inf)
+    assert found.verdict == "exact is closer to the original than lossy"
+    assert paired_ratio("exact", "lossy", exact, lossy).high == 0.0

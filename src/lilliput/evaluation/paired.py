@@ -55,6 +55,9 @@ def paired_ratio(a: str, b: str, kld_a: DoubleArray, kld_b: DoubleArray, *, seed
     ratio = _ratio(float(sums_a.sum()), float(sums_b.sum()))
     if np.array_equal(kld_a, kld_b):
         return PairedRatio(a, b, 1.0, 1.0, 1.0, chunks)
+    if not kld_a.any() or not kld_b.any():
+        # One of them is the original, bit for bit: 0 or infinity whichever chunks are drawn.
+        return PairedRatio(a, b, ratio, ratio, ratio, chunks)
     if chunks < FEWEST_CHUNKS:
         return PairedRatio(a, b, ratio, math.nan, math.nan, chunks)
     # Drawing chunks with replacement is drawing how often each occurs.
