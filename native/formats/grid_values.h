@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "simd/simd.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -25,13 +26,9 @@ inline void shifted_grid_values(std::uint64_t grid, float shift, float scale, fl
   }
 }
 
-// The same as bytes: byte i of the result is the int8 (bit i of signs ? -1 : 1) * byte i of grid,
-// which is 1..127.
-inline std::uint64_t signed_grid(std::uint64_t grid, std::uint8_t signs) {
-  constexpr std::uint64_t kOnes = 0x0101010101010101;
-  const std::uint64_t bit = signs * kOnes & 0x8040201008040201;
-  const std::uint64_t is_negative = ((bit + 0x7f * kOnes) | bit) >> 7 & kOnes;
-  return (grid ^ is_negative * 255) + is_negative;
+// The 64 codes of 8 codebook entries, byte 8 j + i negated where bit i of byte j of signs is set.
+inline simd::Codes signed_grid_codes(const std::uint64_t (&grid)[8], std::uint64_t signs) {
+  return simd::signed_codes(simd::negate_where(simd::word_codes(grid), signs));
 }
 
 // Byte i: 8 * (level + 1) + (is_negative ? 0 : 2) for the signed levels -1, 0, 1 in grid.

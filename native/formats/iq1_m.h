@@ -54,20 +54,23 @@ struct iq1_m {
   static constexpr bool has_minimum = false;
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
+    // Codes are 8 * level + 9 + 8 * shift, so that weight = scale / 8 * (code - 9).
     simd::Segment segment;
-    // codes are 8 * level + 9 + 8 * shift, so that weight = scale / 8 * (code - 9)
-    std::uint64_t words[32];
     float scales[16];
     const float scale = half_to_float(block_scale(*block));
-    for (int group = 0; group < 16; ++group) {
-      const int code = block->scales[group / 4] >> (3 * (group % 4)) & 7;
-      scales[group] = scale * static_cast<float>(2 * code + 1) * 0.125f;
-      for (int j = 2 * group; j < 2 * group + 2; ++j) {
-        const int high = block->indices_high[group] >> (4 * (j % 2));
-        words[j] = shifted_grid(kIq1Grid[block->indices_low[j] | (high & 7) << 8], (high & 8) != 0);
+    for (int part = 0; part < 4; ++part) {
+      std::uint64_t codes[8];
+      for (int j = 0; j < 8; ++j) {
+        const int high = block->indices_high[4 * part + j / 2] >> (4 * (j % 2));
+        codes[j] = shifted_grid(kIq1Grid[block->indices_low[8 * part + j] | (high & 7) << 8],
+                                (high & 8) != 0);
+      }
+      segment.codes[part] = simd::word_codes(codes);
+      for (int group = 0; group < 4; ++group) {
+        scales[4 * part + group] =
+            scale * static_cast<float>(2 * (block->scales[part] >> (3 * group) & 7) + 1) * 0.125f;
       }
     }
-    for (int part = 0; part < 4; ++part) segment.codes[part] = simd::load_codes(words + 8 * part);
     segment.scale = simd::load_groups(scales);
     return segment;
   }

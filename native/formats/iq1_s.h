@@ -48,21 +48,23 @@ struct iq1_s {
   static constexpr bool has_minimum = false;
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
+    // Codes are 8 * level + 9 + 8 * shift, so that weight = scale / 8 * (code - 9).
     simd::Segment segment;
-    // codes are 8 * level + 9 + 8 * shift, so that weight = scale / 8 * (code - 9)
-    std::uint64_t words[32];
     float scales[8];
     const float scale = half_to_float(block->scale);
-    for (int group = 0; group < 8; ++group) {
-      const std::uint32_t word = block->groups[group];
-      scales[group] = scale * static_cast<float>(2 * (word >> 12 & 7) + 1) * 0.125f;
-      for (int j = 0; j < 4; ++j) {
-        const std::uint64_t grid =
-            kIq1Grid[block->indices_low[4 * group + j] | (word >> (3 * j) & 7) << 8];
-        words[4 * group + j] = shifted_grid(grid, (word & 0x8000u) != 0);
+    for (int part = 0; part < 4; ++part) {
+      std::uint64_t codes[8];
+      for (int j = 0; j < 8; ++j) {
+        const int group = 2 * part + j / 4;
+        const std::uint32_t word = block->groups[group];
+        const int high = static_cast<int>(word >> (3 * (j % 4)) & 7) << 8;
+        codes[j] =
+            shifted_grid(kIq1Grid[block->indices_low[8 * part + j] | high], (word & 0x8000u) != 0);
+        if (j % 4 == 0)
+          scales[group] = scale * static_cast<float>(2 * (word >> 12 & 7) + 1) * 0.125f;
       }
+      segment.codes[part] = simd::word_codes(codes);
     }
-    for (int part = 0; part < 4; ++part) segment.codes[part] = simd::load_codes(words + 8 * part);
     segment.scale = simd::load_groups_twice(scales);
     return segment;
   }

@@ -50,20 +50,16 @@ struct iq2_s {
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
-    std::uint64_t words[32];
-    float scales[16];
-    const float scale = half_to_float(block->scale);
-    for (int group = 0; group < 16; ++group) {
-      const int code = block->scale_codes[group / 2] >> (4 * (group % 2)) & 15;
-      scales[group] = scale * (0.5f + static_cast<float>(code)) * 0.25f;
+    for (int part = 0; part < 4; ++part) {
+      const int high = block->indices_high[2 * part] | block->indices_high[2 * part + 1] << 8;
+      std::uint64_t grid[8];
+      for (int j = 0; j < 8; ++j) {
+        grid[j] = kIq2SGrid[block->indices_low[8 * part + j] | (high >> (2 * j) & 3) << 8];
+      }
+      segment.codes[part] = signed_grid_codes(grid, load<std::uint64_t>(block->signs + 8 * part));
     }
-    for (int j = 0; j < 32; ++j) {
-      const int high = block->indices_high[j / 4] >> (2 * (j % 4)) & 3;
-      words[j] = signed_grid(kIq2SGrid[block->indices_low[j] | high << 8], block->signs[j]);
-    }
-    for (int part = 0; part < 4; ++part)
-      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
-    segment.scale = simd::load_groups(scales);
+    const simd::Groups codes = simd::nibble_groups(load<std::uint64_t>(block->scale_codes));
+    segment.scale = (codes - -0.5f) * half_to_float(block->scale) * 0.25f;
     return segment;
   }
 };

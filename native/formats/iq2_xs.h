@@ -47,19 +47,18 @@ struct iq2_xs {
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
-    std::uint64_t words[32];
-    float scales[16];
-    const float scale = half_to_float(block->scale);
-    for (int group = 0; group < 16; ++group) {
-      const int code = block->scale_codes[group / 2] >> (4 * (group % 2)) & 15;
-      scales[group] = scale * (0.5f + static_cast<float>(code)) * 0.25f;
+    for (int part = 0; part < 4; ++part) {
+      std::uint64_t grid[8];
+      std::uint64_t signs = 0;
+      for (int j = 0; j < 8; ++j) {
+        const std::uint16_t code = block->codes[8 * part + j];
+        grid[j] = kIq2XsGrid[code & 511];
+        signs |= std::uint64_t{kSignParity[code >> 9]} << (8 * j);
+      }
+      segment.codes[part] = signed_grid_codes(grid, signs);
     }
-    for (int j = 0; j < 32; ++j) {
-      words[j] = signed_grid(kIq2XsGrid[block->codes[j] & 511], kSignParity[block->codes[j] >> 9]);
-    }
-    for (int part = 0; part < 4; ++part)
-      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
-    segment.scale = simd::load_groups(scales);
+    const simd::Groups codes = simd::nibble_groups(load<std::uint64_t>(block->scale_codes));
+    segment.scale = (codes - -0.5f) * half_to_float(block->scale) * 0.25f;
     return segment;
   }
 };

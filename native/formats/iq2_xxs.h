@@ -48,21 +48,21 @@ struct iq2_xxs {
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
-    std::uint64_t words[32];
-    float scales[8];
-    const float scale = half_to_float(block->scale);
-    for (int group = 0; group < 8; ++group) {
-      const std::uint32_t indices = block->words[2 * group];
-      const std::uint32_t signs = block->words[2 * group + 1];
-      scales[group] = scale * (0.5f + static_cast<float>(signs >> 28)) * 0.25f;
-      for (int j = 0; j < 4; ++j) {
-        words[4 * group + j] =
-            signed_grid(kIq2XxsGrid[indices >> (8 * j) & 255], kSignParity[signs >> (7 * j) & 127]);
+    std::uint64_t scale_codes = 0;
+    for (int part = 0; part < 4; ++part) {
+      std::uint64_t grid[8];
+      std::uint64_t signs = 0;
+      for (int j = 0; j < 8; ++j) {
+        const int group = 2 * part + j / 4;
+        const std::uint32_t word = block->words[2 * group + 1];
+        grid[j] = kIq2XxsGrid[block->words[2 * group] >> (8 * (j % 4)) & 255];
+        signs |= std::uint64_t{kSignParity[word >> (7 * (j % 4)) & 127]} << (8 * j);
+        if (j % 4 == 0) scale_codes |= static_cast<std::uint64_t>(word >> 28) << (4 * group);
       }
+      segment.codes[part] = signed_grid_codes(grid, signs);
     }
-    for (int part = 0; part < 4; ++part)
-      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
-    segment.scale = simd::load_groups_twice(scales);
+    const simd::Groups codes = simd::nibble_groups(scale_codes | scale_codes << 32);
+    segment.scale = (codes - -0.5f) * half_to_float(block->scale) * 0.25f;
     return segment;
   }
 };

@@ -53,23 +53,20 @@ struct iq3_s {
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
-    std::uint64_t words[32];
-    float scales[8];
-    const float scale = half_to_float(block->scale);
-    for (int group = 0; group < 8; ++group) {
-      const int code = block->scale_codes[group / 2] >> (4 * (group % 2)) & 15;
-      scales[group] = scale * static_cast<float>(1 + 2 * code);
-      for (int j = 0; j < 4; ++j) {
-        const int pair = 8 * group + 2 * j;
-        const int high = block->indices_high[group] >> (2 * j);
-        const std::uint64_t first = kIq3SGrid[block->indices_low[pair] | (high & 1) << 8];
-        const std::uint64_t second = kIq3SGrid[block->indices_low[pair + 1] | (high >> 1 & 1) << 8];
-        words[4 * group + j] = signed_grid(first | second << 32, block->signs[4 * group + j]);
+    for (int part = 0; part < 4; ++part) {
+      const int high = block->indices_high[2 * part] | block->indices_high[2 * part + 1] << 8;
+      std::uint64_t grid[8];
+      for (int j = 0; j < 8; ++j) {
+        const std::uint8_t* low = block->indices_low + 16 * part + 2 * j;
+        const std::uint64_t first = kIq3SGrid[low[0] | (high >> (2 * j) & 1) << 8];
+        const std::uint64_t second = kIq3SGrid[low[1] | (high >> (2 * j + 1) & 1) << 8];
+        grid[j] = first | second << 32;
       }
+      segment.codes[part] = signed_grid_codes(grid, load<std::uint64_t>(block->signs + 8 * part));
     }
-    for (int part = 0; part < 4; ++part)
-      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
-    segment.scale = simd::load_groups_twice(scales);
+    const auto scale_codes = std::uint64_t{load<std::uint32_t>(block->scale_codes)};
+    const simd::Groups codes = simd::nibble_groups(scale_codes | scale_codes << 32);
+    segment.scale = (codes * 2.0f - -1.0f) * half_to_float(block->scale);
     return segment;
   }
 };

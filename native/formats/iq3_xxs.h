@@ -51,22 +51,22 @@ struct iq3_xxs {
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
-    std::uint64_t words[32];
-    float scales[8];
-    const float scale = half_to_float(block->scale);
-    for (int group = 0; group < 8; ++group) {
-      const std::uint32_t signs = block->signs[group];
-      scales[group] = scale * (0.5f + static_cast<float>(signs >> 28)) * 0.5f;
-      for (int j = 0; j < 4; ++j) {
-        const std::uint8_t* index = block->indices + 8 * group + 2 * j;
-        const std::uint64_t grid =
-            kIq3XxsGrid[index[0]] | static_cast<std::uint64_t>(kIq3XxsGrid[index[1]]) << 32;
-        words[4 * group + j] = signed_grid(grid, kSignParity[signs >> (7 * j) & 127]);
+    std::uint64_t scale_codes = 0;
+    for (int part = 0; part < 4; ++part) {
+      std::uint64_t grid[8];
+      std::uint64_t signs = 0;
+      for (int j = 0; j < 8; ++j) {
+        const int group = 2 * part + j / 4;
+        const std::uint32_t word = block->signs[group];
+        const std::uint8_t* index = block->indices + 16 * part + 2 * j;
+        grid[j] = kIq3XxsGrid[index[0]] | std::uint64_t{kIq3XxsGrid[index[1]]} << 32;
+        signs |= std::uint64_t{kSignParity[word >> (7 * (j % 4)) & 127]} << (8 * j);
+        if (j % 4 == 0) scale_codes |= static_cast<std::uint64_t>(word >> 28) << (4 * group);
       }
+      segment.codes[part] = signed_grid_codes(grid, signs);
     }
-    for (int part = 0; part < 4; ++part)
-      segment.codes[part] = simd::signed_codes(simd::load_codes(words + 8 * part));
-    segment.scale = simd::load_groups_twice(scales);
+    const simd::Groups codes = simd::nibble_groups(scale_codes | scale_codes << 32);
+    segment.scale = (codes - -0.5f) * half_to_float(block->scale) * 0.5f;
     return segment;
   }
 };

@@ -34,6 +34,15 @@ struct iq4_xs {
     return (low | (block.scales_high >> (2 * group) & 3) << 4) - 32;
   }
 
+  // 16 times the two high bits of each group's code, for both halves of Groups.
+  static simd::Groups high_codes(std::uint16_t bits) {
+    std::uint64_t pairs = bits;  // spread to the low bits of 8 bytes
+    pairs = (pairs | pairs << 24) & 0x000000ff000000ff;
+    pairs = (pairs | pairs << 12) & 0x000f000f000f000f;
+    pairs = (pairs | pairs << 6) & 0x0303030303030303;
+    return simd::unsigned_groups(pairs << 4, pairs << 4);
+  }
+
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block.scale);
     for (int group = 0; group < 8; ++group) {
@@ -58,12 +67,10 @@ struct iq4_xs {
           simd::nibbles(block->codes + 32 * part, block->codes + 32 * part + 16);
       segment.codes[part] = simd::signed_codes(simd::look_up(kIq4NlValues, codes));
     }
-    std::uint64_t scale_codes = 0;
-    for (int group = 0; group < 8; ++group) {
-      scale_codes |= static_cast<std::uint64_t>(scale_code(*block, group) + 32) << (8 * group);
-    }
-    segment.scale =
-        (simd::unsigned_groups(scale_codes, scale_codes) - 32.0f) * half_to_float(block->scale);
+    const auto low = std::uint64_t{load<std::uint32_t>(block->scales_low)};
+    const simd::Groups codes =
+        simd::nibble_groups(low | low << 32) + high_codes(block->scales_high);
+    segment.scale = (codes - 32.0f) * half_to_float(block->scale);
     return segment;
   }
 };

@@ -61,7 +61,7 @@ struct nvfp4 {
         scales[4 * part + group] = half_scale(block[part].scales[group]);
       }
       segment.codes[part] =
-          simd::signed_codes(simd::look_up(kE2m1DoubledValues, simd::load_codes(words)));
+          simd::signed_codes(simd::look_up(kE2m1DoubledValues, simd::word_codes(words)));
     }
     segment.scale = simd::load_groups(scales);
     return segment;

@@ -153,6 +153,33 @@ inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {
   return codes;
 }
 
+// Eight bytes from each word.
+inline Codes word_codes(const std::uint64_t (&w)[8]) {
+  Codes codes;
+  for (int i = 0; i < 2; ++i) {
+    codes.part[i] = as_int(_mm256_set_epi64x(
+        static_cast<long long>(w[4 * i + 3]), static_cast<long long>(w[4 * i + 2]),
+        static_cast<long long>(w[4 * i + 1]), static_cast<long long>(w[4 * i])));
+  }
+  return codes;
+}
+// Code i: bit i of `bits` ? -code : code, as int8.
+inline Codes negate_where(Codes codes, std::uint64_t bits) {
+  const Codes mask = bit_bytes(bits, 255);
+  for (int i = 0; i < 2; ++i) {
+    const __m256i m = raw(mask.part[i]);
+    codes.part[i] = as_int(_mm256_sub_epi8(_mm256_xor_si256(raw(codes.part[i]), m), m));
+  }
+  return codes;
+}
+// Lane i: nibble i of the 16 in `nibbles`.
+inline Groups nibble_groups(std::uint64_t nibbles) {
+  const __m128i bytes = _mm_cvtsi64_si128(static_cast<long long>(nibbles));
+  const __m128i pairs =
+      _mm_and_si128(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)), _mm_set1_epi8(15));
+  return {{as_float(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(pairs))),
+           as_float(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(pairs, 8))))}};
+}
 inline Groups unsigned_groups(std::uint64_t low, std::uint64_t high) {
   const __m128i first = _mm_cvtsi64_si128(static_cast<long long>(low));
   const __m128i second = _mm_cvtsi64_si128(static_cast<long long>(high));

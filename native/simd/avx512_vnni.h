@@ -134,6 +134,25 @@ inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {
   return {as_int(_mm512_maskz_set1_epi8(bits, static_cast<char>(value)))};
 }
 
+// Eight bytes from each word.
+inline Codes word_codes(const std::uint64_t (&w)[8]) {
+  return {as_int(_mm512_set_epi64(static_cast<long long>(w[7]), static_cast<long long>(w[6]),
+                                  static_cast<long long>(w[5]), static_cast<long long>(w[4]),
+                                  static_cast<long long>(w[3]), static_cast<long long>(w[2]),
+                                  static_cast<long long>(w[1]), static_cast<long long>(w[0])))};
+}
+// Code i: bit i of `bits` ? -code : code, as int8.
+inline Codes negate_where(Codes codes, std::uint64_t bits) {
+  const __m512i c = raw(codes.part[0]);
+  return {as_int(_mm512_mask_sub_epi8(c, bits, _mm512_setzero_si512(), c))};
+}
+// Lane i: nibble i of the 16 in `nibbles`.
+inline Groups nibble_groups(std::uint64_t nibbles) {
+  const __m128i bytes = _mm_cvtsi64_si128(static_cast<long long>(nibbles));
+  const __m128i pairs = _mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4));
+  return {
+      as_float(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(pairs, _mm_set1_epi8(15)))))};
+}
 inline Groups unsigned_groups(std::uint64_t low, std::uint64_t high) {
   const __m128i bytes = _mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low));
   return {as_float(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)))};

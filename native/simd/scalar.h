@@ -147,6 +147,28 @@ inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {
   return codes;
 }
 
+// Eight bytes from each word.
+inline Codes word_codes(const std::uint64_t (&w)[8]) {
+  Codes codes;
+  std::memcpy(&codes, w, 64);
+  return codes;
+}
+// Code i: bit i of `bits` ? -code : code, as int8.
+inline Codes negate_where(Codes codes, std::uint64_t bits) {
+  std::int8_t bytes[64];
+  std::memcpy(bytes, &codes, 64);
+  for (int i = 0; i < 64; ++i)
+    bytes[i] = static_cast<std::int8_t>(bits >> i & 1 ? -bytes[i] : bytes[i]);
+  std::memcpy(&codes, bytes, 64);
+  return codes;
+}
+// Lane i: nibble i of the 16 in `nibbles`.
+inline Groups nibble_groups(std::uint64_t nibbles) {
+  Groups groups;
+  for (int i = 0; i < 16; ++i)
+    groups.part[i / 4][i % 4] = static_cast<float>(nibbles >> (4 * i) & 15);
+  return groups;
+}
 inline Groups unsigned_groups(std::uint64_t low, std::uint64_t high) {
   Groups groups;
   for (int i = 0; i < 16; ++i) {

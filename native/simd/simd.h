@@ -83,6 +83,10 @@ inline Groups operator*(Groups a, Groups b) {
   for (int i = 0; i < kCodeVectors; ++i) a.part[i] *= b.part[i];
   return a;
 }
+inline Groups operator+(Groups a, Groups b) {
+  for (int i = 0; i < kCodeVectors; ++i) a.part[i] += b.part[i];
+  return a;
+}
 inline Groups operator-(Groups a, float offset) {
   for (int i = 0; i < kCodeVectors; ++i) a.part[i] -= broadcast(offset);
   return a;
