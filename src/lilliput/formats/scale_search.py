@@ -273,8 +273,8 @@ def row_mean_square(weight: Array) -> Array:
     lanes = 32 if columns % 32 == 0 else 1
     weight = bounded(weight)
     blocks = xp.reshape(weight * weight, (rows, -1, lanes))
-    total = xp.zeros((rows, lanes), dtype=xp.float32)
-    for index in range(blocks.shape[1]):
+    total = blocks[:, 0]
+    for index in range(1, blocks.shape[1]):
         total = total + blocks[:, index]
     sums = ordered_sum(total.T) if lanes > 1 else total[:, 0]
     return sums / columns
