@@ -195,3 +195,13 @@ def test_a_piece_that_is_a_token_is_taken_whole_where_the_rules_say_so(pre: str,
     tokens, types = ("a", "b", "ab", "abab"), (TokenType.NORMAL,) * 4
     vocabulary = Vocabulary("gpt2", pre, tokens, types, merges=("a b",))
     assert Tokenizer(vocabulary).encode("abab") == ids
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "bert"])
+def test_tokens_whose_bytes_are_no_text_are_never_chosen_but_decode(model: str) -> None:
+    tokens = ("[UNK]", "a\udcff", "\u2581a" if model != "gpt2" else "a", "<\udc80>")
+    types = (TokenType.UNKNOWN, TokenType.NORMAL, TokenType.NORMAL, TokenType.CONTROL)
+    base = Vocabulary("llama", "default", tokens, types, (0.0,) * 4, unknown_token_id=0)
+    tokenizer = Tokenizer(replace(base, model=model))  # type: ignore[arg-type]
+    assert 2 in tokenizer.encode("a", add_special=False, parse_special=True)
+    assert tokenizer.decode_bytes([2, 1, 3], skip_special=False).endswith(b"a\xff<\x80>")

@@ -15,7 +15,7 @@ from tokenizers import models
 
 from lilliput.errors import TokenizerError
 from lilliput.text.pre_tokenizers import PreTokenizer, pre_tokenizer
-from lilliput.text.vocabulary import TokenType, Vocabulary
+from lilliput.text.vocabulary import TokenType, Vocabulary, is_text, token_bytes
 
 # Characters of text handed to the library at once: bounds its working memory, about 200 bytes a token.
 WINDOW = 1 << 17
@@ -56,7 +56,7 @@ class ByteLevelBpe:
         try:
             return bytes(_BYTE_OF[character] for character in token)
         except KeyError:
-            return token.encode()  # an added token, stored as it reads
+            return token_bytes(token)  # an added token, stored as it reads
 
 
 def build_core(vocabulary: Vocabulary, rules: PreTokenizer) -> RustTokenizer:
@@ -65,7 +65,7 @@ def build_core(vocabulary: Vocabulary, rules: PreTokenizer) -> RustTokenizer:
     ids = {
         token: index
         for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.token_types, strict=True))
-        if kind in ordinary
+        if kind in ordinary and is_text(token)
     }
     # A pruned vocabulary keeps merges of tokens that are gone; the library refuses those.
     merges = [pair for pair in map(_split_merge, vocabulary.merges) if pair[0] in ids and pair[1] in ids]

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lilliput.text.vocabulary import TokenType, Vocabulary
+from lilliput.text.vocabulary import TokenType, Vocabulary, token_bytes
 
 SPACE = "\u2581"
 # Encodings of chunks kept; about 100 bytes each.
@@ -61,7 +61,7 @@ class SentencePieceBpe:
         token = self._vocabulary.tokens[token_id]
         if self._vocabulary.token_types[token_id] == TokenType.BYTE:
             return bytes([int(token[3:5], 16)])
-        return token.replace(SPACE, " ").encode()
+        return token_bytes(token.replace(SPACE, " "))
 
     def _merge(self, chunk: str) -> list[int]:
         """Token ids of one chunk."""

@@ -13,7 +13,7 @@ from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import ByteLevelBpe
 from lilliput.text.literal_search import any_of
 from lilliput.text.sentencepiece_bpe import SPACE, SentencePieceBpe
-from lilliput.text.vocabulary import TokenType, Vocabulary
+from lilliput.text.vocabulary import TokenType, Vocabulary, token_bytes
 from lilliput.text.wordpiece import WordPiece
 
 # Tokens that end a reply in the chat formats of known families; files often name only one of them as eos.
@@ -110,9 +110,9 @@ class Tokenizer:
                 f"token id {token_id} is outside the vocabulary of {len(self.vocabulary.tokens)} tokens"
             )
         if token_id in self._hidden:
-            return b"" if skip_special else self.vocabulary.tokens[token_id].encode()
+            return b"" if skip_special else token_bytes(self.vocabulary.tokens[token_id])
         if self.vocabulary.token_types[token_id] == TokenType.USER_DEFINED:
-            return self.vocabulary.tokens[token_id].encode()
+            return token_bytes(self.vocabulary.tokens[token_id])
         return self._core.piece(token_id)
 
     @property

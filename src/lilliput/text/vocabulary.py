@@ -66,3 +66,13 @@ class Vocabulary:
     normalization: Normalization = ""
     lstrip_ids: tuple[int, ...] = ()
     rstrip_ids: tuple[int, ...] = ()
+
+
+def token_bytes(text: str) -> bytes:
+    """UTF-8 of a token's text; bytes that are none stand in it as lone surrogates U+DC80 to U+DCFF."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def is_text(token: str) -> bool:
+    """Whether a token is whole characters, so that text can hold it."""
+    return token.isascii() or not any("\ud800" <= character <= "\udfff" for character in token)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
-from lilliput.text.vocabulary import TokenType, Vocabulary
+from lilliput.text.vocabulary import TokenType, Vocabulary, is_text, token_bytes
 
 WORD_START = "\u2581"
 
@@ -22,7 +22,11 @@ class WordPiece:
         self._vocabulary = vocabulary
         unknown_id = vocabulary.unknown_token_id
         unknown = vocabulary.tokens[unknown_id] if unknown_id is not None else "[UNK]"
-        ids = {_huggingface_spelling(token, kind): index for index, (token, kind) in enumerate(_typed(vocabulary))}
+        ids = {
+            _huggingface_spelling(token, kind): index
+            for index, (token, kind) in enumerate(_typed(vocabulary))
+            if is_text(token)
+        }
         if unknown_id is not None:
             ids[unknown] = unknown_id
         self._core = RustTokenizer(models.WordPiece(vocab=ids, unk_token=unknown, max_input_chars_per_word=100))
@@ -36,7 +40,7 @@ class WordPiece:
 
     def piece(self, token_id: int) -> bytes:
         """The bytes that a token of ordinary text stands for."""
-        return self._vocabulary.tokens[token_id].replace(WORD_START, " ").encode()
+        return token_bytes(self._vocabulary.tokens[token_id].replace(WORD_START, " "))
 
 
 def _typed(vocabulary: Vocabulary) -> zip[tuple[str, int]]:
