@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The 6-bit scale and minimum codes of the 8 groups in a Q4_K or Q5_K block.
 //
-// layout   12 bytes a[0:4] b[0:4] c[0:4], for j = 0..3:
-//          scale j = a[j] bits 0..5, minimum j = b[j] bits 0..5,
-//          scale 4 + j = c[j] low nibble | a[j] top 2 bits << 4, minimum 4 + j = c[j] high nibble |
-//          b[j] top 2 bits << 4
+// layout   12 bytes a[0:4] b[0:4] c[0:4], for j = 0..3: scale j = a[j] bits 0..5, minimum j = b[j]
+//          bits 0..5, scale 4 + j = c[j] low nibble | a[j] top 2 bits << 4, minimum 4 + j = c[j]
+//          high nibble | b[j] top 2 bits << 4
 #pragma once
 
 #include <cstdint>

@@ -2,9 +2,8 @@
 // IQ1_M: the codebook of IQ1_S, a shift per 8 weights, scales of 3 bits per 16.
 //
 // layout   56 bytes: [0:32] low 8 bits of the indices, [32:48] a nibble per index: 3 high bits and
-// the sign of the shift,
-//          [48:56] four words: bits 3 k..3 k + 2 the scale codes, and in the top 4 bits the
-//          quarters of the fp16 scale, least significant first
+//          the sign of the shift, [48:56] four words: bits 3 k..3 k + 2 the scale codes, and in the
+//          top 4 bits the quarters of the fp16 scale, least significant first
 // value    scale * (2 * scale_code + 1) * (grid + shift), shift = +-0.125
 // bits     1.75 per weight
 #pragma once

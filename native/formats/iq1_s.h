@@ -2,8 +2,8 @@
 // IQ1_S: 8 weights of -1, 0, 1 from a codebook of 2048, shifted by 1/8, scales of 3 bits per 32.
 //
 // layout   50 bytes: [0:2] scale fp16, [2:34] low 8 bits of the indices, [34:50] a word per group
-// of 32: bits 3 j..3 j + 2
-//          the high bits of index j, bits 12..14 the scale code, bit 15 the sign of the shift
+//          of 32: bits 3 j..3 j + 2 the high bits of index j, bits 12..14 the scale code, bit 15
+//          the sign of the shift
 // value    scale * (2 * scale_code + 1) * (grid + shift), shift = +-0.125
 // bits     1.5625 per weight
 #pragma once

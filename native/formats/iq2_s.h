@@ -2,8 +2,7 @@
 // IQ2_S: 8 weights from a codebook of 1024, free signs, scales of 4 bits per 16.
 //
 // layout   82 bytes: [0:2] scale fp16, [2:34] low 8 bits of the indices, [34:66] sign bits, [66:74]
-// high 2 bits of the
-//          indices, four to a byte, [74:82] scale codes, nibble g for group g
+//          high 2 bits of the indices, four to a byte, [74:82] scale codes, nibble g for group g
 // value    scale * (0.5 + scale_code) * 0.25 * grid * sign
 // bits     2.5625 per weight
 #pragma once

@@ -2,8 +2,7 @@
 // IQ2_XS: 8 weights from a codebook of 512, signs with even parity, scales of 4 bits per 16.
 //
 // layout   74 bytes: [0:2] scale fp16, [2:66] 32 words of 9 bits codebook index and 7 bits sign
-// index, [66:74] scale
-//          codes, nibble g for group g
+//          index, [66:74] scale codes, nibble g for group g
 // value    scale * (0.5 + scale_code) * 0.25 * grid * sign
 // bits     2.3125 per weight
 #pragma once

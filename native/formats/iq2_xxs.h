@@ -2,8 +2,8 @@
 // IQ2_XXS: 8 weights from a codebook of 256, signs with even parity, scales of 4 bits per 32.
 //
 // layout   66 bytes: [0:2] scale fp16, then for each group of 32 two words: four codebook indices;
-// and four 7-bit sign
-//          indices (bit 7 j for weights 8 j..) with the scale code in the top 4 bits
+//          and four 7-bit sign indices (bit 7 j for weights 8 j..) with the scale code in the top 4
+//          bits
 // value    scale * (0.5 + scale_code) * 0.25 * grid * sign
 // bits     2.0625 per weight
 #pragma once

@@ -2,8 +2,7 @@
 // IQ3_S: 4 weights from a codebook of 512, free signs, scales of 4 bits per 32.
 //
 // layout   110 bytes: [0:2] scale fp16, [2:66] low 8 bits of the indices, [66:74] ninth bits, bit j
-// of the 64,
-//          [74:106] sign bits, [106:110] scale codes, nibble g for group g
+//          of the 64, [74:106] sign bits, [106:110] scale codes, nibble g for group g
 // value    scale * (1 + 2 * scale_code) * grid * sign
 // bits     3.4375 per weight
 #pragma once

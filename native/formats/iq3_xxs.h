@@ -3,8 +3,7 @@
 // per 32.
 //
 // layout   98 bytes: [0:2] scale fp16, [2:66] codebook indices, [66:98] a word per group of 32:
-// four 7-bit sign indices
-//          with the scale code in the top 4 bits
+//          four 7-bit sign indices with the scale code in the top 4 bits
 // value    scale * (0.5 + scale_code) * 0.5 * grid * sign
 // bits     3.0625 per weight
 #pragma once

@@ -2,9 +2,8 @@
 // IQ4_XS: the table of IQ4_NL, 8 groups of 32 in a block of 256, scales of 6 bits.
 //
 // layout   136 bytes: [0:2] scale fp16, [2:4] high 2 bits of the scale codes, bits 2 g for group g,
-// [4:8] low 4 bits,
-//          nibble g, [8:136] indices; byte 16 g + i holds weight 32 g + i low and 32 g + 16 + i
-//          high
+//          [4:8] low 4 bits, nibble g, [8:136] indices; byte 16 g + i holds weight 32 g + i low and
+//          32 g + 16 + i high
 // value    (scale * (scale_code - 32)) * kIq4NlValues[index]
 // bits     4.25 per weight
 #pragma once

@@ -3,7 +3,7 @@
 //
 // layout   17 bytes: [0] exponent E8M0, [1:17] codes, nibbles as in Q4_0
 // value    2^(exponent - 128) * kE2m1DoubledValues[code]: the table holds doubled values, the scale
-// is halved bits     4.25 per weight
+//          is halved bits     4.25 per weight
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,7 @@
 // NVFP4: 4-bit floats (E2M1), 4 groups of 16 in a block of 64, scales in unsigned E4M3.
 //
 // layout   36 bytes: [0:4] scales, [4:36] codes; byte 8 g + i holds weight 16 g + i low and 16 g +
-// 8 + i high value    scale / 2 * kE2m1DoubledValues[code] bits     4.5 per weight
+//          8 + i high value    scale / 2 * kE2m1DoubledValues[code] bits     4.5 per weight
 #pragma once
 
 #include <cstdint>

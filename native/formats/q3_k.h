@@ -2,10 +2,9 @@
 // Q3_K: 3-bit symmetric integers, 16 groups of 16 in a block of 256, scales of 6 bits.
 //
 // layout   110 bytes: [0:32] third bits, bit j of byte i for weight 32 j + i, [32:96] low two bits
-// as in Q2_K,
-//          [96:108] scale codes, [108:110] scale fp16. Group g < 8 has its low 4 bits in the low
-//          nibble of byte g, group g >= 8 in the high nibble of byte g - 8; the high 2 bits are
-//          bits 2 (g / 4) of byte 8 + g % 4
+//          as in Q2_K, [96:108] scale codes, [108:110] scale fp16. Group g < 8 has its low 4 bits
+//          in the low nibble of byte g, group g >= 8 in the high nibble of byte g - 8; the high 2
+//          bits are bits 2 (g / 4) of byte 8 + g % 4
 // value    (scale * (scale_code - 32)) * (code - 4)
 // bits     3.4375 per weight
 #pragma once

@@ -2,7 +2,7 @@
 // Q4_0: 4-bit symmetric integers in groups of 32.
 //
 // layout   18 bytes: [0:2] scale fp16, [2:18] codes, weight i in the low and i + 16 in the high
-// nibble of byte i value    scale * (code - 8) bits     4.5 per weight
+//          nibble of byte i value    scale * (code - 8) bits     4.5 per weight
 #pragma once
 
 #include <cstdint>

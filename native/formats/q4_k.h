@@ -3,8 +3,8 @@
 // bits.
 //
 // layout   144 bytes: [0:2] scale fp16, [2:4] minimum fp16, [4:16] codes of the groups
-// (group_codes.h), [16:144] codes.
-//          Byte 32 p + i holds weight 64 p + i in its low and 64 p + 32 + i in its high nibble
+//          (group_codes.h), [16:144] codes. Byte 32 p + i holds weight 64 p + i in its low and 64 p
+//          + 32 + i in its high nibble
 // value    (scale * scale_code) * code - (minimum * minimum_code)
 // bits     4.5 per weight
 #pragma once

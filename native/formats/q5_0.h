@@ -2,7 +2,7 @@
 // Q5_0: 5-bit symmetric integers in groups of 32.
 //
 // layout   22 bytes: [0:2] scale fp16, [2:6] fifth bits, bit i of the word for weight i, [6:22]
-// nibbles as in Q4_0 value    scale * (code - 16) bits     5.5 per weight
+//          nibbles as in Q4_0 value    scale * (code - 16) bits     5.5 per weight
 #pragma once
 
 #include <cstdint>

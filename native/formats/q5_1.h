@@ -2,7 +2,7 @@
 // Q5_1: 5-bit integers with a minimum in groups of 32.
 //
 // layout   24 bytes: [0:2] scale fp16, [2:4] minimum fp16, [4:8] fifth bits, [8:24] nibbles as in
-// Q4_0 value    scale * code + minimum bits     6 per weight
+//          Q4_0 value    scale * code + minimum bits     6 per weight
 #pragma once
 
 #include <cstdint>

@@ -3,8 +3,8 @@
 // bits.
 //
 // layout   176 bytes: [0:2] scale fp16, [2:4] minimum fp16, [4:16] codes of the groups
-// (group_codes.h),
-//          [16:48] fifth bits, bit j of byte i for weight 32 j + i, [48:176] nibbles as in Q4_K
+//          (group_codes.h), [16:48] fifth bits, bit j of byte i for weight 32 j + i, [48:176]
+//          nibbles as in Q4_K
 // value    (scale * scale_code) * code - (minimum * minimum_code)
 // bits     5.5 per weight
 #pragma once

@@ -2,10 +2,9 @@
 // Q6_K: 6-bit symmetric integers, 16 groups of 16 in a block of 256, scales of 8 bits.
 //
 // layout   210 bytes: [0:128] low nibbles, [128:192] high 2 bits, [192:208] int8 scale codes,
-// [208:210] scale fp16.
-//          In half h: byte 64 h + i (i < 64) of the nibbles holds weight 128 h + i low and 128 h +
-//          64 + i high; byte 32 h + i of the high bits holds the weights 128 h + 32 s + i in its
-//          bits 2 s and 2 s + 1
+//          [208:210] scale fp16. In half h: byte 64 h + i (i < 64) of the nibbles holds weight 128
+//          h + i low and 128 h + 64 + i high; byte 32 h + i of the high bits holds the weights 128
+//          h + 32 s + i in its bits 2 s and 2 s + 1
 // value    (scale * scale_code) * (code - 32)
 // bits     6.5625 per weight
 #pragma once

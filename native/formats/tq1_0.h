@@ -2,11 +2,10 @@
 // TQ1_0: ternary weights, five to a byte, one scale per 256.
 //
 // layout   54 bytes: [0:48] five base-3 digits a byte, [48:52] four digits a byte, [52:54] scale
-// fp16.
-//          A byte b holds ceil(256 * n / 243) for the five-digit number n, so that digit k, most
-//          significant first, is the integer part of 3 * (b * 3^k mod 256) / 256. Byte i < 32 has
-//          the weights 32 k + i, byte 32 + i the weights 160 + 16 k + i (i < 16), byte 48 + i the
-//          weights 240 + 4 k + i (i, k < 4)
+//          fp16. A byte b holds ceil(256 * n / 243) for the five-digit number n, so that digit k,
+//          most significant first, is the integer part of 3 * (b * 3^k mod 256) / 256. Byte i < 32
+//          has the weights 32 k + i, byte 32 + i the weights 160 + 16 k + i (i < 16), byte 48 + i
+//          the weights 240 + 4 k + i (i, k < 4)
 // value    scale * (digit - 1)
 // bits     1.6875 per weight
 #pragma once

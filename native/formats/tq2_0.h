@@ -2,8 +2,7 @@
 // TQ2_0: ternary weights, four to a byte, one scale per 256.
 //
 // layout   66 bytes: [0:64] codes, [64:66] scale fp16. Byte 32 h + i holds the weights 128 h + 32 s
-// + i, s = 0..3,
-//          in its bits 2 s and 2 s + 1
+//          + i, s = 0..3, in its bits 2 s and 2 s + 1
 // value    scale * (code - 1)
 // bits     2.0625 per weight
 #pragma once

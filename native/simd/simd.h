@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The thin layer over instruction sets: vectors of kLanes 32-bit numbers and the few operations
-// that the kernels need. A kernel is written once against it and compiled once per instruction set.
-// Each set's file has the same names:
+// that the kernels need. A kernel is written once against it and compiled once per instruction
+// set. Each set's file has the same names:
 //
-//   Float, Int             vectors of kLanes float / int32; + - * & | ^ are elementwise (compiler
-//   vectors) fma, to_float, round_to_int, absolute, max, sum, max_lane dot_unsigned,
-//   dot_signed(accumulator, weights, inputs)
-//                          per lane: accumulator + the sum of four byte products; weights are
-//                          unsigned up to 63 / signed codes as `signed_codes` returns them; inputs
-//                          are int8 within -127..127; exact
-//   kSignedBias            what `signed_codes` adds to each signed code; results hold kSignedBias *
-//   sum(inputs) too much transpose              kLanes x kLanes int32 Codes                  64
-//   byte codes in column order, and the unpacking steps that give them Groups                 16
-//   floats, one per group of a segment; of 8 groups the rest is finite and unused
-//   spread<group_size>     the factor of each lane of one code vector
+//   Float, Int         vectors of kLanes float / int32; + - * & | ^ are elementwise
+//   fma, max, sum, ...  what their names say; sum and max_lane join the lanes
+//   dot_unsigned, dot_signed
+//                      per lane: accumulator + the sum of four byte products, exact. Weights are
+//                      unsigned up to 63, or signed codes as `signed_codes` returns them; inputs
+//                      are int8 within -127..127
+//   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)
+//                      too much
+//   transpose          kLanes x kLanes int32
+//   Codes              64 byte codes in column order, and the unpacking steps that give them
+//   Groups             16 floats: one or two for each group of a segment
+//   spread             the factors for the lanes of one code vector
 #pragma once
 
 #include <cstdint>

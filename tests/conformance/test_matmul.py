@@ -177,3 +177,11 @@ def test_matmul_names_what_does_not_fit() -> None:
         _native.matmul("q4_k", blocks, 2, x, "sse9")
     with pytest.raises(ValueError, match=r"q4_k: 288 bytes for a weight of \[3, 256\]"):
         _native.matmul("q4_k", blocks, 3, x, "scalar")
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_probes_say_how_much_they_did(isa: str) -> None:
+    once, thousand = _native.probe_dots(isa, 1), _native.probe_dots(isa, 1000)
+    assert abs(thousand - 1000 * once) <= 1000
+    data = np.arange(4096, dtype=np.uint8)
+    assert _native.probe_read(isa, data) == _native.probe_read(isa, data.copy())
