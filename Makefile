@@ -13,13 +13,13 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/pytest tests/unit tests/conformance tests/properties tests/golden -m "not external and not slow" -n 2
 test-external: $(STAMP)
-	$(BIN)/pytest tests/external -m external
+	$(BIN)/pytest tests/external -m external $(ARGS)
 check: $(STAMP)
 	$(BIN)/python tools/check.py
 fix: $(STAMP)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/clang-format -i $$(git ls-files 'native/*.h' 'native/*.cpp')
 bench: $(STAMP)
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 docs: $(STAMP)
 	$(BIN)/python tools/generate_docs.py
 native: $(STAMP)
