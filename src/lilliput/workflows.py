@@ -76,13 +76,17 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """How to write. split: parts of a split set.  method: replaces the default.  threads: None means all."""
+    """How to write. split: parts of a split set.  method: replaces the default.  threads: None means all.
+
+    announce: called with the plan before any work.
+    """
 
     force: bool = False
     split: Split = field(default_factory=Split)
     method: str | None = None
     threads: int | None = None
     revision: str | None = None
+    announce: Callable[[Plan], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,8 @@ def quantize(
         if not options.force and _is_up_to_date(paths, job.fingerprint):
             return replace(result, bytes=sum(path.stat().st_size for path in paths), is_up_to_date=True)
         check_target(target, container.layout(contents, target.name, options.split), overwrite=options.force)
+        if options.announce is not None:
+            options.announce(plan)
         return job.run(container, contents, target, result, progress)
 
 

@@ -186,9 +186,10 @@ def check_refused(run: Run, tmp_path: Path, words: tuple[object, ...], *expected
     folder.mkdir()
     code, out, err = run(*words, "-o", folder / "out.gguf", "--json")
     assert code == 1
-    assert len(err.strip().splitlines()) == 1
+    [line] = [line for line in err.splitlines() if not line.startswith("plan ")]
+    assert line.startswith("error: ")
     for word in expected:
-        assert word in err
+        assert word in line
     error = json.loads(out)["error"]
     assert error["type"]
     assert error["message"] in err
@@ -242,6 +243,18 @@ def test_a_context_longer_than_the_model_is_refused(run: Run, model: Path, tmp_p
     assert code == 1
     assert "4096" in err
     assert "512" in err
+
+
+def test_the_mix_is_said_before_any_work(run: Run, model: Path, tmp_path: Path) -> None:
+    _, _, err = run("quantize", model, "--to", "Q8_0", "-o", tmp_path / "tiny.gguf")
+    assert err.startswith("plan Q8_0: ")
+    assert "Q8_0, 5 F32" in err
+
+
+def test_no_words_show_the_help_and_version_is_told(run: Run) -> None:
+    code, out, _ = run()
+    assert (code, "quantize" in out) == (0, True)
+    assert run("--version")[1].startswith("lilliput ")
 
 
 def test_wrong_usage_exits_with_2(run: Run) -> None:

@@ -8,6 +8,7 @@ import sys
 import typer
 from typer.main import get_command
 
+import lilliput
 from lilliput.cli import bench, calibrate, evaluate, inspect, plan, quantize, run
 from lilliput.cli.output import report_failure
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("plan")(plan.command)
 app.command("calibrate")(calibrate.command)
@@ -33,7 +35,10 @@ USAGE = 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. 0 done, 1 a failure with one clear line on stderr, 2 wrong usage, 130 Ctrl-C."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if words == ["--version"]:
+        print(f"lilliput {lilliput.__version__}")
+        return 0
     try:
         code = get_command(app).main(words, prog_name="lilliput", standalone_mode=False)
     except KeyboardInterrupt:
@@ -41,5 +46,5 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # every failure leaves through one door, as one line and an exit code
         return report_failure(error, as_json="--json" in words, usage_code=USAGE)
     if code == INTERRUPTED:
-        print("interrupted; nothing was left behind", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0

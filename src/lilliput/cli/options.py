@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Hugging Face folder or id, GGUF file, or lilliput safetensors folder.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Hugging Face folder or id, GGUF or lilliput safetensors file, or 'gulliver', the built-in model."
+    ),
+]
 To = Annotated[str, typer.Option("--to", help="Preset (Q4_K_M), number format (Q4_K, F16) or recipe.yaml.")]
 Text = Annotated[
     list[Path] | None,

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from lilliput.architectures.architecture import Json
 from lilliput.errors import LilliputError
 
 Advance = Callable[[int, int], None]
+# Between the columns of a table.
+GAP = "  "
 
 
 def console(*, to_stdout: bool = False) -> Console:
@@ -27,7 +28,7 @@ def console(*, to_stdout: bool = False) -> Console:
     stream = sys.stdout if to_stdout else sys.stderr
     # Off a terminal rich assumes 80 columns and cuts tensor names; a pipe has no width.
     width = None if stream.isatty() else 200
-    return Console(file=stream, highlight=False, markup=False, soft_wrap=False, width=width)
+    return Console(file=stream, highlight=False, markup=False, soft_wrap=not stream.isatty(), width=width)
 
 
 def print_json(value: Mapping[str, object]) -> None:
@@ -67,13 +68,23 @@ def warn(message: str) -> None:
 def print_table(
     title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()
 ) -> None:
-    """A table on stdout; columns whose index is in `numeric` are right-aligned."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in numeric else "left", no_wrap=True)
+    """A table on stdout. numeric: indices of right-aligned columns. On a narrow terminal the last column is cut."""
+    shown = console(to_stdout=True)
+    widths = [max([len(heading), *(len(row[i]) for row in rows)]) for i, heading in enumerate(headings)]
+    rest = shown.width - sum(widths[:-1]) - len(GAP) * (len(headings) - 1)
+    widths[-1] = max(min(widths[-1], rest), len(headings[-1]))
+    shown.print(title)
+    shown.print(_line(headings, widths, numeric), style="bold")
     for row in rows:
-        table.add_row(*row)
-    console(to_stdout=True).print(table)
+        shown.print(_line(row, widths, numeric))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[int]) -> str:
+    padded = []
+    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        text = cell if len(cell) <= width else cell[: width - 1] + "…"
+        padded.append(text.rjust(width) if index in numeric else text.ljust(width))
+    return GAP.join(padded).rstrip()
 
 
 def human_bytes(count: float) -> str:

@@ -29,16 +29,16 @@ def command(
         return
     rows = [
         (
-            row.source_name,
+            row.source_name.removeprefix("model."),
             "x".join(map(str, row.shape)),
             row.format.name.upper(),
-            row.method,
             human_bytes(row.nbytes),
-            row.reason,
+            row.reason if row.method in ("copy", "searched_scales") else f"{row.method}; {row.reason}",
         )
         for row in report.plan.rows
     ]
-    print_table(f"{model} -> {to}", ("tensor", "shape", "format", "method", "size", "reason"), rows, numeric=(1, 4))
+    headings = ("tensor", "shape", "format", "size", "reason")
+    print_table(f"{model} -> {to}", headings, rows, numeric=(1, 3))
     tell(
         f"\nfile {human_bytes(report.bytes)} ({report.plan.bits_per_weight:.3f} bits per weight), "
         f"peak RAM {human_bytes(report.cost.peak_ram_bytes)}, disk {human_bytes(report.cost.disk_bytes)}, "

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import human_bytes, print_json, progress, tell, warn
+from lilliput.cli.output import human_bytes, print_json, progress, say, tell, warn
 
 
 def command(
@@ -29,10 +30,16 @@ def command(
     """Quantize a model into one file (or a split set), verified and published atomically."""
     from lilliput import workflows
     from lilliput.containers.container import Split
+    from lilliput.recipes.plan import Plan
+
+    def announce(plan: Plan) -> None:
+        counts = Counter(row.format.name.upper() for row in plan.rows)
+        mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        say(f"plan {plan.recipe}: {mix}; {human_bytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight")
 
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
     split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
-    chosen = workflows.QuantizeOptions(force, split, method, threads, revision)
+    chosen = workflows.QuantizeOptions(force, split, method, threads, revision, announce=announce)
     with progress("quantizing") as advance:
         result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)
     for warning in result.warnings:

@@ -50,5 +50,6 @@ def command(
     sys.stdout.write("\n")
     say(
         f"{result.prompt_tokens} prompt tokens at {result.prefill_tok_s or 0:.1f} tok/s, "
-        f"{len(result.token_ids)} generated at {result.decode_tok_s or 0:.1f} tok/s, seed {sampling.seed}"
+        f"{len(result.token_ids)} generated at {result.decode_tok_s or 0:.1f} tok/s"
+        + (f", seed {sampling.seed}" if temperature > 0 else "")
     )

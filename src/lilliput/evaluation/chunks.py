@@ -20,6 +20,8 @@ from lilliput.errors import EvaluationError
 
 # The smallest window that has one token to score.
 SMALLEST_CONTEXT = 4
+# The command line takes no smaller one: a few scored tokens a window say nothing.
+SMALLEST_ADVISED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def cut(
         raise EvaluationError(f"context of {context} tokens: at least {SMALLEST_CONTEXT} are needed to score any")
     ids = np.asarray(token_ids, dtype=np.int32)
     if ids.size < context:
-        hint = f" or --context {ids.size}" if ids.size >= SMALLEST_CONTEXT else ""
+        hint = f" or --context {ids.size}" if ids.size >= SMALLEST_ADVISED else ""
         raise EvaluationError(
             f"the text has {ids.size} tokens, less than one context of {context}; give more text{hint}"
         )
