@@ -287,3 +287,9 @@ def test_tokens_that_swallow_spaces_beside_them_do_so_here_too(tmp_path: Path) -
         assert tokenizer.encode(text, parse_special=True) == huggingface.encode(text).ids, repr(text)
     assert vocabulary_from_metadata(metadata_from_vocabulary(vocabulary)) == vocabulary
     assert padded(vocabulary, len(vocabulary.tokens) - 1).rstrip_ids == ()
+
+
+def test_an_id_that_only_a_damaged_file_has_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, byte_level(named("gpt-2")), added_tokens_decoder={"1000000000": {"content": "far"}})
+    with pytest.raises(TokenizerError, match="token id 1000000000 is beyond"):
+        load_vocabulary(tmp_path)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from lilliput.errors import TokenizerError
 from lilliput.text.pre_tokenizers import adds_bos_by_default
-from lilliput.text.vocabulary import Normalization, SpacePrefix, TokenizerModel, TokenType, Vocabulary
+from lilliput.text.vocabulary import WHAT_STILL_WORKS, Normalization, SpacePrefix, TokenizerModel, TokenType, Vocabulary
 
 _Name = TypeVar("_Name", bound=str)
 Scalar = None | bool | int | float | str
@@ -46,23 +46,22 @@ _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "bert": {"bos_token_id": 101, "unknown_token_id": 100, "separator_token_id": 102, "padding_token_id": 0},
     "gpt2": {"bos_token_id": 11, "eos_token_id": 11},
 }
-_WHAT_STILL_WORKS = "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
 
 
 def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
     """Read `tokenizer.*`, with llama.cpp's defaults where keys are absent. Raises TokenizerError."""
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
-        raise TokenizerError(f"the file holds no tokenizer (no tokenizer.ggml.model). {_WHAT_STILL_WORKS}")
+        raise TokenizerError(f"the file holds no tokenizer (no tokenizer.ggml.model). {WHAT_STILL_WORKS}")
     if model not in MODELS:
         raise TokenizerError(
             f"tokenizer.ggml.model: '{model}' cannot be rebuilt here; known are {', '.join(MODELS)}. "
-            + _WHAT_STILL_WORKS
+            + WHAT_STILL_WORKS
         )
     kind = next(name for name in MODELS if name == model)
     tokens = _strings(metadata, "tokens")
     if not tokens:
-        raise TokenizerError(f"tokenizer.ggml.tokens: missing or empty. {_WHAT_STILL_WORKS}")
+        raise TokenizerError(f"tokenizer.ggml.tokens: missing or empty. {WHAT_STILL_WORKS}")
     types = _numbers(metadata, "token_type")
     scores = _numbers(metadata, "scores")
     for key, values in (("token_type", types), ("scores", scores)):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,18 +13,19 @@ from tokenizers import Tokenizer as RustTokenizer
 from lilliput.architectures.architecture import Json
 from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import build_core
+from lilliput.text.json_values import JsonObject, as_array, as_object, find_entry, has_type, read_json
 from lilliput.text.pre_tokenizers import pre_tokenizer
 from lilliput.text.probes import PROBES
 from lilliput.text.recognition import recognize
 from lilliput.text.sentencepiece_bpe import SPACE
 from lilliput.text.sentencepiece_model import parse_sentencepiece_model
-from lilliput.text.vocabulary import Normalization, SpacePrefix, TokenType, Vocabulary
+from lilliput.text.vocabulary import WHAT_STILL_WORKS, Normalization, SpacePrefix, TokenType, Vocabulary
 
-WHAT_STILL_WORKS = "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
 # Score of tokens that no merge produces; below every rank.
 UNREACHABLE_SCORE = -1e9
+# Sixteen times the largest vocabulary seen.
+LARGEST_VOCABULARY = 1 << 22
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-_JsonObject = Mapping[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class _Folder:
     """The JSON files of a model folder that say something about its tokenizer; absent ones are empty."""
 
     path: Path
-    tokenizer: _JsonObject
-    tokenizer_config: _JsonObject
-    special_tokens: _JsonObject
-    config: _JsonObject
-    generation: _JsonObject
+    tokenizer: JsonObject
+    tokenizer_config: JsonObject
+    special_tokens: JsonObject
+    config: JsonObject
+    generation: JsonObject
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
@@ -57,11 +57,11 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     """
     read = _Folder(
         path=folder,
-        tokenizer=_read_json(folder / "tokenizer.json"),
-        tokenizer_config=_read_json(folder / "tokenizer_config.json"),
-        special_tokens=_read_json(folder / "special_tokens_map.json"),
-        config=_read_json(folder / "config.json"),
-        generation=_read_json(folder / "generation_config.json"),
+        tokenizer=read_json(folder / "tokenizer.json"),
+        tokenizer_config=read_json(folder / "tokenizer_config.json"),
+        special_tokens=read_json(folder / "special_tokens_map.json"),
+        config=read_json(folder / "config.json"),
+        generation=read_json(folder / "generation_config.json"),
     )
     if read.tokenizer:
         vocabulary = _from_tokenizer_json(read)
@@ -122,7 +122,7 @@ def _without_ids_from(vocabulary: Vocabulary, size: int) -> Vocabulary:
 
 
 def _from_tokenizer_json(read: _Folder) -> Vocabulary:
-    model = _object(read.tokenizer.get("model"))
+    model = as_object(read.tokenizer.get("model"))
     kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece" if "vocab" in model else None)
     try:
         huggingface = RustTokenizer.from_file(str(read.path / "tokenizer.json"))
@@ -146,10 +146,10 @@ def _from_tokenizer_json(read: _Folder) -> Vocabulary:
 def _normalization(normalizer: Json) -> Normalization:
     """The Unicode form that the normalizer brings text to. WordPiece's own normalizer is not one of these."""
     forms: tuple[Normalization, ...] = ("NFC", "NFD", "NFKC", "NFKD")
-    return next((form for form in forms if _has_type(normalizer, form)), "")
+    return next((form for form in forms if has_type(normalizer, form)), "")
 
 
-def _byte_level(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -> Vocabulary:
+def _byte_level(read: _Folder, model: JsonObject, huggingface: RustTokenizer) -> Vocabulary:
     tokens, types = _tokens(read, model)
     # Tokens never hold a space here, but an added token taking part in merges may.
     merges = tuple(" ".join(part.replace(" ", "\u0120") for part in pair) for pair in _merges(model))
@@ -163,7 +163,7 @@ def _byte_level(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -
     return replace(named, add_space_prefix=True, space_prefix="unless_present") if prefixes else named
 
 
-def _sentencepiece_bpe(read: _Folder, model: _JsonObject, huggingface: RustTokenizer) -> Vocabulary:
+def _sentencepiece_bpe(read: _Folder, model: JsonObject, huggingface: RustTokenizer) -> Vocabulary:
     tokens, types = _tokens(read, model)
     unknown = model.get("unk_token")
     scores = _scores(tokens, types, _merges(model))
@@ -215,10 +215,10 @@ def _prefixes_space(huggingface: RustTokenizer, text: str, prefix: str = SPACE) 
     return text.replace(" ", SPACE).startswith(prefix)
 
 
-def _wordpiece(read: _Folder, model: _JsonObject) -> Vocabulary:
+def _wordpiece(read: _Folder, model: JsonObject) -> Vocabulary:
     tokens, types = _tokens(read, model)
     spelled = tuple(_gguf_wordpiece(token, kind) for token, kind in zip(tokens, types, strict=True))
-    lowercase = _find(read.tokenizer.get("normalizer"), "lowercase")
+    lowercase = find_entry(read.tokenizer.get("normalizer"), "lowercase")
     return Vocabulary(
         "bert",
         "",
@@ -237,14 +237,14 @@ def _gguf_wordpiece(token: str, kind: int) -> str:
     return token[2:] if token.startswith("##") else SPACE + token
 
 
-def _tokens(read: _Folder, model: _JsonObject) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _tokens(read: _Folder, model: JsonObject) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Texts and types by id; ids that no file names become unused padding."""
     by_id = {token_id: token for token, token_id in _vocab(model).items()}
     added = {token.token_id: token for token in _added_tokens(read)}
     unknown = model.get("unk_token")
     tokens: list[str] = []
     types: list[int] = []
-    for index in range(1 + max([*by_id, *added], default=-1)):
+    for index in range(1 + _checked_id(max([*by_id, *added], default=-1))):
         token, entry = by_id.get(index), added.get(index)
         if entry is not None:
             # Added tokens are found in raw text, where a space is a space.
@@ -263,6 +263,13 @@ def _tokens(read: _Folder, model: _JsonObject) -> tuple[tuple[str, ...], tuple[i
     return tuple(tokens), tuple(types)
 
 
+def _checked_id(token_id: int) -> int:
+    """Raise TokenizerError for ids that only a damaged file has; every id below is given a token."""
+    if token_id >= LARGEST_VOCABULARY:
+        raise TokenizerError(f"token id {token_id} is beyond {LARGEST_VOCABULARY}; the tokenizer files are damaged")
+    return token_id
+
+
 def _is_control(token: _AddedToken) -> bool:
     """Special by declaration, or by its looks, as in llama.cpp: many files forget to declare `<|...|>` tokens."""
     text = token.text
@@ -278,9 +285,9 @@ def _is_control(token: _AddedToken) -> bool:
 def _added_tokens(read: _Folder) -> list[_AddedToken]:
     """From tokenizer.json, then tokenizer_config.json, whose word is the last."""
     found: dict[int, _AddedToken] = {}
-    entries = [_object(entry) for entry in _array(read.tokenizer.get("added_tokens"))]
-    decoder = _object(read.tokenizer_config.get("added_tokens_decoder"))
-    entries += [{**_object(entry), "id": int(key)} for key, entry in decoder.items() if key.isdigit()]
+    entries = [as_object(entry) for entry in as_array(read.tokenizer.get("added_tokens"))]
+    decoder = as_object(read.tokenizer_config.get("added_tokens_decoder"))
+    entries += [{**as_object(entry), "id": int(key)} for key, entry in decoder.items() if key.isdigit()]
     for entry in entries:
         token_id, text = entry.get("id"), entry.get("content")
         if isinstance(token_id, int) and isinstance(text, str):
@@ -338,7 +345,7 @@ def _named_id(read: _Folder, role: str, ids: Mapping[str, int]) -> int | None:
     """The id of the token that the files call `<role>_token`."""
     for source in (read.tokenizer_config, read.special_tokens):
         entry = source.get(f"{role}_token")
-        text = _object(entry).get("content") if isinstance(entry, dict) else entry
+        text = as_object(entry).get("content") if isinstance(entry, dict) else entry
         if isinstance(text, str) and text in ids:
             return ids[text]
     return None
@@ -369,10 +376,10 @@ def _from_sentencepiece(read: _Folder) -> Vocabulary:
     tokens = [piece[0] for piece in model.pieces]
     scores = [piece[1] for piece in model.pieces]
     types = [piece[2] for piece in model.pieces]
-    legacy = _read_json(read.path / "added_tokens.json")
+    legacy = read_json(read.path / "added_tokens.json")
     added = [_AddedToken(index, text, False) for text, index in legacy.items() if isinstance(index, int)]
     for token in sorted([*added, *_added_tokens(read)], key=lambda token: token.token_id):
-        for index in range(len(tokens), token.token_id + 1):
+        for index in range(len(tokens), _checked_id(token.token_id) + 1):
             tokens.append(f"[PAD{index}]")
             scores.append(UNREACHABLE_SCORE)
             types.append(int(TokenType.UNUSED))
@@ -407,7 +414,7 @@ def _from_vocab_and_merges(read: _Folder) -> Vocabulary:
     """GPT-2's two files. They do not say how text is cut; Qwen's class does, every other is taken for GPT-2's."""
     lines = (read.path / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = tuple(line for line in lines if line and not line.startswith("#version"))
-    tokens, types = _tokens(read, {"vocab": dict(_read_json(read.path / "vocab.json"))})
+    tokens, types = _tokens(read, {"vocab": dict(read_json(read.path / "vocab.json"))})
     name = str(read.tokenizer_config.get("tokenizer_class", "")) + str(read.config.get("model_type", ""))
     pre = "qwen2" if "qwen" in name.lower() else "gpt-2"
     flags = read.tokenizer_config
@@ -437,20 +444,20 @@ def _chat_template(read: _Folder) -> str | None:
     file = read.path / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    for source in (read.tokenizer_config, _read_json(read.path / "chat_template.json")):
+    for source in (read.tokenizer_config, read_json(read.path / "chat_template.json")):
         template = source.get("chat_template")
         if isinstance(template, str):
             return template
-        named = {str(_object(entry).get("name")): _object(entry).get("template") for entry in _array(template)}
+        named = {str(as_object(entry).get("name")): as_object(entry).get("template") for entry in as_array(template)}
         chosen = named.get("default") or next(iter(named.values()), None)
         if isinstance(chosen, str):
             return chosen
     return None
 
 
-def _merges(model: _JsonObject) -> list[tuple[str, str]]:
+def _merges(model: JsonObject) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
-    for merge in _array(model.get("merges")):
+    for merge in as_array(model.get("merges")):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not (isinstance(parts, list) and len(parts) == 2):
             raise TokenizerError(f"tokenizer.json: merge {merge!r} is not two tokens; the file is damaged")
@@ -458,48 +465,11 @@ def _merges(model: _JsonObject) -> list[tuple[str, str]]:
     return pairs
 
 
-def _vocab(model: _JsonObject) -> dict[str, int]:
-    return {token: index for token, index in _object(model.get("vocab")).items() if isinstance(index, int)}
+def _vocab(model: JsonObject) -> dict[str, int]:
+    return {token: index for token, index in as_object(model.get("vocab")).items() if isinstance(index, int)}
 
 
-def _has_step(tokenizer: _JsonObject, name: str) -> bool:
+def _has_step(tokenizer: JsonObject, name: str) -> bool:
     """Whether any stage of the tokenizer, nested ones included, is of that type."""
     stages: list[Json] = [tokenizer.get(stage) for stage in ("pre_tokenizer", "decoder", "normalizer")]
-    return any(_has_type(stage, name) for stage in stages)
-
-
-def _has_type(value: Json, name: str) -> bool:
-    if isinstance(value, list):
-        return any(_has_type(entry, name) for entry in value)
-    if not isinstance(value, dict):
-        return False
-    return value.get("type") == name or any(_has_type(entry, name) for entry in value.values())
-
-
-def _find(value: Json, key: str) -> Json:
-    """The first entry of that name in nested stages."""
-    entries = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
-    if isinstance(value, dict) and key in value:
-        return value[key]
-    return next((found for found in (_find(entry, key) for entry in entries) if found is not None), None)
-
-
-def _object(value: Json) -> _JsonObject:
-    return value if isinstance(value, dict) else {}
-
-
-def _array(value: Json) -> list[Json]:
-    return value if isinstance(value, list) else []
-
-
-def _read_json(path: Path) -> _JsonObject:
-    """A JSON object; {} where the file is absent. Raises TokenizerError for damaged files."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise TokenizerError(f"{path.name}: not valid JSON ({error}). {WHAT_STILL_WORKS}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path.name}: found {type(value).__name__}, needs an object. {WHAT_STILL_WORKS}")
-    return value
+    return any(has_type(stage, name) for stage in stages)

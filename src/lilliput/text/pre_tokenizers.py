@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tokenizers import Regex, pre_tokenizers
 
 from lilliput.errors import TokenizerError
+from lilliput.text.vocabulary import WHAT_STILL_WORKS
 
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 SPACES = r"\s+(?!\S)|\s+"
@@ -212,7 +213,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     if found is None:
         raise TokenizerError(
             f"tokenizer.ggml.pre: '{name}' is not known here; known are {', '.join(sorted(filter(None, _BY_NAME)))}. "
-            "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
+            + WHAT_STILL_WORKS
         )
     return found
 

@@ -13,7 +13,7 @@ from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import ByteLevelBpe
 from lilliput.text.literal_search import any_of
 from lilliput.text.sentencepiece_bpe import SPACE, SentencePieceBpe
-from lilliput.text.vocabulary import TokenType, Vocabulary, token_bytes
+from lilliput.text.vocabulary import WHAT_STILL_WORKS, TokenType, Vocabulary, token_bytes
 from lilliput.text.wordpiece import WordPiece
 
 # Tokens that end a reply in the chat formats of known families; files often name only one of them as eos.
@@ -235,7 +235,7 @@ def _core(vocabulary: Vocabulary) -> TokenizerCore:
         return WordPiece(vocabulary)
     raise TokenizerError(
         f"tokenizer.ggml.model: '{vocabulary.model}' cannot be rebuilt here; known are gpt2, llama, bert. "
-        "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
+        + WHAT_STILL_WORKS
     )
 
 

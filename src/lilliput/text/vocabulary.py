@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+# Ends every message about a tokenizer that is missing or cannot be rebuilt.
+WHAT_STILL_WORKS = "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
 TokenizerModel = Literal["llama", "gpt2", "bert"]
 # Where `add_space_prefix` puts a space: before every text between special tokens, before those that begin with none, or
 # before the first text alone if it begins with none.
