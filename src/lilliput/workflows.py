@@ -173,14 +173,15 @@ def quantize(
         contents, notes = _contents(source, plan)
         target = Path(output) if output else Path(file_name(source.provenance.general, contents.weights, plan.recipe))
         container = _container_for(target)
-        paths = tuple(target.parent / part.file_name for part in container.layout(contents, target.name, options.split))
+        parts = container.layout(contents, target.name, options.split)
+        paths = tuple(target.parent / part.file_name for part in parts)
         job = _Job(source, plan, guidance, options, fingerprint=_fingerprint(source, plan, guidance, options))
         result = QuantizeResult(
             paths, 0, plan.bits_per_weight, ledger_path(target), (*plan.warnings, *notes), is_up_to_date=False
         )
         if not options.force and _is_up_to_date(paths, job.fingerprint):
             return replace(result, bytes=sum(path.stat().st_size for path in paths), is_up_to_date=True)
-        check_target(target, container.layout(contents, target.name, options.split), overwrite=options.force)
+        check_target(target, parts, overwrite=options.force)
         if options.announce is not None:
             options.announce(plan)
         return job.run(container, contents, target, result, progress)
@@ -323,8 +324,7 @@ def evaluate(
 
 def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
     """Metadata and tensors of a file or folder, from headers alone."""
-    name = str(file)
-    return inspect_file(gulliver() if name == BUILT_IN and not Path(name).exists() else Path(name))
+    return inspect_file(Path(_location(file)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,8 +402,7 @@ def generate(
 
 def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None) -> list[SpeedRow]:
     """Prefill and decode speed of a file on this machine, one process per row."""
-    name = str(gulliver()) if str(model) == BUILT_IN and not Path(str(model)).exists() else str(model)
-    return measure_speed(name, tests, progress=progress)
+    return measure_speed(_location(model), tests, progress=progress)
 
 
 def chosen_seed(seed: int | None) -> int:
@@ -442,11 +441,15 @@ def parse_bytes(text: str) -> int:
 @contextmanager
 def opened(model: PathLike, revision: str | None = None) -> Iterator[ModelSource]:
     """Open a model by path, hub id, or the built-in name 'gulliver'; release its maps at the end."""
+    with closing(open_model(_location(model), revision=revision)) as source:
+        yield source
+
+
+def _location(model: PathLike) -> str:
+    """The path or hub id that a model's name stands for; only the built-in one's differs."""
     name = str(model)
     # A folder of that name in the working directory is what its owner means.
-    target = gulliver() if name == BUILT_IN and not Path(name).exists() else name
-    with closing(open_model(target, revision=revision)) as source:
-        yield source
+    return str(gulliver()) if name == BUILT_IN and not Path(name).exists() else name
 
 
 def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
