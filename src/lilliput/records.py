@@ -117,6 +117,28 @@ class InputStatistics:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class LayerInputs:
+    """What a method may know about the inputs x of one linear layer; linears that share an input share one object.
+
+    Equality is identity, so that a method may keep what it derives (a factorization) per object.
+    tokens: how many inputs were seen.  mean_square: [columns] float32, the imatrix.
+    hessian: [columns, columns] float32, mean of x x^T over the stream that the quantized layer will see.
+    held_out: the same over tokens that `hessian` has not seen.
+    cross: [columns, columns] float32, mean of x_float x^T: the float model's inputs with the stream's.
+    Absent where nothing is known, and then None; arrays are numpy or torch, all of one kind.
+    """
+
+    tokens: int = 0
+    mean_square: Array | None = None
+    hessian: Array | None = None
+    held_out: Array | None = None
+    cross: Array | None = None
+
+
+NO_INPUTS = LayerInputs()
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Prior statistics of a whole model, keyed by canonical tensor name (`blk.0.attn_q.weight`).

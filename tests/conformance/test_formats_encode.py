@@ -10,6 +10,7 @@ from lilliput.arrays import FloatArray
 from lilliput.formats import FORMATS, NumberFormat
 from lilliput.methods import METHODS
 from lilliput.methods.searched_scales import encode_with_arrays, error_weights, relative_importance
+from lilliput.records import NO_INPUTS, LayerInputs
 
 ROWS, COLUMNS = 6, 512
 ENCODERS = [number_format for number_format in FORMATS.values() if number_format.can_encode]
@@ -48,8 +49,8 @@ def test_packing_loses_nothing(number_format: NumberFormat) -> None:
 @pytest.mark.parametrize("number_format", SCALED, ids=repr)
 def test_searched_scales_beat_round_to_nearest(number_format: NumberFormat) -> None:
     weight, _ = case()
-    searched = METHODS["searched_scales"].quantize(number_format, weight, None, threads=1)
-    nearest = METHODS["round_to_nearest"].quantize(number_format, weight, None, threads=1)
+    searched = METHODS["searched_scales"].quantize(number_format, weight, NO_INPUTS, threads=1)
+    nearest = METHODS["round_to_nearest"].quantize(number_format, weight, NO_INPUTS, threads=1)
     assert squared_error(number_format, searched, 1.0) < 0.98 * squared_error(number_format, nearest, 1.0)
 
 
@@ -57,8 +58,8 @@ def test_searched_scales_beat_round_to_nearest(number_format: NumberFormat) -> N
 def test_importance_lowers_the_weighted_error(number_format: NumberFormat) -> None:
     weight, importance = case()
     method = METHODS["searched_scales"]
-    without = method.quantize(number_format, weight, None, threads=1)
-    weighted = method.quantize(number_format, weight, importance, threads=1)
+    without = method.quantize(number_format, weight, NO_INPUTS, threads=1)
+    weighted = method.quantize(number_format, weight, LayerInputs(1, importance), threads=1)
     assert squared_error(number_format, weighted, importance) < squared_error(number_format, without, importance)
 
 
@@ -66,8 +67,8 @@ def test_importance_lowers_the_weighted_error(number_format: NumberFormat) -> No
 def test_scale_of_importance_does_not_matter(number_format: NumberFormat) -> None:
     weight, importance = case()
     method = METHODS["searched_scales"]
-    once = method.quantize(number_format, weight, importance, threads=1)
-    scaled = method.quantize(number_format, weight, importance * np.float32(1024), threads=1)
+    once = method.quantize(number_format, weight, LayerInputs(1, importance), threads=1)
+    scaled = method.quantize(number_format, weight, LayerInputs(1, importance * np.float32(1024)), threads=1)
     np.testing.assert_array_equal(once["blocks"], scaled["blocks"])
 
 

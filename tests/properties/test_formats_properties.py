@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lilliput.arrays import FloatArray
 from lilliput.formats import FORMATS, NumberFormat
 from lilliput.methods import METHODS
+from lilliput.records import NO_INPUTS, LayerInputs
 
 SCALED = [number_format for number_format in FORMATS.values() if number_format.can_encode and number_format.scopes]
 # "copy" chooses no scales.
@@ -45,7 +46,9 @@ def test_any_finite_weight_encodes_to_finite_values(number_format: NumberFormat,
     columns = weight.shape[1]
     per_column = None if importance is None else np.full(columns, importance, dtype=np.float32)
     for method in SCALE_CHOOSERS:
-        values = number_format.dequantize(method.quantize(number_format, weight, per_column, threads=1), columns)
+        values = number_format.dequantize(
+            method.quantize(number_format, weight, LayerInputs(1, per_column), threads=1), columns
+        )
         assert np.isfinite(values).all()
 
 
@@ -53,7 +56,7 @@ def test_any_finite_weight_encodes_to_finite_values(number_format: NumberFormat,
 def test_zeros_stay_zero(number_format: NumberFormat) -> None:
     weight = np.zeros((2, 512), dtype=np.float32)
     for method in SCALE_CHOOSERS:
-        assert not number_format.dequantize(method.quantize(number_format, weight, None, threads=1), 512).any()
+        assert not number_format.dequantize(method.quantize(number_format, weight, NO_INPUTS, threads=1), 512).any()
 
 
 @pytest.mark.parametrize("number_format", SCALED, ids=repr)
@@ -61,7 +64,9 @@ def test_zeros_stay_zero(number_format: NumberFormat) -> None:
 @given(seed=st.integers(0, 2**31), exponent=st.integers(-4, 4))
 def test_values_stay_within_one_step_of_the_weights(number_format: NumberFormat, seed: int, exponent: int) -> None:
     weight = (np.random.default_rng(seed).standard_normal((2, 512)) * 10.0**exponent).astype(np.float32)
-    values = number_format.dequantize(METHODS["searched_scales"].quantize(number_format, weight, None, threads=1), 512)
+    values = number_format.dequantize(
+        METHODS["searched_scales"].quantize(number_format, weight, NO_INPUTS, threads=1), 512
+    )
     # No error exceeds the largest weight of its block: zero would do better than that.
     limit = np.abs(weight.reshape(2, -1, number_format.block_size)).max(axis=2, keepdims=True)
     residual = np.abs(values - weight).reshape(2, -1, number_format.block_size)
@@ -74,6 +79,6 @@ def test_columns_without_importance_still_count(number_format: NumberFormat) -> 
     weight = np.random.default_rng(1).standard_normal((2, 512)).astype(np.float32)
     importance = np.ones(512, dtype=np.float32)
     importance[:256] = 0
-    planes = METHODS["searched_scales"].quantize(number_format, weight, importance, threads=1)
+    planes = METHODS["searched_scales"].quantize(number_format, weight, LayerInputs(1, importance), threads=1)
     half = number_format.dequantize(planes, 512)[:, :256]
     assert ((half - weight[:, :256]) ** 2).sum() < (weight[:, :256] ** 2).sum() / 4

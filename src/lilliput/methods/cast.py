@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from lilliput.arrays import FloatArray
 from lilliput.formats import NumberFormat, Planes
+from lilliput.methods.method import Needs
+from lilliput.records import LayerInputs
 
 
 class Copy:
@@ -17,15 +19,13 @@ class Copy:
 
     name = "copy"
     paper = "IEEE 754-2019, section 4.3.1 (roundTiesToEven)"
-    needs_statistics = False
+    needs: Needs = "nothing"
     baseline: str | None = None
 
     def supports(self, number_format: NumberFormat) -> bool:
         """Formats without parameters."""
         return number_format.can_encode and not number_format.scopes
 
-    def quantize(
-        self, number_format: NumberFormat, weight: FloatArray, importance: FloatArray | None, *, threads: int
-    ) -> Planes:
-        """Cast. importance and threads change nothing."""
+    def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
+        """Cast. inputs and threads change nothing."""
         return number_format.pack(number_format.encode(weight))

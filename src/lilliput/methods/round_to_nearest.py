@@ -15,6 +15,8 @@ import numpy as np
 
 from lilliput.arrays import FloatArray
 from lilliput.formats import Encoded, NumberFormat, Planes
+from lilliput.methods.method import Needs
+from lilliput.records import LayerInputs
 
 
 class RoundToNearest:
@@ -22,17 +24,15 @@ class RoundToNearest:
 
     name: str = "round_to_nearest"
     paper: str = "folklore; the RTN rows of https://arxiv.org/abs/2210.17323"
-    needs_statistics: bool = False
+    needs: Needs = "nothing"
     baseline: str | None = None
 
     def supports(self, number_format: NumberFormat) -> bool:
         """Every format that encodes."""
         return number_format.can_encode
 
-    def quantize(
-        self, number_format: NumberFormat, weight: FloatArray, importance: FloatArray | None, *, threads: int
-    ) -> Planes:
-        """Weight [rows, columns] -> stored planes. `importance` and `threads` are not used."""
+    def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
+        """Weight [rows, columns] -> stored planes. `inputs` and `threads` are not used."""
         number_format.check_columns("weight", weight.shape[1])
         parameters = number_format.widest_parameters(np.asarray(weight, dtype=np.float32))
         codes = number_format.nearest_codes(weight, parameters)

@@ -29,6 +29,8 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.formats import NumberFormat, Planes
 from lilliput.formats.scale_search import bounded, row_mean_square
+from lilliput.methods.method import Needs
+from lilliput.records import LayerInputs
 
 # Weights in one piece of the array encoder; about twelve temporaries of this size live at once.
 PIECE_WEIGHTS = 1 << 18
@@ -43,17 +45,16 @@ class SearchedScales:
 
     name: str = "searched_scales"
     paper: str = "https://github.com/ggml-org/llama.cpp/pull/4930 (importance matrix), searched further"
-    needs_statistics: bool = False
+    needs: Needs = "nothing"
     baseline: str | None = "round_to_nearest"
 
     def supports(self, number_format: NumberFormat) -> bool:
         """Every format that encodes."""
         return number_format.can_encode
 
-    def quantize(
-        self, number_format: NumberFormat, weight: FloatArray, importance: FloatArray | None, *, threads: int
-    ) -> Planes:
-        """Weight [rows, columns] -> stored planes. importance: [columns], mean square of the inputs, or None."""
+    def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
+        """Weight [rows, columns] -> stored planes, weighted by the mean square of the inputs where it is known."""
+        importance = None if inputs.mean_square is None else np.asarray(inputs.mean_square, dtype=np.float32)
         return encode(number_format, weight, importance, threads=threads)
 
 

@@ -21,7 +21,7 @@ from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
 from lilliput.recipes.ledger import LedgerEntry, entry_for
 from lilliput.recipes.plan import Plan
-from lilliput.records import QuantizedTensor, Statistics, TensorPlan
+from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, Statistics, TensorPlan
 
 # 16 MB of float32 a slab: large enough to keep every thread busy, small beside any model's own tensors.
 SLAB_WEIGHTS = 1 << 22
@@ -44,7 +44,7 @@ def quantized_tensors(
 class _Work:
     """One tensor under way: finished slabs, and sums of squares per column in float64."""
 
-    importance: FloatArray | None
+    inputs: LayerInputs
     error: DoubleArray
     energy: DoubleArray
     overflows: int = 0
@@ -53,17 +53,18 @@ class _Work:
     def errors(self) -> tuple[float | None, float | None]:
         """Relative squared error, plain and weighted by the input mean square."""
         plain = _ratio(float(self.error.sum()), float(self.energy.sum()))
-        if self.importance is None:
+        importance = self.inputs.mean_square
+        if importance is None:
             return plain, None
-        return plain, _ratio(float(self.error @ self.importance), float(self.energy @ self.importance))
+        return plain, _ratio(float(self.error @ importance), float(self.energy @ importance))
 
 
 def _quantize(
     tensor: QuantizedTensor, row: TensorPlan, statistics: Statistics | None, threads: int
 ) -> tuple[QuantizedTensor, LedgerEntry]:
     inputs = statistics.inputs.get(row.name) if statistics is not None else None
-    importance = inputs.input_mean_square if inputs is not None and inputs.tokens > 0 else None
-    work = _Work(importance, np.zeros(tensor.columns), np.zeros(tensor.columns))
+    known = LayerInputs(inputs.tokens, inputs.input_mean_square) if inputs is not None and inputs.tokens else NO_INPUTS
+    work = _Work(known, np.zeros(tensor.columns), np.zeros(tensor.columns))
     is_kept = tensor.format.name == row.format.name
     for weight in _slabs(tensor, threads):
         _check_finite(row.name, weight)
@@ -73,14 +74,14 @@ def _quantize(
     entry = entry_for(
         row,
         reason=f"{row.reason}; {work.overflows} values beyond F16's range became infinite" if work.overflows else None,
-        errors=(0.0, None if importance is None else 0.0) if is_kept else work.errors(),
+        errors=(0.0, None if known is NO_INPUTS else 0.0) if is_kept else work.errors(),
         tokens=inputs.tokens if inputs is not None else 0,
     )
     return QuantizedTensor(row.name, row.shape, row.format, planes), entry
 
 
 def _quantize_slab(weight: FloatArray, row: TensorPlan, work: _Work, threads: int) -> None:
-    planes = METHODS[row.method].quantize(row.format, weight, work.importance, threads=threads)
+    planes = METHODS[row.method].quantize(row.format, weight, work.inputs, threads=threads)
     residual = decode(row.format, planes, weight.shape[1], threads=threads) - weight
     if row.format.name == "f16":
         work.overflows += count_overflows(weight)

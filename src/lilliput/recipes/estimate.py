@@ -22,7 +22,7 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.methods import METHODS
 from lilliput.recipes.plan import Plan, weights_of
-from lilliput.records import TensorHeader, TensorPlan
+from lilliput.records import NO_INPUTS, LayerInputs, TensorHeader, TensorPlan
 
 # Everything but tensors: 81 MB resident after the imports, 91 MB at the peak of runs on models of 9 and 49 million
 # weights (2026-11, x86-64, CPython 3.11), rounded up.
@@ -141,8 +141,8 @@ def cache_folder() -> Path:
 
 def _quantize_speed(row: TensorPlan, guided: bool, threads: int) -> float:
     weight = _sample(row.format.block_size)
-    importance = np.ones(weight.shape[1], dtype=np.float32) if guided else None
-    return _rate(weight.size, lambda: METHODS[row.method].quantize(row.format, weight, importance, threads=threads))
+    inputs = LayerInputs(1, np.ones(weight.shape[1], dtype=np.float32)) if guided else NO_INPUTS
+    return _rate(weight.size, lambda: METHODS[row.method].quantize(row.format, weight, inputs, threads=threads))
 
 
 def _decode_speed() -> float:
