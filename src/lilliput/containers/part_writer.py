@@ -121,13 +121,11 @@ def check_finite(tensor: QuantizedTensor, where: str) -> None:
 
 
 def decoded_pieces(tensor: QuantizedTensor) -> Iterator[FloatArray]:
-    """Float32 values of a tensor, some rows at a time where its format stores whole rows."""
+    """Float32 values of a tensor, some rows at a time where its format can be cut there."""
     columns, rows = tensor.columns, tensor.rows
     planes = {name: np.asarray(array) for name, array in tensor.planes.items()}
-    whole = tensor.format.stored_planes(rows, columns)
-    one_row = tensor.format.stored_planes(1, columns)
-    by_row = all(spec.shape == (rows, *one_row[name].shape[1:]) for name, spec in whole.items())
-    step = max(1, _DECODE_WEIGHTS // max(columns, 1)) if by_row else rows
+    together = tensor.format.row_step or rows
+    step = max(1, _DECODE_WEIGHTS // max(columns, 1) // together) * together
     for start in range(0, rows, step):
-        part = {name: array[start : start + step] for name, array in planes.items()} if by_row else planes
+        part = planes if step >= rows else tensor.format.row_range(planes, start, min(start + step, rows))
         yield decode(tensor.format, part, columns)

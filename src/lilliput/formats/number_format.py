@@ -8,10 +8,9 @@ Three acts stay apart, because every method needs them one by one:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import ClassVar
+from math import lcm, prod
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -64,13 +63,16 @@ class Encoded:
 
 
 class NumberFormat(ABC):
-    """One number format. Instances are stateless values; arithmetic is float32/int32 on numpy or torch."""
+    """One number format. Instances are stateless values; arithmetic is float32/int32 on numpy or torch.
 
-    name: ClassVar[str]
-    scopes: ClassVar[tuple[Scope, ...]] = ()
-    unit: ClassVar[int] = 1
-    block_size: ClassVar[int] = 1
-    can_encode: ClassVar[bool] = True
+    block_size: rows must be a multiple of it.  unit: columns whose codes are decided together.
+    """
+
+    name: str
+    scopes: tuple[Scope, ...] = ()
+    unit: int = 1
+    block_size: int = 1
+    can_encode: bool = True
 
     @abstractmethod
     def stored_planes(self, rows: int, columns: int) -> Mapping[str, PlaneSpec]:
@@ -131,10 +133,15 @@ class NumberFormat(ABC):
 
     def encode(self, weight: Array, importance: Array | None = None) -> Encoded:
         """Fit every scope from the outermost inward, then round to the nearest codes."""
+        parameters = self.fitted(weight, importance)
+        return Encoded(self.nearest_codes(weight, parameters), parameters)
+
+    def fitted(self, weight: Array, importance: Array | None = None) -> Parameters:
+        """Parameters of every scope, from the outermost inward."""
         parameters: dict[str, Array] = {}
         for index in range(len(self.scopes)):
             parameters.update(self.fit(weight, importance, scope=index, outer=parameters))
-        return Encoded(self.nearest_codes(weight, parameters), parameters)
+        return parameters
 
     def dequantize(self, planes: Planes, columns: int) -> FloatArray:
         """Stored planes -> float32 [rows, columns]."""
@@ -153,6 +160,26 @@ class NumberFormat(ABC):
         """All stored bits per weight of a wide row, computed from the layout."""
         columns = self.block_size * 16
         return self.stored_bytes(1, columns) * 8 / columns
+
+    @property
+    def row_step(self) -> int | None:
+        """Rows that are encoded together: 1 where every row stands alone, None where the whole matrix shares."""
+        step = 1
+        for scope in self.scopes:
+            if scope.rows is None:
+                return None
+            step = lcm(step, scope.rows)
+        return step
+
+    def row_range(self, planes: Planes, start: int, stop: int) -> Planes:
+        """Planes of rows start..stop of a matrix; start a multiple of `row_step`, views where possible."""
+        return {name: array[start:stop] for name, array in planes.items()}
+
+    def joined_rows(self, parts: Sequence[Planes]) -> Planes:
+        """Planes of matrices that lie below each other; all but the last have a multiple of `row_step` rows."""
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def check_columns(self, tensor_name: str, columns: int) -> None:
         """Raise FormatError when rows of `columns` weights do not divide into blocks."""
@@ -173,7 +200,7 @@ class BlockFormat(NumberFormat):
     Subclasses write `unpack_blocks` and `pack_blocks` on [n, block_bytes]; rows and columns are handled here.
     """
 
-    block_bytes: ClassVar[int]
+    block_bytes: int
 
     def stored_planes(self, rows: int, columns: int) -> Mapping[str, PlaneSpec]:
         """One plane of bytes."""

@@ -27,7 +27,7 @@ from functools import cache
 import numpy as np
 
 from lilliput.arrays import FloatArray
-from lilliput.formats import NumberFormat, Planes
+from lilliput.formats import Encoded, NumberFormat, Planes
 from lilliput.formats.scale_search import bounded, row_mean_square
 from lilliput.methods.method import Needs
 from lilliput.records import LayerInputs
@@ -79,14 +79,28 @@ def encode(
 
 def encode_with_arrays(number_format: NumberFormat, weight: FloatArray, relative: FloatArray | None) -> Planes:
     """The array implementation, in pieces of bounded memory. relative: what `relative_importance` gives."""
-    step = max(1, PIECE_WEIGHTS // max(weight.shape[1], 1))
+    share = mean_square_share(number_format)
+    if number_format.row_step is None:
+        # Parameters of the whole matrix are fitted once; codes do not look beyond their rows.
+        weights = error_weights(weight, relative, share)
+        parameters = number_format.fitted(weight, weights)
+        return number_format.joined_rows(
+            [
+                number_format.pack(Encoded(number_format.nearest_codes(piece, parameters), parameters))
+                for piece in _pieces(weight, 1)
+            ]
+        )
     pieces = []
-    for start in range(0, max(weight.shape[0], 1), step):
-        piece = weight[start : start + step]
-        has_scales = bool(number_format.scopes)
-        weights = error_weights(piece, relative, mean_square_share(number_format)) if has_scales else None
-        pieces.append(number_format.pack(number_format.encode(piece, weights)))
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    for piece in _pieces(weight, number_format.row_step):
+        weights_of_piece = error_weights(piece, relative, share) if number_format.scopes else None
+        pieces.append(number_format.pack(number_format.encode(piece, weights_of_piece)))
+    return number_format.joined_rows(pieces)
+
+
+def _pieces(weight: FloatArray, together: int) -> list[FloatArray]:
+    """Slices of some rows, a multiple of `together` each; one empty slice of no rows."""
+    step = max(1, PIECE_WEIGHTS // max(weight.shape[1], 1) // together) * together
+    return [weight[start : start + step] for start in range(0, max(weight.shape[0], 1), step)]
 
 
 @cache

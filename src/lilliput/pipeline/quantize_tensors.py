@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop from plan rows to quantized tensors: one tensor, one slab of rows in float32 at a time.
 
-Peak memory is one stored tensor plus a few slabs, whatever the model's size. Every row of the plan yields one tensor
+Peak memory is one stored tensor plus a few slabs, whatever the model's size; a format that shares a parameter over a
+whole tensor takes that tensor in float32 at once. Every row of the plan yields one tensor
 and one ledger entry, in plan order; a row that cannot be done raises, it is never skipped.
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import lcm
 
 import numpy as np
 
 from lilliput.arrays import DoubleArray, FloatArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import FormatError
-from lilliput.formats import BlockFormat, Planes
+from lilliput.formats import BlockFormat, NumberFormat, Planes
 from lilliput.formats.f16 import count_overflows
 from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
@@ -66,11 +68,11 @@ def _quantize(
     known = LayerInputs(inputs.tokens, inputs.input_mean_square) if inputs is not None and inputs.tokens else NO_INPUTS
     work = _Work(known, np.zeros(tensor.columns), np.zeros(tensor.columns))
     is_kept = tensor.format.name == row.format.name
-    for weight in _slabs(tensor, threads):
+    for weight in _slabs(tensor, tensor.format if is_kept else row.format, threads):
         _check_finite(row.name, weight)
         if not is_kept:
             _quantize_slab(weight, row, work, threads)
-    planes = tensor.planes if is_kept else _joined(work.planes)
+    planes = tensor.planes if is_kept else row.format.joined_rows(work.planes)
     entry = entry_for(
         row,
         reason=f"{row.reason}; {work.overflows} values beyond F16's range became infinite" if work.overflows else None,
@@ -91,19 +93,23 @@ def _quantize_slab(weight: FloatArray, row: TensorPlan, work: _Work, threads: in
     work.planes.append(planes)
 
 
-def _slabs(tensor: QuantizedTensor, threads: int) -> Iterator[FloatArray]:
-    """Float32 [rows, columns] pieces of the tensor."""
-    if not isinstance(tensor.format, BlockFormat):
-        yield tensor.dequantize().reshape(-1, tensor.columns)
-        return
-    blocks = tensor.planes["blocks"].reshape(tensor.rows, -1)
-    step = max(1, SLAB_WEIGHTS // tensor.columns)
+def _slabs(tensor: QuantizedTensor, target: NumberFormat, threads: int) -> Iterator[FloatArray]:
+    """Float32 [rows, columns] pieces of the tensor, cut where both its own and the target format may be cut."""
+    planes = tensor.planes
+    if isinstance(tensor.format, BlockFormat):
+        planes = {"blocks": planes["blocks"].reshape(tensor.rows, -1)}
+    step = slab_rows(tensor.format, target, tensor.rows, tensor.columns)
     for start in range(0, tensor.rows, step):
-        yield decode(tensor.format, {"blocks": blocks[start : start + step]}, tensor.columns, threads=threads)
+        part = tensor.format.row_range(planes, start, min(start + step, tensor.rows))
+        yield decode(tensor.format, part, tensor.columns, threads=threads)
 
 
-def _joined(slabs: list[Planes]) -> Planes:
-    return slabs[0] if len(slabs) == 1 else {"blocks": np.concatenate([slab["blocks"] for slab in slabs])}
+def slab_rows(stored: NumberFormat, target: NumberFormat, rows: int, columns: int) -> int:
+    """Rows of one slab: all of them where either format shares a parameter over the whole tensor."""
+    if stored.row_step is None or target.row_step is None:
+        return max(rows, 1)
+    together = lcm(stored.row_step, target.row_step)
+    return max(1, SLAB_WEIGHTS // max(columns, 1) // together) * together
 
 
 def _ratio(error: float, energy: float) -> float:

@@ -84,7 +84,8 @@ def _tensor_bytes(row: TensorPlan, header: TensorHeader) -> int:
     """Memory while one tensor is done: its slabs in float32, its finished blocks twice while slabs are joined."""
     if row.format.name == header.format.name:
         return header.nbytes
-    slab = min(weights_of(row), SLAB_WEIGHTS)
+    shares_over_rows = row.format.row_step is None or header.format.row_step is None
+    slab = weights_of(row) if shares_over_rows else min(weights_of(row), SLAB_WEIGHTS)
     # The input's own pages, or a copy of them where rows are reordered on the way.
     return slab * FLOAT32_BYTES * SLAB_ARRAYS + 2 * row.nbytes + header.nbytes
 

@@ -14,6 +14,7 @@ from lilliput.architectures.architecture import Json, ModelConfig, Named, Permut
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RecipeError
 from lilliput.formats import NumberFormat, get_format
+from lilliput.methods import METHODS
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
 from lilliput.records import Role, TensorHeader, TensorPlan
 
@@ -210,10 +211,11 @@ class _Resolver:
                 "encoder for that format yet; Q2_K is the smallest preset that can be written"
             )
         method = rule.method or self._method or "searched_scales"
-        if method == "copy":
+        if not METHODS[method].supports(number_format) or method == "copy":
+            able = [name for name, item in METHODS.items() if item.supports(number_format) and name != "copy"]
             raise RecipeError(
-                f"{self._recipe.name}: method 'copy' cannot turn {header.name} from {header.format.name.upper()} "
-                f"into {number_format.name.upper()}; use searched_scales or round_to_nearest"
+                f"{self._recipe.name}: method '{method}' cannot turn {header.name} from {header.format.name.upper()} "
+                f"into {number_format.name.upper()}; use {' or '.join(able)}"
             )
         return method
 

@@ -34,9 +34,10 @@ from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLEr
 
 from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import FORMATS, get_format
+from lilliput.methods import METHODS
 from lilliput.records import Role
 
-Method = Literal["searched_scales", "round_to_nearest", "copy"]
+Method = str  # a name in METHODS; the fields and functions that take one check it
 # What a rule's `when` may ask of the model or the run. llama_70b: 80 layers of Llama or Qwen2 shape.
 Condition = Literal["with_statistics", "without_statistics", "gqa_at_least_4", "llama_70b"]
 
@@ -70,6 +71,13 @@ class Rule(BaseModel):
             return get_format(value).name
         except FormatError as error:
             raise ValueError(str(error)) from error
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str | None) -> str | None:
+        if value is not None and value not in METHODS:
+            raise ValueError(f"unknown method '{value}'")
+        return value
 
     @field_validator("match")
     @classmethod
@@ -262,7 +270,7 @@ def _describe(error: ValidationError, root: Node, origin: str) -> str:
     if fault["type"] == "missing":
         return f"{place}: this field is required"
     message = fault["msg"].removeprefix("Value error, ")
-    choices = {"role": tuple(Role), "method": get_args(Method), "when": get_args(Condition)}
+    choices = {"role": tuple(Role), "method": tuple(METHODS), "when": get_args(Condition)}
     for name, allowed in choices.items():
         if name in location:
             near = get_close_matches(str(fault["input"]), allowed, n=1)
@@ -291,10 +299,8 @@ def _line(root: Node, location: tuple[int | str, ...]) -> int:
 
 def parse_method(name: str | None) -> Method | None:
     """The method of that name, or None for the default. Raises RecipeError."""
-    for method in get_args(Method):
-        if method == name:
-            known: Method = method
-            return known
-    if name is not None:
-        raise RecipeError(f"unknown method '{name}'; known: {', '.join(get_args(Method))}")
-    return None
+    if name is not None and name not in METHODS:
+        near = get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}"
+        raise RecipeError(f"unknown method '{name}'; {hint}")
+    return name
