@@ -15,45 +15,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import numpy as np
+from peers.llama_cpp import PURE_TYPES, Case, LlamaCpp, quantized_values
 
 from lilliput.arrays import FloatArray
 from lilliput.checkpoints.safetensors_reader import SafetensorsFile
 from lilliput.formats import FORMATS, NumberFormat
 from lilliput.methods.searched_scales import encode
 
-# llama-quantize's names of the formats, all run with --pure.
-FILE_TYPES = {
-    "q8_0": "Q8_0",
-    "q4_0": "Q4_0",
-    "q4_1": "Q4_1",
-    "q5_0": "Q5_0",
-    "q5_1": "Q5_1",
-    "q2_k": "Q2_K",
-    "q3_k": "Q3_K_S",
-    "q4_k": "Q4_K_S",
-    "q5_k": "Q5_K_S",
-    "q6_k": "Q6_K",
-    "iq4_nl": "IQ4_NL",
-    "iq4_xs": "IQ4_XS",
-}
-TOKENS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """weight [rows, columns] and importance [columns], float32."""
-
-    weight: FloatArray
-    importance: FloatArray
+# What llama-quantize also does without an imatrix.
+DEFAULT = [name for name in PURE_TYPES if not name.startswith(("iq1", "iq2", "iq3", "tq"))]
 
 
 def synthetic_cases() -> dict[str, Case]:
@@ -89,58 +65,6 @@ def checkpoint_cases(path: Path) -> dict[str, Case]:
     return cases
 
 
-def write_model(path: Path, cases: Mapping[str, Case]) -> None:
-    """A GGUF that llama-quantize accepts: tensors of one Llama-like layer each."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(len(cases))
-    writer.add_context_length(TOKENS)
-    writer.add_embedding_length(256)
-    writer.add_feed_forward_length(256)
-    writer.add_head_count(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    for index, case in enumerate(cases.values()):
-        writer.add_tensor(f"blk.{index}.ffn_down.weight", np.ascontiguousarray(case.weight))
-    close(writer)
-
-
-def write_importance(path: Path, cases: Mapping[str, Case]) -> None:
-    """The importance as llama.cpp's imatrix file."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["synthetic"])
-    writer.add_uint32("imatrix.chunk_count", 1)
-    writer.add_uint32("imatrix.chunk_size", TOKENS)
-    for index, case in enumerate(cases.values()):
-        name = f"blk.{index}.ffn_down.weight"
-        writer.add_tensor(f"{name}.in_sum2", (case.importance * np.float32(TOKENS)).reshape(1, -1))
-        writer.add_tensor(f"{name}.counts", np.array([[TOKENS]], dtype=np.float32))
-    close(writer)
-
-
-def close(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def llama_quantize(
-    program: Path, folder: Path, name: str, cases: Mapping[str, Case], with_importance: bool
-) -> list[FloatArray]:
-    """Values that llama-quantize's file of format `name` decodes to, one array per case."""
-    output = folder / "output.gguf"
-    importance = ["--imatrix", str(folder / "imatrix.gguf")] if with_importance else []
-    command = [str(program), *importance, "--pure", str(folder / "model.gguf"), str(output), FILE_TYPES[name], "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    found: dict[int, FloatArray] = {}
-    for tensor in gguf.GGUFReader(output).tensors:
-        assert tensor.tensor_type.name.lower() == name, f"{tensor.name} became {tensor.tensor_type.name}"
-        found[int(tensor.name.split(".")[1])] = np.array(gguf.dequantize(tensor.data, tensor.tensor_type))
-    return [found[index].reshape(case.weight.shape) for index, case in enumerate(cases.values())]
-
-
 def error_sums(case: Case, values: FloatArray) -> dict[str, float]:
     """Sums of squared errors under each weighting, in float64."""
     x, importance = case.weight.astype(np.float64), case.importance.astype(np.float64)
@@ -162,14 +86,12 @@ def our_values(number_format: NumberFormat, case: Case, with_importance: bool) -
     return number_format.dequantize(planes, case.weight.shape[1])
 
 
-def compare(program: Path, folder: Path, name: str, cases: Mapping[str, Case]) -> dict[str, dict[str, float]]:
+def compare(llama_cpp: LlamaCpp, folder: Path, name: str, cases: Mapping[str, Case]) -> dict[str, dict[str, float]]:
     """Print a JSON line per tensor; return llama-quantize's sums."""
     number_format = FORMATS[name]
     cases = {label: case for label, case in cases.items() if case.weight.shape[1] % number_format.block_size == 0}
-    write_model(folder / "model.gguf", cases)
-    write_importance(folder / "imatrix.gguf", cases)
-    plain = llama_quantize(program, folder, name, cases, False)
-    weighted = llama_quantize(program, folder, name, cases, True)
+    plain = quantized_values(llama_cpp, folder, name, [*cases.values()], is_weighted=False)
+    weighted = quantized_values(llama_cpp, folder, name, [*cases.values()], is_weighted=True)
     theirs_by_case = {}
     for (label, case), without, with_importance in zip(cases.items(), plain, weighted, strict=True):
         ours = {"plain": error_sums(case, our_values(number_format, case, False))["plain"]}
@@ -186,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="encoders against llama-quantize")
     parser.add_argument("--llama-quantize", type=Path, required=True, metavar="PATH")
     parser.add_argument("--safetensors", type=Path, nargs="*", default=[], metavar="FILE")
-    parser.add_argument("--formats", nargs="*", default=list(FILE_TYPES), choices=list(FILE_TYPES))
+    parser.add_argument("--formats", nargs="*", default=list(DEFAULT), choices=list(PURE_TYPES))
     parser.add_argument("--golden", type=Path, metavar="FILE")
     parser.add_argument("--label", default="", help="which llama.cpp made the golden file")
     arguments = parser.parse_args()
@@ -196,7 +118,7 @@ def main() -> None:
     golden = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.formats:
-            golden[name] = compare(arguments.llama_quantize, Path(folder), name, cases)
+            golden[name] = compare(LlamaCpp(arguments.llama_quantize.parent), Path(folder), name, cases)
     if arguments.golden:
         command = "python benchmarks/encoders.py --llama-quantize PATH --golden FILE --label LABEL"
         content = {"command": command, "llama_cpp": arguments.label, "sums": golden}

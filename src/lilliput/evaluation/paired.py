@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -60,14 +61,21 @@ def paired_ratio(a: str, b: str, kld_a: DoubleArray, kld_b: DoubleArray, *, seed
         return PairedRatio(a, b, ratio, ratio, ratio, chunks)
     if chunks < FEWEST_CHUNKS:
         return PairedRatio(a, b, ratio, math.nan, math.nan, chunks)
-    # Drawing chunks with replacement is drawing how often each occurs.
-    counts = np.random.default_rng(seed).multinomial(chunks, np.full(chunks, 1.0 / chunks), size=RESAMPLES)
+    counts = _resampled_counts(chunks, seed)
     # KL sums are positive but for rounding; the smallest positive number keeps the logarithm defined.
     tiny = np.finfo(np.float64).tiny
     logs = np.log(np.maximum(counts @ sums_a, tiny)) - np.log(np.maximum(counts @ sums_b, tiny))
     tail = expanded_tail(chunks)
     low, high = np.exp(np.quantile(logs, (tail, 1.0 - tail)))
     return PairedRatio(a, b, ratio, float(low), float(high), chunks)
+
+
+@lru_cache(maxsize=1)
+def _resampled_counts(chunks: int, seed: int) -> DoubleArray:
+    """How often each chunk is drawn: float64 [RESAMPLES, chunks]. Kept, for all pairs of a run draw the same."""
+    # Drawing chunks with replacement is drawing how often each occurs.
+    counts = np.random.default_rng(seed).multinomial(chunks, np.full(chunks, 1.0 / chunks), size=RESAMPLES)
+    return counts.astype(np.float64)
 
 
 def expanded_tail(chunks: int) -> float:

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality on a causal language model: our files against llama-quantize's, of identical types and bytes.
+
+The imatrix is one file for both sides: `lilliput calibrate` writes it (llama-imatrix has no entry for a tied head,
+so theirs would be the weaker baseline), llama-quantize and every method that needs no more than it read it. Methods
+that need a Hessian get the text that the imatrix was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peers.llama_cpp import PURE_TYPES, LlamaCpp, tensor_types
+from quality_results import Measured, result_line
+
+from lilliput import workflows
+from lilliput.arrays import DoubleArray
+from lilliput.evaluation.compare import EvaluationResult, FileResult
+from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
+from lilliput.evaluation.paired import paired_ratio
+from lilliput.formats import FORMATS
+from lilliput.methods import METHODS
+from lilliput.text.documents import read_text
+
+PEER = "llama-quantize"
+# Characters of one piece of an excerpt: a few windows of 512 tokens.
+PIECE = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text to measure on. domain: in-domain or off-domain, seen from the calibration text."""
+
+    domain: str
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every file of a run has in common.
+
+    folder: for files; the original, the imatrix and the peer's files are taken from there where they exist already.
+    calibration: plain text.
+    """
+
+    model: str
+    folder: Path
+    calibration: Path
+    llama_cpp: LlamaCpp
+    options: EvaluationOptions
+
+    @property
+    def name(self) -> str:
+        """The model, as results call it."""
+        return Path(self.model).name
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to make: a number format for every matrix (is_pure) or a preset."""
+
+    type: str
+    is_pure: bool
+
+    @property
+    def label(self) -> str:
+        """For file names."""
+        return f"{self.type}-{'pure' if self.is_pure else 'mixture'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A file of ours beside the peer's of the same target."""
+
+    target: Target
+    method: str
+    path: Path
+    peer: Path
+
+
+def excerpt(source: Path, output: Path, characters: int) -> Path:
+    """Write pieces spread evenly over a text, at most that many characters together, each from a line's start.
+
+    The head of a collection is one document, or one author; evenly spread pieces are all of it.
+    """
+    text = read_text(source)
+    count = max(1, characters // PIECE)
+    if len(text) > count * PIECE:
+        starts = [index * len(text) // count for index in range(count)]
+        pieces = [text[start : start + PIECE] for start in starts]
+        text = "".join(piece[piece.find("\n") + 1 :] for piece in pieces)
+    output.write_text(text, encoding="utf-8")
+    return output
+
+
+def parse_targets(types: str, presets: str) -> list[Target]:
+    """Comma lists -> targets. Raises SystemExit for an unknown number format."""
+    pure = [word.strip().upper() for word in types.split(",") if word.strip()]
+    unknown = [name for name in pure if name.lower() not in PURE_TYPES or name.lower() not in FORMATS]
+    if unknown:
+        raise SystemExit(f"--types: {', '.join(unknown)} unknown; known: {', '.join(PURE_TYPES).upper()}")
+    mixtures = [word.strip().upper() for word in presets.split(",") if word.strip()]
+    return [*(Target(name, True) for name in pure), *(Target(name, False) for name in mixtures)]
+
+
+def measure(
+    setting: Setting, targets: Sequence[Target], methods: Sequence[str], texts: Sequence[Text]
+) -> Iterator[dict[str, object]]:
+    """Make all files, then a result line for each, text by text. The original runs once a text."""
+    base = setting.folder / "base.gguf"
+    # BF16 checkpoints lose nothing in F32, F32 ones neither.
+    if not base.exists():
+        workflows.quantize(setting.model, "F32", base)
+    imatrix = setting.folder / "imatrix.gguf"
+    if not imatrix.exists():
+        options = workflows.CalibrateOptions(threads=setting.options.threads)
+        workflows.calibrate(setting.model, [setting.calibration], imatrix, options=options)
+    made = [file for target in targets for file in make(setting, target, methods, base, imatrix)]
+    if not made:
+        raise SystemExit("no method supports any of these types")
+    for text in texts:
+        result = compare(setting, base, made, text)
+        scores = {Path(file.name): file for file in result.files}
+        checks = cross_check(setting, base, [*scores], text, result)
+        for file in made:
+            ours, theirs = scores[file.path], scores[file.peer]
+            pair = paired_ratio(file.method, PEER, _chunked(ours, result), _chunked(theirs, result))
+            yield result_line(
+                Measured(setting.name, text.domain, text.name, file.target.type, file.method, file.target.is_pure),
+                pair, ours.divergence.mean_kld.value, theirs.divergence.mean_kld.value,
+                bits_per_weight=ours.bits_per_weight,
+                bytes=sum(size for _, size in tensor_types(file.path).values()),
+                tokens=ours.divergence.tokens, calibration=setting.calibration.name,
+                ppl=ours.divergence.ppl.value, peer_ppl=theirs.divergence.ppl.value, base_ppl=result.base_ppl.value,
+                kld_99_9=ours.divergence.kld_percentiles[99.9],
+                peer_kld_99_9=theirs.divergence.kld_percentiles[99.9],
+                llama_perplexity_kld=checks.get(file.path), llama_perplexity_peer_kld=checks.get(file.peer),
+            )  # fmt: skip
+
+
+def make(setting: Setting, target: Target, methods: Sequence[str], base: Path, imatrix: Path) -> Iterator[Made]:
+    """Our file by each method that supports the type, beside the peer's. Raises SystemExit when type maps differ."""
+    folder = setting.folder
+    chosen = [method for method in methods if supports(method, target)]
+    if not chosen:
+        return
+    peer = folder / f"{target.label}-peer.gguf"
+    file_type = PURE_TYPES[target.type.lower()] if target.is_pure else target.type
+    if not peer.exists():
+        setting.llama_cpp.quantize(base, peer, file_type, imatrix=imatrix, is_pure=target.is_pure)
+    recipe = target.type
+    if target.is_pure:
+        file = folder / f"pure-{target.type}.yaml"
+        file.write_text(f'rules:\n  - match: "*"\n    format: {target.type}\n', encoding="utf-8")
+        recipe = str(file)
+    for method in chosen:
+        path = folder / f"{target.label}-{method}.gguf"
+        quantize(setting, recipe, path, method, imatrix)
+        ours, theirs = tensor_types(path), tensor_types(peer)
+        if ours != theirs:
+            different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+            first = different[0]
+            raise SystemExit(
+                f"{target.label}: {len(different)} tensors differ in type or bytes, so it is no fair comparison "
+                f"(first: {first}, ours {ours.get(first)}, theirs {theirs.get(first)})"
+            )
+        yield Made(target, method, path, peer)
+
+
+def supports(method: str, target: Target) -> bool:
+    """Whether a method, or any effort, can choose codes of a target's formats."""
+    if not target.is_pure:
+        return True
+    number_format = FORMATS[target.type.lower()]
+    return METHODS[method].supports(number_format) if method in METHODS else number_format.can_encode
+
+
+def quantize(setting: Setting, recipe: str, output: Path, method: str, imatrix: Path) -> None:
+    """One file of ours."""
+    needs_text = method not in METHODS or METHODS[method].needs == "hessian"
+    guidance = workflows.Guidance(text=(setting.calibration,)) if needs_text else workflows.Guidance(imatrix=imatrix)
+    options = workflows.QuantizeOptions(force=True, method=method, threads=setting.options.threads)
+    workflows.quantize(setting.model, recipe, output, guidance=guidance, options=options)
+
+
+def compare(setting: Setting, base: Path, made: Sequence[Made], text: Text) -> EvaluationResult:
+    """Every file against the original on one text."""
+    paths = dict.fromkeys(path for file in made for path in (file.peer, file.path))
+    with ExitStack() as stack:
+        original = (setting.name, stack.enter_context(workflows.opened(base)))
+        files = [(str(path), stack.enter_context(workflows.opened(path))) for path in paths]
+        options = replace(setting.options, measure_floor=False)
+        return compare_models(original, files, read_text(text.path), options)
+
+
+def cross_check(
+    setting: Setting, base: Path, files: Sequence[Path], text: Text, result: EvaluationResult
+) -> dict[Path, float]:
+    """Mean KL as llama-perplexity measures it, through its own engine."""
+    logits = setting.folder / f"{text.domain}.logits"
+    sizes = {"context": result.context, "chunks": result.chunks}
+    setting.llama_cpp.keep_logits(base, text.path, logits, **sizes)
+    try:
+        return {path: setting.llama_cpp.divergence(path, text.path, logits, **sizes) for path in files}
+    finally:
+        logits.unlink()
+
+
+def _chunked(file: FileResult, result: EvaluationResult) -> DoubleArray:
+    """KL of each scored token, [chunks, scored per chunk]."""
+    return file.scores.kld.reshape(result.chunks, -1)
