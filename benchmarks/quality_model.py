@@ -8,12 +8,12 @@ that need a Hessian get the text that the imatrix was made from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from peers.llama_cpp import PURE_TYPES, LlamaCpp, tensor_types
+from peers.llama_cpp import PURE_TYPES, LlamaCpp, Stored, stored_tensors
 from quality_results import Measured, result_line
 
 from lilliput import workflows
@@ -25,7 +25,7 @@ from lilliput.formats import FORMATS
 from lilliput.methods import METHODS
 from lilliput.text.documents import read_text
 
-PEER = "llama-quantize"
+PEER = "llama-quantize --imatrix"
 # Characters of one piece of an excerpt: a few windows of 512 tokens.
 PIECE = 8000
 
@@ -74,12 +74,20 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A file of ours beside the peer's of the same target."""
+    """A file of ours beside a peer's of the same target. bytes, weights: of all tensors that were quantized."""
 
     target: Target
     method: str
     path: Path
     peer: Path
+    peer_name: str
+    bytes: int
+    weights: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantized tensors."""
+        return self.bytes * 8 / self.weights
 
 
 def excerpt(source: Path, output: Path, characters: int) -> Path:
@@ -111,35 +119,45 @@ def measure(
     setting: Setting, targets: Sequence[Target], methods: Sequence[str], texts: Sequence[Text]
 ) -> Iterator[dict[str, object]]:
     """Make all files, then a result line for each, text by text. The original runs once a text."""
-    base = setting.folder / "base.gguf"
-    # BF16 checkpoints lose nothing in F32, F32 ones neither.
+    base, imatrix = prepare(setting)
+    made = [file for target in targets for file in make(setting, target, methods, base, imatrix)]
+    for text in texts:
+        yield from score(setting, base, made, text)
+
+
+def prepare(setting: Setting) -> tuple[Path, Path]:
+    """The original as a float file, which loses nothing of BF16 and F32 checkpoints, and the imatrix."""
+    base, imatrix = setting.folder / "base.gguf", setting.folder / "imatrix.gguf"
     if not base.exists():
         workflows.quantize(setting.model, "F32", base)
-    imatrix = setting.folder / "imatrix.gguf"
     if not imatrix.exists():
         options = workflows.CalibrateOptions(threads=setting.options.threads)
         workflows.calibrate(setting.model, [setting.calibration], imatrix, options=options)
-    made = [file for target in targets for file in make(setting, target, methods, base, imatrix)]
+    return base, imatrix
+
+
+def score(setting: Setting, base: Path, made: Sequence[Made], text: Text) -> Iterator[dict[str, object]]:
+    """A result line for each file on one text."""
     if not made:
         raise SystemExit("no method supports any of these types")
-    for text in texts:
-        result = compare(setting, base, made, text)
-        scores = {Path(file.name): file for file in result.files}
-        checks = cross_check(setting, base, [*scores], text, result)
-        for file in made:
-            ours, theirs = scores[file.path], scores[file.peer]
-            pair = paired_ratio(file.method, PEER, _chunked(ours, result), _chunked(theirs, result))
-            yield result_line(
-                Measured(setting.name, text.domain, text.name, file.target.type, file.method, file.target.is_pure),
-                pair, ours.divergence.mean_kld.value, theirs.divergence.mean_kld.value,
-                bits_per_weight=ours.bits_per_weight,
-                bytes=sum(size for _, size in tensor_types(file.path).values()),
-                tokens=ours.divergence.tokens, calibration=setting.calibration.name,
-                ppl=ours.divergence.ppl.value, peer_ppl=theirs.divergence.ppl.value, base_ppl=result.base_ppl.value,
-                kld_99_9=ours.divergence.kld_percentiles[99.9],
-                peer_kld_99_9=theirs.divergence.kld_percentiles[99.9],
-                llama_perplexity_kld=checks.get(file.path), llama_perplexity_peer_kld=checks.get(file.peer),
-            )  # fmt: skip
+    result = compare(setting, base, made, text)
+    files = {Path(file.name): file for file in result.files}
+    checks = cross_check(setting, base, [path for path in files if path.suffix == ".gguf"], text, result)
+    for file in made:
+        ours, theirs = files[file.path], files[file.peer]
+        pair = paired_ratio(file.method, file.peer_name, _chunked(ours, result), _chunked(theirs, result))
+        yield result_line(
+            Measured(
+                setting.name, text.domain, text.name, file.target.type, file.method, file.target.is_pure,
+                file.peer_name,
+            ),
+            pair, ours.divergence.mean_kld.value, theirs.divergence.mean_kld.value,
+            bits_per_weight=file.bits_per_weight, bytes=file.bytes, tokens=ours.divergence.tokens,
+            calibration=setting.calibration.name, ppl=ours.divergence.ppl.value, peer_ppl=theirs.divergence.ppl.value,
+            base_ppl=result.base_ppl.value, kld_99_9=ours.divergence.kld_percentiles[99.9],
+            peer_kld_99_9=theirs.divergence.kld_percentiles[99.9],
+            llama_perplexity_kld=checks.get(file.path), llama_perplexity_peer_kld=checks.get(file.peer),
+        )  # fmt: skip
 
 
 def make(setting: Setting, target: Target, methods: Sequence[str], base: Path, imatrix: Path) -> Iterator[Made]:
@@ -160,15 +178,21 @@ def make(setting: Setting, target: Target, methods: Sequence[str], base: Path, i
     for method in chosen:
         path = folder / f"{target.label}-{method}.gguf"
         quantize(setting, recipe, path, method, imatrix)
-        ours, theirs = tensor_types(path), tensor_types(peer)
-        if ours != theirs:
-            different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-            first = different[0]
-            raise SystemExit(
-                f"{target.label}: {len(different)} tensors differ in type or bytes, so it is no fair comparison "
-                f"(first: {first}, ours {ours.get(first)}, theirs {theirs.get(first)})"
-            )
-        yield Made(target, method, path, peer)
+        ours, theirs = stored_tensors(path), stored_tensors(peer)
+        check_types(target.label, ours, theirs)
+        total = sum(tensor.bytes for tensor in ours.values())
+        yield Made(target, method, path, peer, PEER, total, sum(tensor.weights for tensor in ours.values()))
+
+
+def check_types(label: str, ours: Mapping[str, Stored], theirs: Mapping[str, Stored]) -> None:
+    """Raise SystemExit unless both files hold the same tensors in the same formats and bytes."""
+    different = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    if different:
+        first = different[0]
+        raise SystemExit(
+            f"{label}: {len(different)} tensors differ in type or bytes, so it is no fair comparison "
+            f"(first: {first}, ours {ours.get(first)}, theirs {theirs.get(first)})"
+        )
 
 
 def supports(method: str, target: Target) -> bool:
@@ -200,7 +224,9 @@ def compare(setting: Setting, base: Path, made: Sequence[Made], text: Text) -> E
 def cross_check(
     setting: Setting, base: Path, files: Sequence[Path], text: Text, result: EvaluationResult
 ) -> dict[Path, float]:
-    """Mean KL as llama-perplexity measures it, through its own engine."""
+    """Mean KL of GGUF files as llama-perplexity measures it, through its own engine."""
+    if not files:
+        return {}
     logits = setting.folder / f"{text.domain}.logits"
     sizes = {"context": result.context, "chunks": result.chunks}
     setting.llama_cpp.keep_logits(base, text.path, logits, **sizes)

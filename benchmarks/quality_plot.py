@@ -12,7 +12,8 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter, NullLocator
 
 Line = Mapping[str, object]
 INK, MUTED, GRID, PEER = "#1f2328", "#6e7781", "#e6e8eb", "#8c959f"
@@ -49,7 +50,7 @@ class Panel:
 
 
 def draw(lines: Iterable[Line], output: Path) -> None:
-    """Write a PNG: a column for each model and text. Uniform types only: mixtures would be a second curve."""
+    """Write a PNG: a column for each model and text. Uniform types only: a mixture is no point of their curve."""
     panels = _panels(lines)
     if not panels:
         raise SystemExit("no lines of uniform types: run `quality.py model` or `bart` with --out first")
@@ -59,15 +60,15 @@ def draw(lines: Iterable[Line], output: Path) -> None:
     }  # fmt: skip
     width = 3.7 * len(panels) + 0.9
     figure, grid = plt.subplots(
-        2, len(panels), figsize=(width, 6.4), sharex="col", squeeze=False, height_ratios=(1.75, 1.0),
-        gridspec_kw={"hspace": 0.07, "wspace": 0.2},
+        2, len(panels), figsize=(width, 7.0), squeeze=False, height_ratios=(1.5, 1.0),
+        gridspec_kw={"hspace": 0.27, "wspace": 0.2},
     )  # fmt: skip
     colours = _colours(panels)
     for column, panel in enumerate(panels):
         _divergence(grid[0][column], panel, colours)
         _ratio(grid[1][column], panel, colours)
         _dress(grid[0][column], grid[1][column], panel, is_first=column == 0)
-    _legend(figure, colours, panels)
+    _legend(figure, colours)
     figure.savefig(output, dpi=160, bbox_inches="tight", pad_inches=0.2)
     plt.close(figure)
 
@@ -91,63 +92,70 @@ def _colours(panels: Sequence[Panel]) -> dict[str, tuple[str, str]]:
 
 
 def _divergence(axes: Axes, panel: Panel, colours: Mapping[str, tuple[str, str]]) -> None:
-    """Upper row: KL of the peer and of each method, a thin line between those of one type."""
+    """Upper row: KL of the peer and of each method. K-quants make a curve, every other type is a small diamond."""
     peers = {
         str(line["type"]): (_number(line, "bits_per_weight"), _number(line, "peer_mean_kld")) for line in panel.lines
     }
-    axes.scatter(*zip(*peers.values(), strict=True), s=34, facecolor="white", edgecolor=PEER, linewidth=1.5, zorder=3)
-    best: dict[str, float] = {}
+    _curve(axes, peers, PEER, is_hollow=True)
     for method, (_, colour) in colours.items():
-        points = [line for line in panel.lines if line["method"] == method]
-        if not points:
-            continue
-        x, y = [_number(line, "bits_per_weight") for line in points], [_number(line, "mean_kld") for line in points]
-        axes.scatter(x, y, s=34, color=colour, zorder=4, linewidth=0)
-        for line in points:
-            name = str(line["type"])
-            best[name] = min(best.get(name, float("inf")), _number(line, "mean_kld"))
-    for name, (x, y) in peers.items():
-        axes.plot([x, x], [best[name], y], color=PEER, linewidth=1.0, zorder=2)
-    _name_types(axes, peers)
+        points = {
+            str(line["type"]): (_number(line, "bits_per_weight"), _number(line, "mean_kld"))
+            for line in panel.lines
+            if line["method"] == method
+        }
+        _curve(axes, points, colour, is_hollow=False)
+    for name, place in peers.items():
+        if _is_k_quant(name):
+            axes.annotate(name, place, xytext=(5, 5), textcoords="offset points", fontsize=8, color=MUTED)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.12)
 
 
-def _name_types(axes: Axes, peers: Mapping[str, tuple[float, float]]) -> None:
-    """The type's name above the peer's point; where types share a width, one above the other by their KL."""
-    by_width: dict[float, list[str]] = defaultdict(list)
-    for name, (bits, _) in peers.items():
-        by_width[round(bits, 1)].append(name)
-    for names in by_width.values():
-        names.sort(key=lambda name: peers[name][1])
-        top = peers[names[-1]]
-        label = "\n".join(reversed(names))
-        axes.annotate(
-            label, top, xytext=(0, 7), textcoords="offset points", ha="center", va="bottom", fontsize=7.5, color=MUTED,
-            linespacing=1.15,
-        )  # fmt: skip
+def _curve(axes: Axes, points: Mapping[str, tuple[float, float]], colour: str, *, is_hollow: bool) -> None:
+    """K-quants joined by a line, other types as diamonds."""
+    curve = sorted(place for name, place in points.items() if _is_k_quant(name))
+    others = sorted(place for name, place in points.items() if not _is_k_quant(name))
+    x, y = [bits for bits, _ in curve], [kld for _, kld in curve]
+    fill, order = ("white", 3) if is_hollow else (colour, 4)
+    axes.plot(
+        x, y, color=colour, linewidth=1.3, marker="o", markersize=5.5, markerfacecolor=fill, markeredgewidth=1.4,
+        zorder=order,
+    )  # fmt: skip
+    axes.plot(
+        [bits for bits, _ in others], [kld for _, kld in others], color=colour, linestyle="", marker="D",
+        markersize=3.4, markerfacecolor=fill, markeredgewidth=1.0, zorder=order,
+    )  # fmt: skip
+
+
+def _is_k_quant(name: str) -> bool:
+    return name.endswith("_K")
 
 
 def _ratio(axes: Axes, panel: Panel, colours: Mapping[str, tuple[str, str]]) -> None:
-    """Lower row: ours over the peer's, with the paired interval."""
-    axes.axhline(1.0, color=PEER, linewidth=1.5, zorder=2)
+    """Lower row: ours over the peer's with the paired interval, type by type."""
+    widths = {str(line["type"]): _number(line, "bits_per_weight") for line in panel.lines}
+    order = sorted(widths, key=lambda name: (widths[name], not _is_k_quant(name), name))
+    axes.axhline(1.0, color=PEER, linewidth=1.3, zorder=2)
     for method, (_, colour) in colours.items():
         for line in (line for line in panel.lines if line["method"] == method):
-            x, y = _number(line, "bits_per_weight"), _number(line, "ratio")
-            axes.plot([x, x], [_number(line, "low"), _number(line, "high")], color=colour, linewidth=1.6, alpha=0.55)
-            axes.scatter([x], [y], s=30, color=colour, zorder=4, linewidth=0)
+            x, y = order.index(str(line["type"])), _number(line, "ratio")
+            axes.plot([x, x], [_number(line, "low"), _number(line, "high")], color=colour, linewidth=2.4, alpha=0.4)
+            axes.plot([x], [y], color=colour, marker="o" if _is_k_quant(str(line["type"])) else "D",
+                      markersize=5.5 if _is_k_quant(str(line["type"])) else 4.4, zorder=4)  # fmt: skip
+    axes.set_xticks(range(len(order)), order, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_xlim(-0.6, len(order) - 0.4)
 
 
 def _dress(upper: Axes, lower: Axes, panel: Panel, *, is_first: bool) -> None:
     """Titles, scales and a quiet grid."""
     upper.set_title(panel.title, fontsize=10.5, loc="left", color=INK, linespacing=1.4, pad=10)
-    lower.set_xlabel("bits per weight, whole file" if panel.domain != "words" else "bits per weight, quantized layers")
-    lower.xaxis.set_major_locator(MultipleLocator(1))
-    low, high = upper.get_ylim()
-    upper.set_ylim(low, high * 1.9)
+    upper.set_xlabel("bits per weight, whole file" if panel.domain != "words" else "bits per weight, quantized layers")
+    upper.xaxis.set_major_locator(MultipleLocator(1))
     top = max(_number(line, "high") for line in panel.lines)
-    lower.set_ylim(0, max(1.15, top * 1.06))
+    lower.set_ylim(0, max(1.12, top * 1.06))
     if is_first:
         upper.set_ylabel("mean KL divergence (nats)")
         lower.set_ylabel("ratio to llama-quantize")
@@ -159,18 +167,30 @@ def _dress(upper: Axes, lower: Axes, panel: Panel, *, is_first: bool) -> None:
             axes.spines[side].set_visible(False)
 
 
-def _legend(figure: Figure, colours: Mapping[str, tuple[str, str]], panels: Sequence[Panel]) -> None:
+def _legend(figure: Figure, colours: Mapping[str, tuple[str, str]]) -> None:
     """One for the whole picture, on top."""
-    circle = {"marker": "o", "linestyle": "", "markersize": 6.5}
-    handles = [plt.Line2D([], [], markerfacecolor="white", markeredgecolor=PEER, markeredgewidth=1.5, **circle)]
+    handles = [_circle("white", PEER)]
     labels = ["llama-quantize, same imatrix, same bytes"]
     for label, colour in colours.values():
-        handles.append(plt.Line2D([], [], color=colour, **circle))
+        handles.append(_circle(colour, colour))
         labels.append(f"lilliput, {label}")
     figure.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0.105, 0.985), ncols=len(labels), frameon=False,
         fontsize=9.5, handletextpad=0.3, columnspacing=1.8,
     )  # fmt: skip
+
+
+def _circle(face: str, edge: str) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        marker="o",
+        linestyle="",
+        markersize=6.5,
+        markerfacecolor=face,
+        markeredgecolor=edge,
+        markeredgewidth=1.5,
+    )
 
 
 def _number(line: Line, key: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,10 +130,20 @@ def quantized_values(
     return [found[index].reshape(case.weight.shape) for index, case in enumerate(cases)]
 
 
-def tensor_types(path: Path) -> Mapping[str, tuple[str, int]]:
-    """Format and stored bytes of each tensor of a GGUF, read by gguf-py."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file. format: its name.  bytes: stored.  weights: how many."""
+
+    format: str
+    bytes: int
+    weights: int
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """Each tensor of a GGUF by name, read by gguf-py."""
     return {
-        tensor.name: (tensor.tensor_type.name.lower(), int(tensor.n_bytes)) for tensor in gguf.GGUFReader(path).tensors
+        tensor.name: Stored(tensor.tensor_type.name.lower(), int(tensor.n_bytes), int(tensor.n_elements))
+        for tensor in gguf.GGUFReader(path).tensors
     }
 
 
