@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from stored_planes import finite_planes
 
 from lilliput.architectures import llama
 from lilliput.architectures.architecture import Json, Named, PermutedHeads
 from lilliput.checkpoints.model_source import Provenance
 from lilliput.containers.container import Contents
-from lilliput.formats import NumberFormat, Planes, get_format
+from lilliput.formats import NumberFormat, get_format
 from lilliput.records import QuantizedTensor, TensorHeader
 from lilliput.text.vocabulary import Vocabulary
 
@@ -44,24 +45,6 @@ VOCABULARY = Vocabulary(
     add_bos_token=True,
     chat_template="{{ messages }}",
 )
-
-
-def finite_planes(number_format: NumberFormat, rows: int, columns: int, seed: int) -> Planes:
-    """Random stored bytes of [rows, columns] that decode to finite values: every block drawn until it does."""
-    generator = np.random.default_rng(seed)
-    needed = rows * columns // number_format.block_size
-    ((plane, spec),) = number_format.stored_planes(1, number_format.block_size).items()
-    found: list[np.ndarray] = []
-    count = 0
-    while count < needed:
-        blocks = generator.integers(0, 256, (2 * needed + 8, spec.nbytes), dtype=np.uint8)
-        with np.errstate(all="ignore"):
-            values = number_format.dequantize({plane: blocks}, number_format.block_size)
-        kept = blocks[np.isfinite(values).all(axis=1)]
-        found.append(kept)
-        count += len(kept)
-    (whole,) = number_format.stored_planes(rows, columns).values()
-    return {plane: np.concatenate(found)[:needed].reshape(-1).view(whole.dtype).reshape(whole.shape)}
 
 
 def random_tensor(name: str, shape: tuple[int, ...], number_format: NumberFormat, seed: int) -> QuantizedTensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lilliput.formats import FORMATS
+from lilliput.formats.families import family_of
 from lilliput.formats.scale_and_minimum import ScaleAndMinimum
 from lilliput.formats.scaled_scales import ScaledScales
 from lilliput.formats.scaled_scales_and_minimums import ScaledScalesAndMinimums
@@ -66,8 +67,8 @@ def header_text() -> str:
     """The whole header."""
     parts = [TOP]
     for number_format in FORMATS.values():
-        if not number_format.can_encode:
-            continue
+        if not number_format.can_encode or family_of(number_format.name) is not None:
+            continue  # the native core has ggml's types only
         if isinstance(number_format, SingleScale | ScaledScales):
             kind, name, items = "float", "anchors", [exact(anchor) for anchor in number_format.anchors]
         elif isinstance(number_format, ScaleAndMinimum | ScaledScalesAndMinimums):

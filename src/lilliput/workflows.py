@@ -139,11 +139,13 @@ def plan(
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as source:
         found = resolve(source, to, statistics_present=guidance.is_given, method=parse_method(options.method))
+        found = replace(found, warnings=(*found.warnings, *_container_notes(found)))
         contents, _ = _contents(source, found)
         # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
         keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance))
         contents = replace(contents, metadata={**keys, **contents.metadata})
-        parts = Gguf().layout(contents, "model.gguf", options.split)
+        container = _default_container(found)
+        parts = container.layout(contents, f"model{container.suffix}", options.split)
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
         tokens = _tokens_to_calibrate(source, guidance)
@@ -171,7 +173,7 @@ def quantize(
         method = parse_method(options.method)
         plan = resolve(source, to, statistics_present=guidance.is_given, method=method)
         contents, notes = _contents(source, plan)
-        target = Path(output) if output else Path(file_name(source.provenance.general, contents.weights, plan.recipe))
+        target = Path(output) if output else _default_name(source, contents, plan)
         container = _container_for(target)
         parts = container.layout(contents, target.name, options.split)
         paths = tuple(target.parent / part.file_name for part in parts)
@@ -514,6 +516,30 @@ def _expected_statistics(guidance: Guidance) -> Statistics | None:
         return None
     names = tuple(path.name for path in _text_files(guidance.text)) or (BUILT_IN_DATASET,)
     return Statistics(inputs={}, chunks=0, chunk_size=0, datasets=names, model="")
+
+
+def _default_container(plan: Plan) -> Container:
+    """The first that holds every format of the plan: GGUF wherever it can."""
+    for container in CONTAINERS:
+        if all(container.holds(row.format) for row in plan.rows):
+            return container
+    raise ContainerError("no file format holds all number formats of this plan; quantize to fewer of them")
+
+
+def _default_name(source: ModelSource, contents: Contents, plan: Plan) -> Path:
+    name = file_name(source.provenance.general, contents.weights, plan.recipe)
+    return Path(name.removesuffix(Gguf.suffix) + _default_container(plan).suffix)
+
+
+def _container_notes(plan: Plan) -> list[str]:
+    """What the user should know about the kind of file, before any work."""
+    foreign = sorted({row.format.name.upper() for row in plan.rows if not Gguf().holds(row.format)})
+    if not foreign:
+        return []
+    return [
+        f"GGUF has no type for {', '.join(foreign)}: the output will be lilliput's own layout (-o NAME.safetensors), "
+        "which llama.cpp does not read"
+    ]
 
 
 def _container_for(target: Path) -> Container:

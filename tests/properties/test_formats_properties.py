@@ -68,10 +68,16 @@ def test_values_stay_within_one_step_of_the_weights(number_format: NumberFormat,
         METHODS["searched_scales"].quantize(number_format, weight, NO_INPUTS, threads=1), 512
     )
     # No error exceeds the largest weight of its block: zero would do better than that.
-    limit = np.abs(weight.reshape(2, -1, number_format.block_size)).max(axis=2, keepdims=True)
-    residual = np.abs(values - weight).reshape(2, -1, number_format.block_size)
-    assert (residual <= limit).all()
-    assert (residual**2).sum() < (weight.astype(np.float64) ** 2).sum() / 4
+    together = min(scope.rows or 2 for scope in number_format.scopes)
+    width = min(scope.columns or 512 for scope in number_format.scopes)
+    blocks = np.abs(weight).reshape(2 // min(together, 2), -1, 512 // width, width)
+    limit = np.broadcast_to(blocks.max(axis=(1, 3), keepdims=True), blocks.shape).reshape(2, 512)
+    residual = np.abs(values - weight)
+    # A palette's own entries round once more.
+    assert (residual <= limit * 1.001).all()
+    # Signs alone leave 1 - 2 / pi of a normal distribution's squares.
+    left = 0.25 if number_format.bits_per_weight > 1.5 else 0.45
+    assert (residual**2).sum() < (weight.astype(np.float64) ** 2).sum() * left
 
 
 @pytest.mark.parametrize("number_format", SCALED, ids=repr)
@@ -81,4 +87,5 @@ def test_columns_without_importance_still_count(number_format: NumberFormat) -> 
     importance[:256] = 0
     planes = METHODS["searched_scales"].quantize(number_format, weight, LayerInputs(1, importance), threads=1)
     half = number_format.dequantize(planes, 512)[:, :256]
-    assert ((half - weight[:, :256]) ** 2).sum() < (weight[:, :256] ** 2).sum() / 4
+    left = 0.25 if number_format.bits_per_weight > 1.5 else 0.45
+    assert ((half - weight[:, :256]) ** 2).sum() < (weight[:, :256] ** 2).sum() * left

@@ -42,8 +42,8 @@ class Gguf:
         for header in contents.headers:
             if not self.holds(header.format):
                 raise ContainerError(
-                    f"tensor '{header.name}': GGUF has no type for {header.format.name.upper()}; "
-                    "write lilliput's own safetensors layout instead"
+                    f"tensor '{header.name}': GGUF has no type for {header.format.name.upper()}; give "
+                    "-o NAME.safetensors for lilliput's own layout, or choose a type that llama.cpp knows, such as Q4_K"
                 )
             if contents.sidecars.get(header.name):
                 raise ContainerError(f"tensor '{header.name}': GGUF cannot hold sidecars; write lilliput's own layout")

@@ -10,6 +10,7 @@ from lilliput.formats.bf16 import BF16
 from lilliput.formats.f16 import F16
 from lilliput.formats.f32 import F32
 from lilliput.formats.f64 import F64
+from lilliput.formats.families import STANDARD, construct
 from lilliput.formats.i8 import I8
 from lilliput.formats.i16 import I16
 from lilliput.formats.i32 import I32
@@ -85,6 +86,7 @@ _ALL: tuple[NumberFormat, ...] = (
     TQ1_0(),
     MXFP4(),
     NVFP4(),
+    *(named for named in map(construct, STANDARD) if named is not None),
 )
 FORMATS: dict[str, NumberFormat] = {number_format.name: number_format for number_format in _ALL}
 
@@ -93,11 +95,11 @@ _ACTIVATION_FORMATS = ("q8_1", "q8_k")
 
 
 def get_format(name: str) -> NumberFormat:
-    """Look a format up by name, in any case.
+    """Look a format up by name, in any case, or construct it (`families`).
 
-    Raises FormatError with the nearest known names.
+    Raises FormatError with the nearest known names, or with how a family's names are spelled.
     """
-    found = FORMATS.get(name.lower())
+    found = FORMATS.get(name.lower()) or construct(name.lower())
     if found is not None:
         return found
     if name.lower() in _ACTIVATION_FORMATS:

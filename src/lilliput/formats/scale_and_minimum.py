@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from array_api_compat import array_namespace
 
@@ -26,8 +25,8 @@ from lilliput.formats.scale_search import (
 class ScaleAndMinimum(BlockFormat):
     """Codes 0..last_code on a line through `minimum`; subclasses give the layout."""
 
-    last_code: ClassVar[int]
-    candidates: ClassVar[tuple[LineCandidate, ...]]
+    last_code: int
+    candidates: tuple[LineCandidate, ...]
 
     def values(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Array:
         """Gives scale * code + minimum."""

@@ -14,6 +14,7 @@ from lilliput.architectures.architecture import Json, ModelConfig, Named, Permut
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RecipeError
 from lilliput.formats import NumberFormat, get_format
+from lilliput.formats.families import fitting_sibling
 from lilliput.methods import METHODS
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
 from lilliput.records import Role, TensorHeader, TensorPlan
@@ -237,7 +238,8 @@ def _fitting_format(rule: Rule, header: TensorHeader) -> tuple[NumberFormat, str
     columns = header.columns
     if columns % wanted.block_size == 0:
         return wanted, ""
-    chosen = get_format(rule.fallback or FALLBACKS.get(wanted.name, "f16"))
+    named = rule.fallback or FALLBACKS.get(wanted.name)
+    chosen = get_format(named) if named else fitting_sibling(wanted, columns) or get_format("f16")
     if columns % chosen.block_size:
         chosen = get_format("f16")
     return chosen, (

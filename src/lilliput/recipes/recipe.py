@@ -34,6 +34,7 @@ from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLEr
 
 from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import FORMATS, get_format
+from lilliput.formats.families import construct
 from lilliput.methods import METHODS
 from lilliput.records import Role
 
@@ -193,13 +194,21 @@ def find_recipe(name: str, *, presets_only: bool = False) -> Recipe:
     wanted = name.upper().removeprefix("GGUF:")
     if wanted in preset_names():
         return _preset(wanted)
-    if wanted.lower() in FORMATS:
+    if _is_format(wanted):
         rule = Rule(match="*", format=wanted, reason=f"every weight matrix is {wanted}, as asked")
         return Recipe(name=wanted, rules=(rule,))
     known = sorted({*preset_names(), *(number_format.upper() for number_format in FORMATS)})
     near = get_close_matches(wanted, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     raise RecipeError(f"unknown preset '{name}'; {hint} (a recipe file's name ends in .yaml)")
+
+
+def _is_format(name: str) -> bool:
+    """Raises RecipeError for a misspelt name of a family of formats."""
+    try:
+        return name.lower() in FORMATS or construct(name.lower()) is not None
+    except FormatError as error:
+        raise RecipeError(str(error)) from error
 
 
 @cache

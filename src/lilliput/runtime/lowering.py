@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -22,17 +23,25 @@ from lilliput.architectures.program import (
     RopeFrequencies,
     SelectOutputRows,
 )
+from lilliput.arrays import FloatArray
 from lilliput.errors import RuntimeModelError
+from lilliput.formats import get_format
+from lilliput.formats.native_decode import decode
 from lilliput.records import QuantizedTensor
 from lilliput.runtime.rope_frequencies import inverse_frequencies
 
 TensorByName = Callable[[str], QuantizedTensor]
 _NO_BIAS = -1
+_LOG = logging.getLogger(__name__)
+# Weights decoded at once.
+_DECODE_WEIGHTS = 1 << 22
 
 
 def lower(program: Program, tensor: TensorByName) -> _native.Program:
-    """Resolve a program for the native engine. Weights are used where they lie, never copied.
+    """Resolve a program for the native engine.
 
+    Weights are used where they lie, never copied, but for formats that the engine has no kernel for: those are decoded
+    to plain floats of the same values, and a warning says so once.
     Raises RuntimeModelError naming the tensor or operation that the native core cannot run.
     """
     return _Lowering(program, tensor).run()
@@ -73,6 +82,7 @@ class _Lowering:
     vectors: dict[str, int] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, int] = field(default_factory=dict)
     layers: dict[int, int] = field(default_factory=dict)
+    decoded_bytes: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> _native.Program:
         for name, width in self.program.buffers.items():
@@ -85,6 +95,13 @@ class _Lowering:
             except ValueError as refused:
                 raise RuntimeModelError(f"the model's program is not sound: {refused}") from refused
         self.native.set_output(self.buffers[self.program.output])
+        if self.decoded_bytes:
+            _LOG.warning(
+                "the native engine has no kernels for %s: these tensors run as plain floats of the same values, "
+                "%.0f MB of memory more",
+                ", ".join(name.upper() for name in self.decoded_bytes),
+                sum(self.decoded_bytes.values()) / 1e6,
+            )
         return self.native
 
     def _add(self, operation: Operation | tuple[Linear, ...]) -> None:
@@ -128,15 +145,21 @@ class _Lowering:
     def _weight(self, name: str) -> int:
         if name not in self.weights:
             tensor = self.tensor(name)
-            blocks = tensor.planes.get("blocks")
-            if blocks is None or len(tensor.planes) != 1 or tensor.sidecars:
+            if tensor.sidecars:
                 raise RuntimeModelError(
-                    f"{name}: the native engine cannot multiply with {tensor.format.name.upper()} yet; "
-                    "convert the file to a format of GGUF's"
+                    f"{name}: the engine does not know what to do with {', '.join(tensor.sidecars)} beside the weights"
                 )
-            mapped = np.ascontiguousarray(blocks).reshape(tensor.rows, -1)
+            if tensor.format.name not in _native.formats():
+                tensor = self._decoded(tensor)
+            mapped = np.ascontiguousarray(tensor.planes["blocks"]).reshape(tensor.rows, -1)
             self.weights[name] = self.native.add_weight(name, tensor.format.name, tensor.columns, mapped)
         return self.weights[name]
+
+    def _decoded(self, tensor: QuantizedTensor) -> QuantizedTensor:
+        """The same values in a format that the engine multiplies with."""
+        plain = plain_tensor(tensor)
+        self.decoded_bytes[tensor.format.name] = self.decoded_bytes.get(tensor.format.name, 0) + plain.nbytes
+        return plain
 
     def _bias(self, name: str | None) -> int:
         return _NO_BIAS if name is None else self._vector(name)
@@ -154,3 +177,29 @@ class _Lowering:
             inverse, magnitude = inverse_frequencies(frequencies, factors)
             self.ropes[frequencies] = self.native.add_rope(inverse, magnitude)
         return self.ropes[frequencies]
+
+
+def plain_tensor(tensor: QuantizedTensor) -> QuantizedTensor:
+    """The same values as F16 where every one of them is an F16 number, else as F32."""
+    pieces = [values.astype("<f2") for values in _float_pieces(tensor, exact_in_half=True)]
+    kind = "f16"
+    if sum(len(piece) for piece in pieces) != tensor.rows:
+        pieces, kind = [values.astype("<f4") for values in _float_pieces(tensor)], "f32"
+    blocks = np.concatenate(pieces).view(np.uint8)
+    return QuantizedTensor(tensor.name, tensor.shape, get_format(kind), {"blocks": blocks})
+
+
+def _float_pieces(tensor: QuantizedTensor, *, exact_in_half: bool = False) -> Iterator[FloatArray]:
+    """Float32 values of some rows at a time; ends early at the first that F16 would round, where that is asked."""
+    together = tensor.format.row_step or tensor.rows
+    step = max(1, _DECODE_WEIGHTS // tensor.columns // together) * together
+    for start in range(0, tensor.rows, step):
+        if step >= tensor.rows:
+            values = tensor.dequantize().reshape(tensor.rows, tensor.columns)
+        else:
+            part = tensor.format.row_range(tensor.planes, start, min(start + step, tensor.rows))
+            values = decode(tensor.format, part, tensor.columns)
+        with np.errstate(over="ignore"):
+            if exact_in_half and not np.array_equal(values.astype(np.float16).astype(np.float32), values):
+                return
+        yield values
