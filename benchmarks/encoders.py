@@ -21,15 +21,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from peers.llama_cpp import PURE_TYPES, Case, LlamaCpp, quantized_values
+from peers.llama_cpp import PURE_TYPES, TOLD_TYPES, Case, LlamaCpp, quantized_values
 
 from lilliput.arrays import FloatArray
 from lilliput.checkpoints.safetensors_reader import SafetensorsFile
 from lilliput.formats import FORMATS, NumberFormat
 from lilliput.methods.searched_scales import encode
 
-# What llama-quantize also does without an imatrix.
-DEFAULT = [name for name in PURE_TYPES if not name.startswith(("iq1", "iq2", "iq3", "tq"))]
+DEFAULT = [*PURE_TYPES, *TOLD_TYPES]
 
 
 def synthetic_cases() -> dict[str, Case]:
@@ -108,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="encoders against llama-quantize")
     parser.add_argument("--llama-quantize", type=Path, required=True, metavar="PATH")
     parser.add_argument("--safetensors", type=Path, nargs="*", default=[], metavar="FILE")
-    parser.add_argument("--formats", nargs="*", default=list(DEFAULT), choices=list(PURE_TYPES))
+    parser.add_argument("--formats", nargs="*", default=list(DEFAULT), choices=list(DEFAULT))
     parser.add_argument("--golden", type=Path, metavar="FILE")
     parser.add_argument("--label", default="", help="which llama.cpp made the golden file")
     arguments = parser.parse_args()

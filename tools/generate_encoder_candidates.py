@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lilliput.formats import FORMATS
+from lilliput.formats.codebook_vectors import CodebookVectors
 from lilliput.formats.families import family_of
 from lilliput.formats.scale_and_minimum import ScaleAndMinimum
 from lilliput.formats.scaled_scales import ScaledScales
@@ -69,7 +70,7 @@ def header_text() -> str:
     for number_format in FORMATS.values():
         if not number_format.can_encode or family_of(number_format.name) is not None:
             continue  # the native core has ggml's types only
-        if isinstance(number_format, SingleScale | ScaledScales):
+        if isinstance(number_format, SingleScale | ScaledScales | CodebookVectors):
             kind, name, items = "float", "anchors", [exact(anchor) for anchor in number_format.anchors]
         elif isinstance(number_format, ScaleAndMinimum | ScaledScalesAndMinimums):
             kind, name = "LineStart", "starts"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -22,6 +22,10 @@ PURE_TYPES = {
     "iq2_s": "IQ2_M", "iq2_xs": "IQ2_XS", "iq2_xxs": "IQ2_XXS", "iq1_s": "IQ1_S", "iq1_m": "IQ1_M",
     "tq1_0": "TQ1_0", "tq2_0": "TQ2_0",
 }  # fmt: skip
+# Formats that have no such type: each tensor is told.
+TOLD_TYPES = ("mxfp4", "nvfp4")
+# What llama-quantize refuses without an imatrix; where none is wanted it gets one of ones.
+NEEDS_IMPORTANCE = ("iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_s", "iq1_m")
 # Tokens that an imatrix of bare tensors says it has seen; it only scales.
 TOKENS = 512
 # llama-perplexity's log thread now and then loses the last lines at exit; it is asked again this often.
@@ -38,8 +42,13 @@ class LlamaCpp:
     def quantize(
         self, source: Path, output: Path, file_type: str, *, imatrix: Path | None = None, is_pure: bool = False
     ) -> None:
-        """Write `output`. file_type: as llama-quantize spells it.  is_pure: every matrix gets that type."""
+        """Write `output`. file_type: as llama-quantize spells it.  is_pure: every matrix gets that type.
+
+        One of TOLD_TYPES as file_type: every `ffn_down` gets it.
+        """
         options = ["--pure"] if is_pure else []
+        if file_type in TOLD_TYPES:
+            options, file_type = ["--tensor-type", f"ffn_down={file_type}"], "F16"
         options += ["--imatrix", str(imatrix)] if imatrix is not None else []
         self._run("llama-quantize", [*options, str(source), str(output), file_type, str(self.threads)])
 
@@ -120,9 +129,11 @@ def quantized_values(
     """Values of bare matrices after llama-quantize. folder: for its files.  Asserts that it chose that format."""
     model, imatrix, output = folder / "model.gguf", folder / "imatrix.gguf", folder / "output.gguf"
     write_model(model, cases)
-    write_importance(imatrix, cases)
-    file_type = PURE_TYPES[format_name]
-    llama_cpp.quantize(model, output, file_type, imatrix=imatrix if is_weighted else None, is_pure=True)
+    flat = [replace(case, importance=np.ones_like(case.importance)) for case in cases]
+    write_importance(imatrix, cases if is_weighted else flat)
+    file_type = PURE_TYPES.get(format_name, format_name)
+    has_imatrix = is_weighted or format_name in NEEDS_IMPORTANCE
+    llama_cpp.quantize(model, output, file_type, imatrix=imatrix if has_imatrix else None, is_pure=True)
     found: dict[int, FloatArray] = {}
     for tensor in gguf.GGUFReader(output).tensors:
         assert tensor.tensor_type.name.lower() == format_name, f"{tensor.name} became {tensor.tensor_type.name}"

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from lilliput.arrays import FloatArray
 from lilliput.errors import FormatError
 from lilliput.formats import FORMATS, NumberFormat
+from lilliput.formats.codebook_vectors import CodebookVectors, ShiftedVectors
 from lilliput.formats.integer_power_scale import PowerScaleInteger
 from lilliput.formats.palette import Palette
 from lilliput.formats.scoped_number import ScopedNumber
@@ -19,6 +22,7 @@ from lilliput.records import NO_INPUTS, LayerInputs
 ROWS, COLUMNS = 6, 512
 ENCODERS = [number_format for number_format in FORMATS.values() if number_format.can_encode]
 SCALED = [number_format for number_format in ENCODERS if number_format.scopes]
+VECTORS = [number_format for number_format in ENCODERS if number_format.unit > 1]
 
 
 def case() -> tuple[FloatArray, FloatArray]:
@@ -93,7 +97,7 @@ def test_scope_by_scope_gives_what_encode_gives(number_format: NumberFormat) -> 
     assert set(parameters) == set(encoded.parameters)
     for name, stored in encoded.parameters.items():
         np.testing.assert_array_equal(parameters[name], stored)
-    np.testing.assert_array_equal(number_format.nearest_codes(weight, parameters), encoded.codes)
+    np.testing.assert_array_equal(number_format.weighted_codes(weight, parameters, weights), encoded.codes)
 
 
 @pytest.mark.parametrize("number_format", SCALED, ids=repr)
@@ -110,13 +114,15 @@ def test_a_slice_of_whole_blocks_fits_like_the_whole(number_format: NumberFormat
 def test_codes_column_by_column_are_those_of_the_whole(number_format: NumberFormat) -> None:
     weight, _ = case()
     encoded = number_format.encode(weight)
-    for start in (0, 31, 32, 255, 256, COLUMNS - 1):
-        columns = slice(start, start + 1)
+    unit = number_format.unit
+    for column in (0, 31, 32, 255, 256, COLUMNS - 1):
+        index = column // unit
+        columns = slice(index * unit, (index + 1) * unit)
         codes = number_format.nearest_codes(weight[:, columns], encoded.parameters, columns)
-        np.testing.assert_array_equal(codes, encoded.codes[:, columns])
+        np.testing.assert_array_equal(codes, encoded.codes[:, index : index + 1])
 
 
-@pytest.mark.parametrize("number_format", SCALED, ids=repr)
+@pytest.mark.parametrize("number_format", [item for item in SCALED if item.unit == 1], ids=repr)
 def test_no_other_code_is_nearer(number_format: NumberFormat) -> None:
     weight, _ = case()
     encoded = number_format.encode(weight)
@@ -129,6 +135,65 @@ def test_no_other_code_is_nearer(number_format: NumberFormat) -> None:
         codes = np.where(legal, other, encoded.codes).astype(np.uint8)
         # A pattern beside the chosen one may stand for NaN.
         assert not (chosen > np.abs(number_format.values(codes, encoded.parameters) - weight) + slack).any()
+
+
+def all_vectors(number_format: NumberFormat, parameters: Mapping[str, np.ndarray]) -> tuple[np.ndarray, FloatArray]:
+    """Every code of the first vector of a row (of more than 2^18, a random part) and its values [codes, unit]."""
+    assert isinstance(number_format, CodebookVectors)
+    bits = {"iq3_s": 13, "iq3_xxs": 23, "iq2_s": 18, "iq2_xs": 16, "iq2_xxs": 15, "iq1_m": 12, "iq1_s": 11}
+    n = 1 << bits[number_format.name]
+    codes = np.arange(n) if n <= 1 << 18 else np.random.RandomState(1).randint(0, n, 1 << 18)
+    codes = codes.astype(np.int32)[:, None]
+    repeated = {name: np.repeat(array[:1], len(codes), axis=0) for name, array in parameters.items()}
+    return codes, number_format.values(codes, repeated, slice(0, number_format.unit))
+
+
+def under_metric(residual: FloatArray, metric: np.ndarray) -> np.ndarray:
+    return np.einsum("ni,ij,nj->n", residual.astype(np.float64), metric, residual.astype(np.float64))
+
+
+@pytest.mark.parametrize("kind", ["none", "diagonal", "full"])
+@pytest.mark.parametrize("number_format", VECTORS, ids=repr)
+def test_no_other_vector_is_nearer(number_format: NumberFormat, kind: str) -> None:
+    unit = number_format.unit
+    weight, _ = case()
+    parameters = {name: array[:1] for name, array in number_format.encode(weight).parameters.items()}
+    _, values = all_vectors(number_format, parameters)
+    draw = np.random.RandomState(4)
+    root = draw.standard_normal((unit, unit))
+    metric = {"none": np.eye(unit), "diagonal": np.diag(np.exp(draw.standard_normal(unit)))}.get(kind)
+    metric = root @ root.T if metric is None else metric
+    given = {"none": None, "diagonal": np.diag(metric).astype(np.float32)}.get(kind, metric.astype(np.float32))
+    excess = []
+    for _ in range(12):
+        target = (0.03 * draw.standard_normal((1, unit))).astype(np.float32)
+        found = number_format.nearest_codes(target, parameters, slice(0, unit), metric=given)
+        error = under_metric(number_format.values(found, parameters, slice(0, unit)) - target, metric)[0]
+        least = under_metric(values - target, metric).min()
+        excess.append(error / least - 1)
+    # Exact under a diagonal (to rounding); under a full metric signs and entries take turns, and may stop early.
+    assert np.max(excess) < 1e-4 if kind != "full" else np.mean(excess) < 0.5
+    if kind == "full" and isinstance(number_format, ShiftedVectors):
+        assert np.max(excess) < 1e-4
+
+
+@pytest.mark.parametrize("number_format", VECTORS, ids=repr)
+def test_a_full_metric_is_never_worse_served_than_by_its_diagonal(number_format: NumberFormat) -> None:
+    weight, _ = case()
+    unit = number_format.unit
+    parameters = number_format.encode(weight).parameters
+    root = np.random.RandomState(4).standard_normal((unit, unit)) + 2 * np.eye(unit)
+    metric = root @ root.T
+    columns = slice(256, 256 + unit)
+    target = weight[:, columns]
+
+    def errors(given: np.ndarray) -> np.ndarray:
+        codes = number_format.nearest_codes(target, parameters, columns, metric=given.astype(np.float32))
+        return under_metric(number_format.values(codes, parameters, columns) - target, metric)
+
+    full, diagonal = errors(metric), errors(np.diag(metric))
+    assert (full <= diagonal * (1 + 1e-4)).all()
+    assert full.sum() < diagonal.sum()
 
 
 @pytest.mark.parametrize("number_format", ENCODERS, ids=repr)
@@ -151,6 +216,8 @@ def test_linear_terms_add_up_to_the_values(number_format: NumberFormat) -> None:
     terms = number_format.linear_terms(encoded.codes, encoded.parameters)
     floats = {name for name in number_format.scopes[0].parameters if encoded.parameters[name].dtype.kind == "f"}
     assert set(terms) == floats
+    if not terms:
+        return
     total = np.zeros_like(weight, dtype=np.float64)
     for name, term in terms.items():
         outer = encoded.parameters[name].astype(np.float64)

@@ -63,7 +63,9 @@ def test_zeros_stay_zero(number_format: NumberFormat) -> None:
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31), exponent=st.integers(-4, 4))
 def test_values_stay_within_one_step_of_the_weights(number_format: NumberFormat, seed: int, exponent: int) -> None:
-    weight = (np.random.default_rng(seed).standard_normal((2, 512)) * 10.0**exponent).astype(np.float32)
+    weight = np.random.default_rng(seed).standard_normal((2, 512))
+    least, greatest = number_format.full_precision
+    weight = (weight * np.clip(10.0**exponent, least, greatest / np.abs(weight).max())).astype(np.float32)
     values = number_format.dequantize(
         METHODS["searched_scales"].quantize(number_format, weight, NO_INPUTS, threads=1), 512
     )

@@ -88,8 +88,8 @@ def test_a_rule_that_decides_nothing_is_reported() -> None:
 
 
 def test_a_format_without_encoder_is_refused() -> None:
-    with pytest.raises(RecipeError, match="would become IQ2_XXS, and there is no encoder"):
-        plan_of(header_model(), "IQ2_XXS")
+    with pytest.raises(RecipeError, match="would become Q1_0, and there is no encoder"):
+        plan_of(header_model(), 'rules:\n  - {match: "*", format: Q1_0}\n')
 
 
 def test_method_copy_cannot_change_a_format() -> None:

@@ -260,6 +260,91 @@ struct Candidates<iq4_xs> {
   };
 };
 
+template <>
+struct Candidates<iq3_s> {
+  static constexpr float anchors[] = {
+    0x1.5000000000000p+4f, 0x1.3800000000000p+4f, 0x1.2000000000000p+4f, 0x1.0800000000000p+4f,
+    0x1.e000000000000p+3f, 0x1.b000000000000p+3f, 0x1.8000000000000p+3f, 0x1.5000000000000p+3f,
+    0x1.2000000000000p+3f,
+  };
+};
+
+template <>
+struct Candidates<iq3_xxs> {
+  static constexpr float anchors[] = {
+    0x1.5800000000000p+6f, 0x1.4000000000000p+6f, 0x1.2800000000000p+6f, 0x1.1000000000000p+6f,
+    0x1.f000000000000p+5f, 0x1.c000000000000p+5f, 0x1.9000000000000p+5f, 0x1.6000000000000p+5f,
+    0x1.3000000000000p+5f,
+  };
+};
+
+template <>
+struct Candidates<iq2_s> {
+  static constexpr float anchors[] = {
+    0x1.e000000000000p+5f, 0x1.be00000000000p+5f, 0x1.9c00000000000p+5f, 0x1.7a00000000000p+5f,
+    0x1.5800000000000p+5f, 0x1.3600000000000p+5f, 0x1.1400000000000p+5f, 0x1.e400000000000p+4f,
+    0x1.a000000000000p+4f,
+  };
+};
+
+template <>
+struct Candidates<iq2_xs> {
+  static constexpr float anchors[] = {
+    0x1.e000000000000p+5f, 0x1.be00000000000p+5f, 0x1.9c00000000000p+5f, 0x1.7a00000000000p+5f,
+    0x1.5800000000000p+5f, 0x1.3600000000000p+5f, 0x1.1400000000000p+5f, 0x1.e400000000000p+4f,
+    0x1.a000000000000p+4f,
+  };
+};
+
+template <>
+struct Candidates<iq2_xxs> {
+  static constexpr float anchors[] = {
+    0x1.e000000000000p+5f, 0x1.be00000000000p+5f, 0x1.9c00000000000p+5f, 0x1.7a00000000000p+5f,
+    0x1.5800000000000p+5f, 0x1.3600000000000p+5f, 0x1.1400000000000p+5f, 0x1.e400000000000p+4f,
+    0x1.a000000000000p+4f,
+  };
+};
+
+template <>
+struct Candidates<iq1_m> {
+  static constexpr float anchors[] = {
+    0x1.3333340000000p+1f, 0x1.1333340000000p+1f, 0x1.e666660000000p+0f, 0x1.a666660000000p+0f,
+    0x1.6666660000000p+0f, 0x1.2666660000000p+0f, 0x1.cccccc0000000p-1f,
+  };
+};
+
+template <>
+struct Candidates<iq1_s> {
+  static constexpr float anchors[] = {
+    0x1.3333340000000p+1f, 0x1.1333340000000p+1f, 0x1.e666660000000p+0f, 0x1.a666660000000p+0f,
+    0x1.6666660000000p+0f, 0x1.2666660000000p+0f, 0x1.cccccc0000000p-1f,
+  };
+};
+
+template <>
+struct Candidates<tq2_0> {
+  static constexpr float anchors[] = {
+    0x1.0000000000000p+4f, 0x1.bd70a40000000p+3f, 0x1.83851e0000000p+3f, 0x1.5126ea0000000p+3f,
+    0x1.254fe00000000p+3f, 0x1.fe66660000000p+2f, 0x1.bc08320000000p+2f, 0x1.824dd20000000p+2f,
+    0x1.5010620000000p+2f, 0x1.246a7e0000000p+2f, 0x1.fccccc0000000p+1f, 0x1.ba9fbe0000000p+1f,
+    0x1.8126ea0000000p+1f, 0x1.4ef9dc0000000p+1f, 0x1.2374bc0000000p+1f, 0x1.fb22d00000000p+0f,
+    0x1.b958100000000p+0f, 0x1.8000000000000p+0f, 0x1.4e147a0000000p+0f, 0x1.228f5c0000000p+0f,
+    0x1.0000000000000p+0f,
+  };
+};
+
+template <>
+struct Candidates<tq1_0> {
+  static constexpr float anchors[] = {
+    0x1.0000000000000p+4f, 0x1.bd70a40000000p+3f, 0x1.83851e0000000p+3f, 0x1.5126ea0000000p+3f,
+    0x1.254fe00000000p+3f, 0x1.fe66660000000p+2f, 0x1.bc08320000000p+2f, 0x1.824dd20000000p+2f,
+    0x1.5010620000000p+2f, 0x1.246a7e0000000p+2f, 0x1.fccccc0000000p+1f, 0x1.ba9fbe0000000p+1f,
+    0x1.8126ea0000000p+1f, 0x1.4ef9dc0000000p+1f, 0x1.2374bc0000000p+1f, 0x1.fb22d00000000p+0f,
+    0x1.b958100000000p+0f, 0x1.8000000000000p+0f, 0x1.4e147a0000000p+0f, 0x1.228f5c0000000p+0f,
+    0x1.0000000000000p+0f,
+  };
+};
+
 }  // namespace LILLIPUT_ISA
 }  // namespace lilliput::formats
 // clang-format on

@@ -17,24 +17,22 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array, ByteArray
-from lilliput.formats.bit_packing import unpack_fields
-from lilliput.formats.codebook_vectors import CodebookVectors, read_words
+from lilliput.formats.bit_packing import pack_fields, unpack_fields
+from lilliput.formats.codebook_vectors import ShiftedVectors, read_words, word_bytes
 from lilliput.formats.codebooks import codebook
 from lilliput.formats.levels import take
 from lilliput.formats.number_format import Encoded, Parameters, Scope
+from lilliput.formats.scale_search import steps
 
 
-class IQ1_M(CodebookVectors):
+class IQ1_M(ShiftedVectors):
     """2048-entry ternary codebook of 8 columns; codes are index | shift << 11 (shift 1 = minus)."""
 
     name = "iq1_m"
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 16, ("scale_code",)))
-    unit = 8
     block_bytes = 56
     group_size = 16
-    grid = "iq1"
-    index_bits = 11
-    factor = 2.0
+    anchors = steps(2.4, 0.9, 7)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
@@ -47,6 +45,20 @@ class IQ1_M(CodebookVectors):
             "scale_code": scale_code.reshape(len(blocks), 16).astype(np.uint8),
         }
         return Encoded(codes, parameters)
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        codes, n = encoded.codes, len(encoded.codes)
+        shifts = np.array([0, 3, 6, 9], dtype=np.int32)
+        scale_codes = (encoded.parameters["scale_code"].astype(np.int32).reshape(n, 4, 4) << shifts).sum(axis=2)
+        bits = np.ascontiguousarray(encoded.parameters["scale"], dtype=np.float16).view(np.uint16).astype(np.int32)
+        nibbles = (bits >> np.array([0, 4, 8, 12], dtype=np.int32)) & 15
+        parts = [
+            (codes & 255).astype(np.uint8),
+            pack_fields(codes >> 8, 4, 1),
+            word_bytes(scale_codes | (nibbles << 12), "<u2"),
+        ]
+        return np.concatenate(parts, axis=1)
 
     def level(self, codes: Array, parameters: Parameters, columns: slice | None) -> Array:
         """Codebook entries plus each vector's shift."""

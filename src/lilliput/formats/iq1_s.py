@@ -16,24 +16,23 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array, ByteArray
-from lilliput.formats.bit_packing import read_half
-from lilliput.formats.codebook_vectors import CodebookVectors, read_words
+from lilliput.formats.bit_packing import half_bytes, read_half
+from lilliput.formats.codebook_vectors import ShiftedVectors, read_words, word_bytes
 from lilliput.formats.codebooks import codebook
 from lilliput.formats.levels import take
 from lilliput.formats.number_format import Encoded, Parameters, Scope, expand
+from lilliput.formats.scale_search import steps
 
 
-class IQ1_S(CodebookVectors):
+class IQ1_S(ShiftedVectors):
     """2048-entry ternary codebook of 8 columns; codes are the index, "shift" is 0 (plus) or 1 per group."""
 
     name = "iq1_s"
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 32, ("scale_code", "shift")))
-    unit = 8
     block_bytes = 50
     group_size = 32
-    grid = "iq1"
-    index_bits = 11
-    factor = 2.0
+    group_choice = "shift"
+    anchors = steps(2.4, 0.9, 7)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
@@ -46,6 +45,15 @@ class IQ1_S(CodebookVectors):
             "shift": (word >> 15).astype(np.uint8),
         }
         return Encoded(codes, parameters)
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        codes, n = encoded.codes, len(encoded.codes)
+        p = encoded.parameters
+        high = ((codes >> 8).reshape(n, 8, 4) << np.array([0, 3, 6, 9], dtype=np.int32)).sum(axis=2)
+        word = high | (p["scale_code"].astype(np.int32) << 12) | (p["shift"].astype(np.int32) << 15)
+        parts = [half_bytes(p["scale"]), (codes & 255).astype(np.uint8), word_bytes(word, "<u2")]
+        return np.concatenate(parts, axis=1)
 
     def level(self, codes: Array, parameters: Parameters, columns: slice | None) -> Array:
         """Codebook entries plus the group's shift."""

@@ -11,10 +11,13 @@ readers  llama.cpp, gguf-py, ik_llama.cpp
 
 from __future__ import annotations
 
+import numpy as np
+
 from lilliput.arrays import ByteArray
-from lilliput.formats.bit_packing import read_half, unpack_fields
-from lilliput.formats.codebook_vectors import SignedVectors, read_words
+from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
+from lilliput.formats.codebook_vectors import SignedVectors, read_words, word_bytes
 from lilliput.formats.number_format import Encoded, Parameters, Scope
+from lilliput.formats.scale_search import steps
 
 
 class IQ2_XS(SignedVectors):
@@ -29,8 +32,18 @@ class IQ2_XS(SignedVectors):
     index_bits = 9
     sign_bits = 7
     factor = 0.25
+    anchors = steps(60, 26, 9)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
         parameters: Parameters = {"scale": read_half(blocks[:, :2]), "scale_code": unpack_fields(blocks[:, 66:], 4, 1)}
         return Encoded(read_words(blocks[:, 2:66], "<u2"), parameters)
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        parts = [
+            half_bytes(encoded.parameters["scale"]),
+            word_bytes(encoded.codes, "<u2"),
+            pack_fields(encoded.parameters["scale_code"], 4, 1),
+        ]
+        return np.concatenate(parts, axis=1)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import numpy as np
 
 from lilliput.arrays import ByteArray
-from lilliput.formats.bit_packing import read_half
-from lilliput.formats.codebook_vectors import SignedVectors
+from lilliput.formats.bit_packing import half_bytes, read_half
+from lilliput.formats.codebook_vectors import SignedVectors, mask_words
 from lilliput.formats.number_format import Encoded, Scope
+from lilliput.formats.scale_search import steps
 
 
 class IQ2_XXS(SignedVectors):
@@ -31,6 +32,7 @@ class IQ2_XXS(SignedVectors):
     index_bits = 8
     sign_bits = 7
     factor = 0.25
+    anchors = steps(60, 26, 9)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
@@ -40,3 +42,10 @@ class IQ2_XXS(SignedVectors):
         codes = groups[..., :4].astype(np.int32) | (masks.astype(np.int32) << 8)
         scale_code = (word[..., 0] >> 28).astype(np.uint8)
         return Encoded(codes.reshape(len(blocks), -1), {"scale": read_half(blocks[:, :2]), "scale_code": scale_code})
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        codes, n = encoded.codes, len(encoded.codes)
+        indices = (codes & 255).astype(np.uint8).reshape(n, 8, 4)
+        groups = np.concatenate([indices, mask_words(codes >> 8, encoded.parameters["scale_code"])], axis=2)
+        return np.concatenate([half_bytes(encoded.parameters["scale"]), groups.reshape(n, -1)], axis=1)

@@ -15,9 +15,10 @@ from __future__ import annotations
 import numpy as np
 
 from lilliput.arrays import ByteArray
-from lilliput.formats.bit_packing import read_half, unpack_fields
+from lilliput.formats.bit_packing import half_bytes, pack_fields, read_half, unpack_fields
 from lilliput.formats.codebook_vectors import SignedVectors
 from lilliput.formats.number_format import Encoded, Parameters, Scope
+from lilliput.formats.scale_search import steps
 
 
 class IQ3_S(SignedVectors):
@@ -32,6 +33,7 @@ class IQ3_S(SignedVectors):
     index_bits = 9
     sign_bits = 4
     factor = 2.0
+    anchors = steps(21, 9, 9)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
@@ -40,3 +42,15 @@ class IQ3_S(SignedVectors):
         mask = unpack_fields(blocks[:, 74:106], 4, 1).astype(np.int32)
         parameters: Parameters = {"scale": read_half(blocks[:, :2]), "scale_code": unpack_fields(blocks[:, 106:], 4, 1)}
         return Encoded(low | (high << 8) | (mask << 9), parameters)
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        codes = encoded.codes
+        parts = [
+            half_bytes(encoded.parameters["scale"]),
+            (codes & 255).astype(np.uint8),
+            pack_fields((codes >> 8) & 1, 1, 1),
+            pack_fields(codes >> 9, 4, 1),
+            pack_fields(encoded.parameters["scale_code"], 4, 1),
+        ]
+        return np.concatenate(parts, axis=1)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import numpy as np
 
 from lilliput.arrays import ByteArray
-from lilliput.formats.bit_packing import read_half
-from lilliput.formats.codebook_vectors import SignedVectors
+from lilliput.formats.bit_packing import half_bytes, read_half
+from lilliput.formats.codebook_vectors import SignedVectors, mask_words
 from lilliput.formats.number_format import Encoded, Parameters, Scope
+from lilliput.formats.scale_search import steps
 
 
 class IQ3_XXS(SignedVectors):
@@ -31,6 +32,7 @@ class IQ3_XXS(SignedVectors):
     index_bits = 8
     sign_bits = 7
     factor = 0.5
+    anchors = steps(86, 38, 9)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
@@ -40,3 +42,14 @@ class IQ3_XXS(SignedVectors):
         codes = pairs[..., 0] | (pairs[..., 1] << 8) | (masks.astype(np.int32).reshape(len(blocks), 32) << 16)
         parameters: Parameters = {"scale": read_half(blocks[:, :2]), "scale_code": (word >> 28).astype(np.uint8)}
         return Encoded(codes, parameters)
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        codes = encoded.codes
+        indices = np.stack([codes & 255, (codes >> 8) & 255], axis=2).astype(np.uint8)
+        parts = [
+            half_bytes(encoded.parameters["scale"]),
+            indices.reshape(len(codes), -1),
+            mask_words(codes >> 16, encoded.parameters["scale_code"]).reshape(len(codes), -1),
+        ]
+        return np.concatenate(parts, axis=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from lilliput.arrays import ByteArray
-from lilliput.formats.bit_packing import unpack_fields
+from lilliput.formats.bit_packing import pack_fields, unpack_fields
 from lilliput.formats.four_bit_float import FourBitFloat
 from lilliput.formats.number_format import Encoded, Scope
 
@@ -27,8 +27,14 @@ class MXFP4(FourBitFloat):
     block_bytes = 17
     group_size = 32
     # 2^(code - 128): codes 0 and 1 are subnormal in float32; 255, NaN in the OCP text, decodes like its neighbours.
+    n_scale_codes = 255
+    code_offsets = (0, -1, 1, -2)
     half_scales = np.ldexp(np.float64(1), np.arange(256) - 128).astype(np.float32)
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
         return Encoded(unpack_fields(blocks[:, 1:], 4, 16), {"scale_code": blocks[:, :1]})
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        return np.concatenate([encoded.parameters["scale_code"], pack_fields(encoded.codes, 4, 16)], axis=1)

@@ -73,6 +73,8 @@ class NumberFormat(ABC):
     unit: int = 1
     block_size: int = 1
     can_encode: bool = True
+    # Largest magnitudes of a group, least and greatest, at which its values keep their full relative precision.
+    full_precision: tuple[float, float] = (1e-5, 1e5)
 
     @abstractmethod
     def stored_planes(self, rows: int, columns: int) -> Mapping[str, PlaneSpec]:
@@ -121,6 +123,13 @@ class NumberFormat(ABC):
         """
         raise FormatError(f"{self.name}: decoding only; no encoder for this format yet")
 
+    def weighted_codes(self, target: Array, parameters: Parameters, importance: Array | None) -> Array:
+        """Codes of least squared error weighted by importance, broadcastable to target [rows, columns].
+
+        The nearest codes, except where a code stands for several columns, between which importance decides.
+        """
+        return self.nearest_codes(target, parameters)
+
     def linear_terms(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Mapping[str, Array]:
         """What the values are linear in: values = sum of parameter * term over the outermost float parameters.
 
@@ -134,7 +143,7 @@ class NumberFormat(ABC):
     def encode(self, weight: Array, importance: Array | None = None) -> Encoded:
         """Fit every scope from the outermost inward, then round to the nearest codes."""
         parameters = self.fitted(weight, importance)
-        return Encoded(self.nearest_codes(weight, parameters), parameters)
+        return Encoded(self.weighted_codes(weight, parameters, importance), parameters)
 
     def fitted(self, weight: Array, importance: Array | None = None) -> Parameters:
         """Parameters of every scope, from the outermost inward."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from lilliput.arrays import ByteArray, FloatArray
-from lilliput.formats.bit_packing import unpack_fields
+from lilliput.formats.bit_packing import pack_fields, unpack_fields
 from lilliput.formats.four_bit_float import FourBitFloat
 from lilliput.formats.number_format import Encoded, Scope
 
@@ -36,8 +36,16 @@ class NVFP4(FourBitFloat):
     block_size = 64
     block_bytes = 36
     group_size = 16
+    # From the least normal scale, 2^-6, to the greatest, 448, times 6.
+    full_precision = (6 * 2.0**-6, 448 * 6)
+    n_scale_codes = 127
+    code_offsets = tuple(sorted(range(-5, 13), key=abs))
     half_scales = half_e4m3_table()
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
         return Encoded(unpack_fields(blocks[:, 4:], 4, 8), {"scale_code": blocks[:, :4]})
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above."""
+        return np.concatenate([encoded.parameters["scale_code"], pack_fields(encoded.codes, 4, 8)], axis=1)

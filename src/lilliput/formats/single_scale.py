@@ -21,6 +21,9 @@ from lilliput.formats.scale_search import (
     to_half,
 )
 
+# Multiples of the scale that the largest magnitude of a ternary group may be: 1 where the weights are ternary already.
+TERNARY_ANCHORS = (*(round(16 * 0.87**k, 3) for k in range(20)), 1.0)
+
 
 class SingleScale(BlockFormat):
     """One stored float scale per group of `block_size`; subclasses give the levels and the layout.

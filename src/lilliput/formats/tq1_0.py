@@ -16,10 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from lilliput.arrays import ByteArray
-from lilliput.formats.bit_packing import read_half
+from lilliput.formats.bit_packing import half_bytes, read_half
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, Scope
-from lilliput.formats.single_scale import SingleScale
+from lilliput.formats.single_scale import TERNARY_ANCHORS, SingleScale
 
 # Byte ranges and digits per byte.
 RUNS = ((0, 32, 5), (32, 48, 5), (48, 52, 4))
@@ -33,7 +33,7 @@ class TQ1_0(SingleScale):
     block_size = 256
     block_bytes = 54
     levels = Levels.integers(-1, 1)
-    can_encode = False
+    anchors = TERNARY_ANCHORS
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
@@ -43,3 +43,14 @@ class TQ1_0(SingleScale):
             shifted = blocks[:, None, start:end] * powers  # wraps modulo 256, as the layout says
             runs.append(((shifted.astype(np.uint16) * 3) >> 8).astype(np.uint8).reshape(len(blocks), -1))
         return Encoded(np.concatenate(runs, axis=1), {"scale": read_half(blocks[:, 52:])})
+
+    def pack_blocks(self, encoded: Encoded) -> ByteArray:
+        """See the layout above: the fraction is rounded up, so that the multiplications give the digits back."""
+        codes, column, parts = encoded.codes.astype(np.int32), 0, []
+        for start, end, digits in RUNS:
+            layers = codes[:, column : column + digits * (end - start)].reshape(len(codes), digits, -1)
+            # Missing digits of a four-digit byte count as zero.
+            number = (layers * np.array([81, 27, 9, 3, 1][:digits], dtype=np.int32).reshape(1, -1, 1)).sum(axis=1)
+            parts.append(((number * 256 + 242) // 243).astype(np.uint8))
+            column += digits * (end - start)
+        return np.concatenate([*parts, half_bytes(encoded.parameters["scale"])], axis=1)

@@ -209,7 +209,7 @@ class _Resolver:
         if not number_format.can_encode:
             raise RecipeError(
                 f"{self._recipe.name}: {header.name} would become {number_format.name.upper()}, and there is no "
-                "encoder for that format yet; Q2_K is the smallest preset that can be written"
+                "encoder for that format yet; IQ1_S is the smallest format that can be written"
             )
         method = rule.method or self._method or "searched_scales"
         if not METHODS[method].supports(number_format) or method == "copy":
