@@ -48,7 +48,7 @@ class LlamaCpp:
         """
         options = ["--pure"] if is_pure else []
         if file_type in TOLD_TYPES:
-            options, file_type = ["--tensor-type", f"ffn_down={file_type}"], "F16"
+            options, file_type = ["--tensor-type", f"ffn_down={file_type}"], "Q8_0"
         options += ["--imatrix", str(imatrix)] if imatrix is not None else []
         self._run("llama-quantize", [*options, str(source), str(output), file_type, str(self.threads)])
 
