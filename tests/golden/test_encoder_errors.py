@@ -19,6 +19,7 @@ GOLDEN = json.loads((ROOT / "tests/golden/llama_quantize_errors.json").read_text
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("encoders_benchmark", ROOT / "benchmarks/encoders.py")
     assert spec is not None
     assert spec.loader is not None
