@@ -52,6 +52,11 @@ class ZeroPointInteger(ScopedNumber):
         width = high - low
         return self._stored(width / self.last_code, xp.round(-low / nonzero(width) * self.last_code))
 
+    def stored_line(self, scale: Array, minimum: Array) -> Parameters:
+        """Parameters nearest to value = scale * code + minimum, float32 [region rows, region columns]."""
+        xp = array_namespace(scale)
+        return self._stored(scale, xp.clip(xp.round(-minimum * reciprocal(scale)), 0.0, float(self.last_code)))
+
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
     ) -> Array:

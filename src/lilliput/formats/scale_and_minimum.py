@@ -53,10 +53,11 @@ class ScaleAndMinimum(BlockFormat):
         x = grouped(bounded(weight), self.block_size)
         low, high = xp.min(x, axis=0), xp.max(x, axis=0)
         shape = (weight.shape[0], -1)
-        return {
-            "scale": xp.reshape(to_half((high - low) / self.last_code), shape),
-            "minimum": xp.reshape(to_half(low), shape),
-        }
+        return self.stored_line(xp.reshape((high - low) / self.last_code, shape), xp.reshape(low, shape))
+
+    def stored_line(self, scale: Array, minimum: Array) -> Parameters:
+        """Parameters for value = scale * code + minimum, float32 [rows, groups]."""
+        return {"scale": to_half(scale), "minimum": to_half(minimum)}
 
     def nearest_codes(
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 from lilliput.methods.cast import Copy
+from lilliput.methods.clipped_range import EntropyClipping, PercentileClipping
+from lilliput.methods.half_quadratic import HalfQuadratic
 from lilliput.methods.method import TensorMethod
 from lilliput.methods.round_to_nearest import RoundToNearest
+from lilliput.methods.searched_clipping import SearchedClipping
 from lilliput.methods.searched_scales import SearchedScales
 
 __all__ = ["METHODS", "TensorMethod"]
@@ -13,6 +16,10 @@ __all__ = ["METHODS", "TensorMethod"]
 _ALL: tuple[TensorMethod, ...] = (
     SearchedScales(),
     RoundToNearest(),
+    HalfQuadratic(),
+    SearchedClipping(),
+    PercentileClipping(),
+    EntropyClipping(),
     Copy(),
 )
 METHODS: dict[str, TensorMethod] = {method.name: method for method in _ALL}
