@@ -8,9 +8,10 @@ that need a Hessian get the text that the imatrix was made from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from peers.llama_cpp import PURE_TYPES, LlamaCpp, Stored, stored_tensors
@@ -142,22 +143,23 @@ def score(setting: Setting, base: Path, made: Sequence[Made], text: Text) -> Ite
         raise SystemExit("no method supports any of these types")
     result = compare(setting, base, made, text)
     files = {Path(file.name): file for file in result.files}
-    checks = cross_check(setting, base, [path for path in files if path.suffix == ".gguf"], text, result)
-    for file in made:
-        ours, theirs = files[file.path], files[file.peer]
-        pair = paired_ratio(file.method, file.peer_name, _chunked(ours, result), _chunked(theirs, result))
-        yield result_line(
-            Measured(
+    with cross_check(setting, base, text, result) as their_measure:
+        for file in made:
+            ours, theirs = files[file.path], files[file.peer]
+            pair = paired_ratio(file.method, file.peer_name, _chunked(ours, result), _chunked(theirs, result))
+            about = Measured(
                 setting.name, text.domain, text.name, file.target.type, file.method, file.target.is_pure,
                 file.peer_name,
-            ),
-            pair, ours.divergence.mean_kld.value, theirs.divergence.mean_kld.value,
-            bits_per_weight=file.bits_per_weight, bytes=file.bytes, tokens=ours.divergence.tokens,
-            calibration=setting.calibration.name, ppl=ours.divergence.ppl.value, peer_ppl=theirs.divergence.ppl.value,
-            base_ppl=result.base_ppl.value, kld_99_9=ours.divergence.kld_percentiles[99.9],
-            peer_kld_99_9=theirs.divergence.kld_percentiles[99.9],
-            llama_perplexity_kld=checks.get(file.path), llama_perplexity_peer_kld=checks.get(file.peer),
-        )  # fmt: skip
+            )  # fmt: skip
+            yield result_line(
+                about, pair, ours.divergence.mean_kld.value, theirs.divergence.mean_kld.value,
+                bits_per_weight=file.bits_per_weight, bytes=file.bytes, tokens=ours.divergence.tokens,
+                calibration=setting.calibration.name,
+                ppl=ours.divergence.ppl.value, peer_ppl=theirs.divergence.ppl.value, base_ppl=result.base_ppl.value,
+                kld_99_9=ours.divergence.kld_percentiles[99.9],
+                peer_kld_99_9=theirs.divergence.kld_percentiles[99.9],
+                llama_perplexity_kld=their_measure(file.path), llama_perplexity_peer_kld=their_measure(file.peer),
+            )  # fmt: skip
 
 
 def make(setting: Setting, target: Target, methods: Sequence[str], base: Path, imatrix: Path) -> Iterator[Made]:
@@ -221,19 +223,30 @@ def compare(setting: Setting, base: Path, made: Sequence[Made], text: Text) -> E
         return compare_models(original, files, read_text(text.path), options)
 
 
+@contextmanager
 def cross_check(
-    setting: Setting, base: Path, files: Sequence[Path], text: Text, result: EvaluationResult
-) -> dict[Path, float]:
-    """Mean KL of GGUF files as llama-perplexity measures it, through its own engine."""
-    if not files:
-        return {}
+    setting: Setting, base: Path, text: Text, result: EvaluationResult
+) -> Iterator[Callable[[Path], float | None]]:
+    """A function that gives the mean KL of a GGUF as llama-perplexity measures it, through its own engine.
+
+    None for what is no GGUF.
+    """
     logits = setting.folder / f"{text.domain}.logits"
     sizes = {"context": result.context, "chunks": result.chunks}
-    setting.llama_cpp.keep_logits(base, text.path, logits, **sizes)
+
+    @cache
+    def divergence(path: Path) -> float | None:
+        if path.suffix != ".gguf":
+            return None
+        if not logits.exists():
+            setting.llama_cpp.keep_logits(base, text.path, logits, **sizes)
+        return setting.llama_cpp.divergence(path, text.path, logits, **sizes)
+
+    logits.unlink(missing_ok=True)
     try:
-        return {path: setting.llama_cpp.divergence(path, text.path, logits, **sizes) for path in files}
+        yield divergence
     finally:
-        logits.unlink()
+        logits.unlink(missing_ok=True)
 
 
 def _chunked(file: FileResult, result: EvaluationResult) -> DoubleArray:
