@@ -38,7 +38,7 @@ BATCH = 250
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A batch, padded. letters, spelling: int64 [words, longest]; the spelling starts with START."""
+    """A batch, padded. letters, spelling: int64 [words, longest]; after START the model says START itself."""
 
     letters: Tensor
     spelling: Tensor
@@ -87,7 +87,10 @@ def load(folder: Path) -> Bart:
     )  # fmt: skip
     order = np.random.RandomState(1).permutation(len(words))
     lexicon = [
-        ([START, *(letters.get(c, UNKNOWN) for c in words[i]), END], [START, *(phonemes[c] for c in gold[words[i]])])
+        (
+            [START, *(letters.get(c, UNKNOWN) for c in words[i]), END],
+            [START, START, *(phonemes[c] for c in gold[words[i]])],
+        )
         for i in order
     ]
     weights = {name: np.array(model.get_submodule(name).weight.detach().numpy()) for name in LAYERS}
@@ -103,15 +106,15 @@ def batches(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Words]:
 def own_spelling(bart: Bart, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
     """The same words, with what the float model spells, greedily, END left out."""
     found: list[list[int]] = []
-    with torch.no_grad():
-        for batch in batches(pairs):
-            spelled = torch.full((len(batch.letters), 1), START)
-            for _ in range(LONGEST):
-                step = _logits(bart, Words(batch.letters, spelled))[:, -1].argmax(-1, keepdim=True)
-                spelled = torch.cat([spelled, step], dim=1)
-                if bool((spelled == END).any(dim=1).all()):
-                    break
-            found += [row[: row.index(END)] if END in row else row for row in spelled.tolist()]
+    for batch in batches(pairs):
+        spelled = bart.model.generate(
+            batch.letters,
+            attention_mask=(batch.letters != PADDING).long(),
+            max_length=LONGEST,
+            num_beams=1,
+            do_sample=False,
+        )
+        found += [row[: row.index(END)] if END in row else row for row in spelled.tolist()]
     return [(letters, spelling) for (letters, _), spelling in zip(pairs, found, strict=True)]
 
 
