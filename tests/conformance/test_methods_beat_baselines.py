@@ -13,7 +13,7 @@ from lilliput.formats import FORMATS, NumberFormat
 from lilliput.methods import METHODS, TensorMethod
 from lilliput.records import LayerInputs
 
-ROWS, COLUMNS, TOKENS = 32, 512, 4096
+ROWS, COLUMNS, TOKENS = 16, 512, 4096
 PAIRS = [
     pytest.param(method, number_format, id=f"{method.name}-{number_format.name}")
     for method in METHODS.values()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from lilliput.methods.cast import Copy
 from lilliput.methods.clipped_range import EntropyClipping, PercentileClipping
 from lilliput.methods.half_quadratic import HalfQuadratic
+from lilliput.methods.masks import MagnitudeMask, Wanda
 from lilliput.methods.method import TensorMethod
 from lilliput.methods.round_to_nearest import RoundToNearest
 from lilliput.methods.searched_clipping import SearchedClipping
@@ -20,6 +21,10 @@ _ALL: tuple[TensorMethod, ...] = (
     SearchedClipping(),
     PercentileClipping(),
     EntropyClipping(),
+    MagnitudeMask("half"),
+    MagnitudeMask("2_4"),
+    Wanda("half"),
+    Wanda("2_4"),
     Copy(),
 )
 METHODS: dict[str, TensorMethod] = {method.name: method for method in _ALL}

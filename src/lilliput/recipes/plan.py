@@ -216,9 +216,15 @@ class _Resolver:
             able = [name for name, item in METHODS.items() if item.supports(number_format) and name != "copy"]
             raise RecipeError(
                 f"{self._recipe.name}: method '{method}' cannot turn {header.name} from {header.format.name.upper()} "
-                f"into {number_format.name.upper()}; use {' or '.join(able)}"
+                f"into {number_format.name.upper()}; {_serves(method)}use {' or '.join(able)}"
             )
         return method
+
+
+def _serves(method: str) -> str:
+    """What the method says of the formats it is for, where it says something."""
+    serves: str = getattr(METHODS[method], "serves", "")
+    return f"it serves {serves}; " if serves else ""
 
 
 def _conditions(config: ModelConfig, statistics_present: bool) -> Iterator[Condition]:
