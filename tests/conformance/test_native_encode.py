@@ -61,8 +61,8 @@ def test_native_encoder_names_what_does_not_fit() -> None:
         _native.encode("q4_k", np.zeros((1, 96), dtype=np.float32))
     with pytest.raises(ValueError, match="q4_0: importance of 3 columns for rows of 32"):
         _native.encode("q4_0", np.zeros((1, 32), dtype=np.float32), np.ones(3, dtype=np.float32))
-    with pytest.raises(ValueError, match="iq1_s: no native encoder"):
-        _native.encode("iq1_s", np.zeros((1, 256), dtype=np.float32))
+    with pytest.raises(ValueError, match="mxfp4: no native encoder"):
+        _native.encode("mxfp4", np.zeros((1, 256), dtype=np.float32))
 
 
 def test_native_encoder_of_no_rows_gives_no_rows() -> None:

@@ -146,5 +146,26 @@ inline void pack(iq4_xs::Block& block, const std::uint8_t* codes,
   pack_fields<4, 16, 128>(codes, 0, block.codes);
 }
 
+// Five or four digits to a byte, first digit highest, as a fraction of 256 rounded up.
+inline std::uint8_t ternary_byte(const std::uint8_t* codes, int stride, int digits) {
+  int number = 0;
+  for (int k = 0; k < 5; ++k) number = 3 * number + (k < digits ? codes[k * stride] : 0);
+  return static_cast<std::uint8_t>((number * 256 + 242) / 243);
+}
+
+inline void pack(tq1_0::Block& block, const std::uint8_t* codes,
+                 const BlockParameters& parameters) {
+  block.scale = parameters.scale;
+  for (int i = 0; i < 32; ++i) block.digits[i] = ternary_byte(codes + i, 32, 5);
+  for (int i = 0; i < 16; ++i) block.digits[32 + i] = ternary_byte(codes + 160 + i, 16, 5);
+  for (int i = 0; i < 4; ++i) block.last_digits[i] = ternary_byte(codes + 240 + i, 4, 4);
+}
+
+inline void pack(tq2_0::Block& block, const std::uint8_t* codes,
+                 const BlockParameters& parameters) {
+  block.scale = parameters.scale;
+  pack_fields<2, 32, 64>(codes, 0, block.codes);
+}
+
 }  // namespace LILLIPUT_ISA
 }  // namespace lilliput::formats

@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "formats/encode/block_packing.h"
+#include "formats/encode/row_lanes.h"
 #include "formats/encode/scale_search.h"
+#include "formats/encode/vector_encoders.h"
 
 namespace lilliput::formats {
 inline namespace LILLIPUT_ISA {
@@ -32,6 +34,31 @@ template <>
 struct Search<q5_0> : SingleScaleSearch<32, IntegerLevels<-16, 15>> {};
 template <>
 struct Search<iq4_nl> : SingleScaleSearch<32, TableLevels> {};
+
+template <>
+struct Search<tq1_0> : SingleScaleSearch<256, IntegerLevels<-1, 1>> {};
+template <>
+struct Search<tq2_0> : SingleScaleSearch<256, IntegerLevels<-1, 1>> {};
+
+template <>
+struct Search<iq3_s> : SignedVectorSearch<CodebookTable<OddLevels, kIq3SGrid>, 4, 9, false, 32, 1> {
+};
+template <>
+struct Search<iq3_xxs>
+    : SignedVectorSearch<CodebookTable<SteppedLevels, kIq3XxsGrid>, 8, 8, true, 32, -1> {};
+template <>
+struct Search<iq2_s>
+    : SignedVectorSearch<CodebookTable<ThreeLevels, kIq2SGrid>, 8, 10, false, 16, -2> {};
+template <>
+struct Search<iq2_xs>
+    : SignedVectorSearch<CodebookTable<ThreeLevels, kIq2XsGrid>, 8, 9, true, 16, -2> {};
+template <>
+struct Search<iq2_xxs>
+    : SignedVectorSearch<CodebookTable<ThreeLevels, kIq2XxsGrid>, 8, 8, true, 32, -2> {};
+template <>
+struct Search<iq1_s> : GroupShiftSearch<32> {};
+template <>
+struct Search<iq1_m> : VectorShiftSearch<16> {};
 
 template <int size, typename LevelsOf, int low, int high, bool tries_all>
 struct ScaledScalesSearch {
@@ -91,7 +118,11 @@ class RowSearch {
 
   template <typename Format>
   void encode(std::uint8_t* blocks) {
-    if constexpr (requires { Search<Format>::kLastParameterCode; }) {
+    if constexpr (requires { Search<Format>::kUnit; }) {
+      encode_vectors<Format, Search<Format>>({x_.data(), w_.data(), columns_},
+                                             Candidates<Format>::anchors, vectors_,
+                                             block_at<Format>(blocks, 0));
+    } else if constexpr (requires { Search<Format>::kLastParameterCode; }) {
       encode_scaled_lines<Format>(blocks);
     } else if constexpr (requires { Search<Format>::kLastCode; }) {
       encode_lines<Format>(blocks);
@@ -114,21 +145,9 @@ class RowSearch {
     return ((part[0] + part[2]) + (part[1] + part[3])) / static_cast<float>(columns_);
   }
 
-  // Groups [first, first + kLanes) of the row; lanes past the end are zero.
   template <int group>
   void load_groups(std::int64_t first, GroupLanes<group>& lanes) const {
-    alignas(64) float x[group * kLanes] = {};
-    alignas(64) float w[group * kLanes] = {};
-    const auto n = static_cast<int>(std::min<std::int64_t>(kLanes, columns_ / group - first));
-    for (int lane = 0; lane < n; ++lane) {
-      const std::int64_t start = (first + lane) * group;
-      for (int j = 0; j < group; ++j) x[j * kLanes + lane] = x_[start + j];
-      for (int j = 0; j < group; ++j) w[j * kLanes + lane] = w_[start + j];
-    }
-    for (int j = 0; j < group; ++j) {
-      lanes.x[j] = simd::load(x + j * kLanes);
-      lanes.w[j] = simd::load(w + j * kLanes);
-    }
+    formats::load_groups({x_.data(), w_.data(), columns_}, first, lanes);
   }
 
   // Stores column j of groups [first, first + kLanes): codes as floats.
@@ -144,10 +163,6 @@ class RowSearch {
     }
   }
 
-  static void resize(std::vector<float>& values, std::int64_t n) {
-    values.assign(static_cast<std::size_t>((n + kLanes - 1) / kLanes * kLanes), 0.0f);
-  }
-
   template <typename Format>
   typename Format::Block* block_at(std::uint8_t* blocks, std::int64_t index) const {
     return reinterpret_cast<typename Format::Block*>(blocks) + index;
@@ -157,7 +172,7 @@ class RowSearch {
   void encode_single_scales(std::uint8_t* blocks) {
     using S = Search<Format>;
     const std::int64_t n_groups = columns_ / S::kGroup;
-    resize(scale_, n_groups);
+    resize_to_lanes(scale_, n_groups);
     for (std::int64_t first = 0; first < n_groups; first += kLanes) {
       GroupLanes<S::kGroup> lanes;
       load_groups(first, lanes);
@@ -178,8 +193,8 @@ class RowSearch {
   void encode_lines(std::uint8_t* blocks) {
     using S = Search<Format>;
     const std::int64_t n_groups = columns_ / S::kGroup;
-    resize(scale_, n_groups);
-    resize(minimum_, n_groups);
+    resize_to_lanes(scale_, n_groups);
+    resize_to_lanes(minimum_, n_groups);
     for (std::int64_t first = 0; first < n_groups; first += kLanes) {
       GroupLanes<S::kGroup> lanes;
       load_groups(first, lanes);
@@ -201,31 +216,15 @@ class RowSearch {
     }
   }
 
-  // Blocks [first, first + kLanes) of per-group arrays.
-  template <int groups>
-  void load_blocks(const std::vector<float>& values, const std::vector<float>& curvature,
-                   std::int64_t first, BlockLanes<groups>& lanes) const {
-    const auto n = static_cast<int>(std::min<std::int64_t>(kLanes, columns_ / 256 - first));
-    for (int g = 0; g < groups; ++g) {
-      alignas(64) float v[kLanes] = {}, c[kLanes] = {};
-      for (int lane = 0; lane < n; ++lane) {
-        v[lane] = values[(first + lane) * groups + g];
-        c[lane] = curvature[(first + lane) * groups + g];
-      }
-      lanes.values[g] = simd::load(v);
-      lanes.curvature[g] = simd::load(c);
-    }
-  }
-
   // outer[b] = the fp16 number whose multiples suit values of block b's groups.
   template <int groups, int low_code, int high_code>
   void fit_blocks(const std::vector<float>& values, const std::vector<float>& curvature,
                   const std::vector<float>& anchors, std::vector<float>& outer) const {
     const std::int64_t n_blocks = columns_ / 256;
-    resize(outer, n_blocks);
+    resize_to_lanes(outer, n_blocks);
     for (std::int64_t first = 0; first < n_blocks; first += kLanes) {
       BlockLanes<groups> lanes;
-      load_blocks(values, curvature, first, lanes);
+      load_blocks(values, curvature, n_blocks, first, lanes);
       const Float peak = nonzero(peak_of(lanes.values));
       Float best = broadcast(std::numeric_limits<float>::infinity());
       Float chosen = simd::zero();
@@ -235,25 +234,14 @@ class RowSearch {
     }
   }
 
-  // Numbers of blocks, one per group of kLanes groups.
-  template <int groups>
-  Float of_blocks(const std::vector<float>& outer, std::int64_t first_group) const {
-    alignas(64) float values[kLanes] = {};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const std::int64_t block = (first_group + lane) / groups;
-      if (block < columns_ / 256) values[lane] = outer[block];
-    }
-    return simd::load(values);
-  }
-
   template <typename Format>
   void encode_scaled_scales(std::uint8_t* blocks) {
     using S = Search<Format>;
     constexpr int groups = 256 / S::kGroup;
     const std::int64_t n_groups = columns_ / S::kGroup;
-    resize(scale_, n_groups);
-    resize(curvature_, n_groups);
-    resize(scale_code_, n_groups);
+    resize_to_lanes(scale_, n_groups);
+    resize_to_lanes(curvature_, n_groups);
+    resize_to_lanes(scale_code_, n_groups);
     for (std::int64_t first = 0; first < n_groups; first += kLanes) {
       GroupLanes<S::kGroup> lanes;
       load_groups(first, lanes);
@@ -268,7 +256,7 @@ class RowSearch {
     for (std::int64_t first = 0; first < n_groups; first += kLanes) {
       GroupLanes<S::kGroup> lanes;
       load_groups(first, lanes);
-      const Float scale = of_blocks<groups>(outer_scale_, first);
+      const Float scale = of_blocks<groups>(outer_scale_, columns_ / 256, first);
       const Float code = best_scale_code<S>(lanes, scale, simd::load(scale_.data() + first));
       const Float inverse = reciprocal(scale * code);
       simd::store(scale_code_.data() + first, code);
@@ -314,7 +302,7 @@ class RowSearch {
     const std::int64_t n_groups = columns_ / S::kGroup;
     for (auto* values : {&scale_, &minimum_, &curvature_, &mean_code_, &weight_sum_, &scale_code_,
                          &minimum_code_}) {
-      resize(*values, n_groups);
+      resize_to_lanes(*values, n_groups);
     }
     for (std::int64_t first = 0; first < n_groups; first += kLanes) {
       GroupLanes<S::kGroup> lanes;
@@ -330,7 +318,7 @@ class RowSearch {
     for (int k = 0; k < (last > 20 ? 20 : 12); ++k) anchors.push_back(last + 0.5f - 0.5f * k);
     fit_blocks<groups, 0, last>(scale_, curvature_, anchors, outer_scale_);
     for (std::int64_t first = 0; first < n_groups; first += kLanes) {
-      const Float scale = of_blocks<groups>(outer_scale_, first);
+      const Float scale = of_blocks<groups>(outer_scale_, columns_ / 256, first);
       const Float wanted = simd::load(scale_.data() + first);
       const Float code = rounded_between(wanted * reciprocal(scale), 0, last);
       // The minimum that suits the group once its scale is rounded.
@@ -341,8 +329,8 @@ class RowSearch {
     }
     fit_blocks<groups, 0, last>(minimum_, weight_sum_, anchors, outer_minimum_);
     for (std::int64_t first = 0; first < n_groups; first += kLanes)
-      fit_line_codes<S>(first, of_blocks<groups>(outer_scale_, first),
-                        of_blocks<groups>(outer_minimum_, first));
+      fit_line_codes<S>(first, of_blocks<groups>(outer_scale_, columns_ / 256, first),
+                        of_blocks<groups>(outer_minimum_, columns_ / 256, first));
     for (std::int64_t b = 0; b < columns_ / 256; ++b) {
       BlockParameters parameters;
       parameters.scale = half_bits(outer_scale_[b]);
@@ -392,6 +380,7 @@ class RowSearch {
   std::vector<float> scale_code_, minimum_code_;
   // Per block.
   std::vector<float> outer_scale_, outer_minimum_;
+  VectorScratch vectors_;
 };
 
 }  // namespace LILLIPUT_ISA
