@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "formats/encode/row_lanes.h"
@@ -15,7 +16,10 @@ inline namespace LILLIPUT_ISA {
 
 // Working memory of one row's search, reused from row to row.
 struct VectorScratch {
-  std::vector<std::int32_t> codes;
+  // Of every vector. Not a std::vector<int>, whose functions would be shared between instruction
+  // sets.
+  std::unique_ptr<std::int32_t[]> codes;
+  std::int64_t n_codes = 0;
   // Per group, padded to whole lanes.
   std::vector<float> scale, curvature, along, across, scale_code, choice;
   // Per block.
@@ -89,7 +93,10 @@ inline void encode_vectors(const RowWeights& row, const float (&anchors)[n_ancho
                            VectorScratch& scratch, typename Format::Block* blocks) {
   constexpr int groups = 256 / S::kGroup;
   const std::int64_t n_groups = row.columns / S::kGroup, n_blocks = row.columns / 256;
-  scratch.codes.resize(static_cast<std::size_t>(row.columns / S::kUnit));
+  if (scratch.n_codes != row.columns / S::kUnit) {
+    scratch.n_codes = row.columns / S::kUnit;
+    scratch.codes.reset(new std::int32_t[static_cast<std::size_t>(scratch.n_codes)]);
+  }
   for (auto* values : {&scratch.scale, &scratch.curvature, &scratch.along, &scratch.across,
                        &scratch.scale_code, &scratch.choice}) {
     resize_to_lanes(*values, n_groups);
@@ -112,7 +119,7 @@ inline void encode_vectors(const RowWeights& row, const float (&anchors)[n_ancho
       parameters.scale_codes[g] = static_cast<std::int16_t>(scratch.scale_code[b * groups + g]);
       parameters.minimum_codes[g] = static_cast<std::int16_t>(scratch.choice[b * groups + g]);
     }
-    pack(blocks[b], scratch.codes.data() + b * (256 / S::kUnit), parameters);
+    pack(blocks[b], scratch.codes.get() + b * (256 / S::kUnit), parameters);
   }
 }
 

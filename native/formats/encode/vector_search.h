@@ -109,16 +109,22 @@ inline FoundEntry best_entry(const Float* y, const Float* w, Float flips) {
                          [](Float a, Float b) { return a + b; });
     if constexpr (with_flips) half_patterns<Table>(costs + part * half, cheapest[part], lowest);
   }
-  FoundEntry best{broadcast(0), broadcast(std::numeric_limits<float>::infinity())};
-  for (int entry = 0; entry < Table::kEntries; ++entry) {
-    const int first = Table::kHalves[entry][0], second = Table::kHalves[entry][1];
-    Float score = patterns[0][first] + patterns[1][second];
-    if constexpr (with_flips) score = score + lowest(cheapest[0][first], cheapest[1][second]);
-    const Int is_better = score < best.score;
-    best.score = is_better ? score : best.score;
-    best.index = is_better ? broadcast(entry) : best.index;
+  // Even and odd entries apart: each waits for its own last comparison only.
+  const Float none = broadcast(std::numeric_limits<float>::infinity());
+  FoundEntry best[2] = {{broadcast(0), none}, {broadcast(1), none}};
+  for (int start = 0; start < Table::kEntries; start += 2) {
+    for (int odd = 0; odd < 2; ++odd) {
+      const int first = Table::kHalves[start + odd][0], second = Table::kHalves[start + odd][1];
+      Float score = patterns[0][first] + patterns[1][second];
+      if constexpr (with_flips) score = score + lowest(cheapest[0][first], cheapest[1][second]);
+      const Int is_better = score < best[odd].score;
+      best[odd].score = is_better ? score : best[odd].score;
+      best[odd].index = is_better ? broadcast(start + odd) : best[odd].index;
+    }
   }
-  return best;
+  const Int is_second = (best[1].score < best[0].score) |
+                        ((best[1].score == best[0].score) & (best[1].index < best[0].index));
+  return {is_second ? best[1].index : best[0].index, is_second ? best[1].score : best[0].score};
 }
 
 // level[j] = column j of each lane's entry.
