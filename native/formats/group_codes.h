@@ -29,6 +29,26 @@ inline simd::Words group_code_words(const std::uint8_t (&group_codes)[12]) {
          (second & simd::Words{0, 0x0f0f0f0fu, 0, 0x0f0f0f0fu});
 }
 
+// Scales, minimums and both factors from the first 16 bytes of a block of some rows.
+template <typename Lanes>
+inline void unpack_group_lines(const simd::Int (&lines)[4], Lanes& lanes) {
+  const simd::Int first = simd::broadcast(0x3f3f3f3f);
+  const simd::Int low = simd::broadcast(0x0f0f0f0f);
+  const simd::Int top = simd::broadcast(0x30303030);
+  lanes.factor = simd::half_lanes(lines[0]);
+  lanes.minimum_factor = simd::half_lanes(simd::shift_right_logical<16>(lines[0]));
+  const simd::Int scales[2] = {lines[1] & first,
+                               (lines[3] & low) | (simd::shift_right_logical<2>(lines[1]) & top)};
+  const simd::Int minimums[2] = {lines[2] & first,
+                                 (simd::shift_right_logical<4>(lines[3]) & low) |
+                                     (simd::shift_right_logical<2>(lines[2]) & top)};
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    lanes.scale[i] = simd::byte_lanes(scales[i / 4], i % 4);
+    lanes.minimum[i] = simd::byte_lanes(minimums[i / 4], i % 4);
+  }
+}
+
 inline GroupCodes unpack_group_codes(const std::uint8_t (&group_codes)[12]) {
   return std::bit_cast<GroupCodes>(group_code_words(group_codes));
 }

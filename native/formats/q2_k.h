@@ -43,23 +43,36 @@ struct q2_k {
 
   static constexpr int group_size = 16;
   static constexpr int zero_point = 0;
-  static constexpr bool is_signed = false;
+  static constexpr int largest_code = 3;
   static constexpr bool has_minimum = true;
-  // The 256 weights from `block` on; the decode above, in pieces.
-  static simd::Segment unpack(const Block* block) {
-    simd::Segment segment;
-    for (int half = 0; half < 2; ++half) {
-      segment.codes[2 * half] = simd::shifted_twice<0, 2>(block->codes + 32 * half) & 3;
-      segment.codes[2 * half + 1] = simd::shifted_twice<4, 6>(block->codes + 32 * half) & 3;
+  // Some blocks, a lane each; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+    simd::Int lines[4];
+    simd::load_lines(rows, 0, lines);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const simd::Int both = simd::byte_lanes(lines[i / 4], i % 4);
+      lanes.scale[i] = both & simd::broadcast(15);
+      lanes.minimum[i] = simd::shift_right_logical<4>(both);
     }
-    constexpr std::uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0f;
-    const auto first = load<std::uint64_t>(block->scale_codes);
-    const auto second = load<std::uint64_t>(block->scale_codes + 8);
-    segment.scale = simd::unsigned_groups(first & kLowNibbles, second & kLowNibbles) *
-                    half_to_float(block->scale);
-    segment.minimum = simd::unsigned_groups(first >> 4 & kLowNibbles, second >> 4 & kLowNibbles) *
-                      half_to_float(block->minimum);
-    return segment;
+    simd::load_lines(rows, 68, lines);
+    lanes.factor = simd::half_lanes(lines[3]);
+    lanes.minimum_factor = simd::half_lanes(simd::shift_right_logical<16>(lines[3]));
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      simd::load_lines(rows, 16 + 4 * i, lines);
+#pragma GCC unroll 4
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        simd::Int codes[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          codes[j] = lines[j] & simd::broadcast(0x03030303);
+          lines[j] = simd::shift_right_logical<2>(lines[j]);
+        }
+        lanes.put(i / 8 * 32 + quarter * 8 + i % 8, codes);
+      }
+    }
   }
 };
 

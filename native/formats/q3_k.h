@@ -51,31 +51,58 @@ struct q3_k {
 
   static constexpr int group_size = 16;
   static constexpr int zero_point = 4;
-  static constexpr bool is_signed = false;
+  static constexpr int largest_code = 7;
   static constexpr bool has_minimum = false;
-  // The 256 weights from `block` on; the decode above, in pieces.
-  static simd::Segment unpack(const Block* block) {
-    simd::Segment segment;
-    const simd::Codes high[4] = {
-        simd::shifted_twice<0, 1>(block->high_bits), simd::shifted_twice<2, 3>(block->high_bits),
-        simd::shifted_twice<4, 5>(block->high_bits), simd::shifted_twice<6, 7>(block->high_bits)};
-    for (int half = 0; half < 2; ++half) {
-      segment.codes[2 * half] = simd::shifted_twice<0, 2>(block->codes + 32 * half) & 3;
-      segment.codes[2 * half + 1] = simd::shifted_twice<4, 6>(block->codes + 32 * half) & 3;
+  // Some blocks, a lane each; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+    unpack_scales(rows, lanes);
+    simd::Int high[8];
+    simd::Int lines[4];
+    simd::load_lines(rows, 0, high);
+    simd::load_lines(rows, 16, high + 4);
+    const simd::Int two_bits = simd::broadcast(0x03030303);
+    const simd::Int third_bit = simd::broadcast(0x04040404);
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      simd::load_lines(rows, 32 + 4 * i, lines);
+#pragma GCC unroll 4
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        simd::Int codes[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          simd::Int& bits = high[i % 8 + j];
+          codes[j] = (lines[j] & two_bits) | ((bits << 2) & third_bit);
+          lines[j] = simd::shift_right_logical<2>(lines[j]);
+          bits = simd::shift_right_logical<1>(bits);
+        }
+        lanes.put(i / 8 * 32 + quarter * 8 + i % 8, codes);
+      }
     }
-    for (int part = 0; part < 4; ++part) {
-      segment.codes[part] = segment.codes[part] | simd::shift_left<2>(high[part] & 1);
+  }
+
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_scales(const simd::Rows& rows, Lanes& lanes) {
+    // The last 16 bytes begin 2 bytes before the scale codes.
+    simd::Int lines[4];
+    simd::load_lines(rows, 94, lines);
+#pragma GCC unroll 4
+    for (int i = 0; i < 3; ++i) {
+      lines[i] = simd::shift_right_logical<16>(lines[i]) | (lines[i + 1] << 16);
     }
-    constexpr std::uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0f;
-    constexpr std::uint32_t kPairs = 0x03030303;
-    const auto low = load<std::uint64_t>(block->scale_codes);
-    const auto top = load<std::uint32_t>(block->scale_codes + 8);
-    const std::uint64_t top_first = (top & kPairs) | std::uint64_t{top >> 2 & kPairs} << 32;
-    const std::uint64_t top_second = (top >> 4 & kPairs) | std::uint64_t{top >> 6 & kPairs} << 32;
-    const simd::Groups codes = simd::unsigned_groups((low & kLowNibbles) | top_first << 4,
-                                                     (low >> 4 & kLowNibbles) | top_second << 4);
-    segment.scale = (codes - 32.0f) * half_to_float(block->scale);
-    return segment;
+    lanes.factor = simd::half_lanes(simd::shift_right_logical<16>(lines[3]));
+    const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
+    const simd::Int top_bits = simd::broadcast(0x30303030);
+    const simd::Int codes[4] = {
+        (lines[0] & nibble) | ((lines[2] << 4) & top_bits),
+        (lines[1] & nibble) | ((lines[2] << 2) & top_bits),
+        (simd::shift_right_logical<4>(lines[0]) & nibble) | (lines[2] & top_bits),
+        (simd::shift_right_logical<4>(lines[1]) & nibble) |
+            (simd::shift_right_logical<2>(lines[2]) & top_bits)};
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      lanes.scale[i] = simd::byte_lanes(codes[i / 4], i % 4) - simd::broadcast(32);
+    }
   }
 };
 

@@ -46,17 +46,27 @@ struct q4_k {
 
   static constexpr int group_size = 32;
   static constexpr int zero_point = 0;
-  static constexpr bool is_signed = false;
+  static constexpr int largest_code = 15;
   static constexpr bool has_minimum = true;
-  // The 256 weights from `block` on; the decode above, in pieces.
-  static simd::Segment unpack(const Block* block) {
-    simd::Segment segment;
-    for (int part = 0; part < 4; ++part) {
-      segment.codes[part] = simd::shifted_twice<0, 4>(block->codes + 32 * part) & 15;
+  // Some blocks, a lane each; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+    simd::Int lines[4];
+    simd::load_lines(rows, 0, lines);
+    unpack_group_lines(lines, lanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < 32; i += 4) {
+      simd::load_lines(rows, 16 + 4 * i, lines);
+      const int quad = i / 8 * 16 + i % 8;
+      simd::Int codes[2][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        codes[0][j] = lines[j] & simd::broadcast(0x0f0f0f0f);
+        codes[1][j] = simd::shift_right_logical<4>(lines[j]) & simd::broadcast(0x0f0f0f0f);
+      }
+      lanes.put(quad, codes[0]);
+      lanes.put(quad + 8, codes[1]);
     }
-    segment.scale = simd::unsigned_groups(group_code_words(block->group_codes)) *
-                    simd::half_pair_groups(reinterpret_cast<const std::uint8_t*>(block));
-    return segment;
   }
 };
 

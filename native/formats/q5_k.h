@@ -47,21 +47,34 @@ struct q5_k {
 
   static constexpr int group_size = 32;
   static constexpr int zero_point = 0;
-  static constexpr bool is_signed = false;
+  static constexpr int largest_code = 31;
   static constexpr bool has_minimum = true;
-  // The 256 weights from `block` on; the decode above, in pieces.
-  static simd::Segment unpack(const Block* block) {
-    simd::Segment segment;
-    const simd::Codes high[4] = {
-        simd::shifted_twice<0, 1>(block->high_bits), simd::shifted_twice<2, 3>(block->high_bits),
-        simd::shifted_twice<4, 5>(block->high_bits), simd::shifted_twice<6, 7>(block->high_bits)};
-    for (int part = 0; part < 4; ++part) {
-      const simd::Codes low = simd::shifted_twice<0, 4>(block->codes + 32 * part) & 15;
-      segment.codes[part] = low | simd::shift_left<4>(high[part] & 1);
+  // Some blocks, a lane each; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+    simd::Int high[8];
+    simd::Int lines[4];
+    simd::load_lines(rows, 0, lines);
+    unpack_group_lines(lines, lanes);
+    simd::load_lines(rows, 16, high);
+    simd::load_lines(rows, 32, high + 4);
+    const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
+    const simd::Int fifth_bit = simd::broadcast(0x10101010);
+#pragma GCC unroll 8
+    for (int i = 0; i < 32; i += 4) {
+      simd::load_lines(rows, 48 + 4 * i, lines);
+      simd::Int codes[2][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        simd::Int& bits = high[i % 8 + j];
+        codes[0][j] = (lines[j] & nibble) | ((bits << 4) & fifth_bit);
+        codes[1][j] = (simd::shift_right_logical<4>(lines[j]) & nibble) | ((bits << 3) & fifth_bit);
+        bits = simd::shift_right_logical<2>(bits);
+      }
+      const int quad = i / 8 * 16 + i % 8;
+      lanes.put(quad, codes[0]);
+      lanes.put(quad + 8, codes[1]);
     }
-    segment.scale = simd::unsigned_groups(group_code_words(block->group_codes)) *
-                    simd::half_pair_groups(reinterpret_cast<const std::uint8_t*>(block));
-    return segment;
   }
 };
 

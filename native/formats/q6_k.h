@@ -44,23 +44,40 @@ struct q6_k {
 
   static constexpr int group_size = 16;
   static constexpr int zero_point = 32;
-  static constexpr bool is_signed = false;
+  static constexpr int largest_code = 63;
   static constexpr bool has_minimum = false;
-  // The 256 weights from `block` on; the decode above, in pieces.
-  static simd::Segment unpack(const Block* block) {
-    simd::Segment segment;
-    for (int half = 0; half < 2; ++half) {
-      const simd::Codes low = simd::load_codes(block->low_bits + 64 * half);
-      const std::uint8_t* high = block->high_bits + 32 * half;
-      segment.codes[2 * half] =
-          (low & 15) | simd::shift_left<4>(simd::shifted_twice<0, 2>(high) & 3);
-      segment.codes[2 * half + 1] = (simd::shift_right<4>(low) & 15) |
-                                    simd::shift_left<4>(simd::shifted_twice<4, 6>(high) & 3);
+  // Some blocks, a lane each; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+    simd::Int low[2][4];
+    simd::Int high[4];
+    simd::load_lines(rows, 192, high);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) lanes.scale[i] = (high[i / 4] << (24 - i % 4 * 8)) >> 24;
+    simd::load_lines(rows, 194, high);
+    lanes.factor = simd::half_lanes(simd::shift_right_logical<16>(high[3]));
+    const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
+    const simd::Int top_bits = simd::broadcast(0x30303030);
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      simd::load_lines(rows, i / 8 * 64 + i % 8 * 4, low[0]);
+      simd::load_lines(rows, i / 8 * 64 + i % 8 * 4 + 32, low[1]);
+      simd::load_lines(rows, 128 + 4 * i, high);
+      simd::Int codes[4][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const simd::Int bits = high[j];
+        codes[0][j] = (low[0][j] & nibble) | ((bits << 4) & top_bits);
+        codes[1][j] = (low[1][j] & nibble) | ((bits << 2) & top_bits);
+        codes[2][j] = (simd::shift_right_logical<4>(low[0][j]) & nibble) | (bits & top_bits);
+        codes[3][j] = (simd::shift_right_logical<4>(low[1][j]) & nibble) |
+                      (simd::shift_right_logical<2>(bits) & top_bits);
+      }
+#pragma GCC unroll 4
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        lanes.put(i / 8 * 32 + quarter * 8 + i % 8, codes[quarter]);
+      }
     }
-    const auto first = load<std::uint64_t>(block->scale_codes);
-    const auto second = load<std::uint64_t>(block->scale_codes + 8);
-    segment.scale = simd::signed_groups(first, second) * half_to_float(block->scale);
-    return segment;
   }
 };
 

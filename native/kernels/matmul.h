@@ -28,8 +28,9 @@ struct Weight {
 // How a kernel wants its input. Linears that read the same input with the same layout share one
 // preparation: its bytes depend on the layout, tokens, columns and instruction set alone.
 enum class InputLayout : std::uint8_t {
-  f32,      // floats: F32/F16/BF16 weights, and every weight with --activations f32
-  int8_32,  // int8 codes with one float scale per 32 columns: every quantized weight
+  f32,          // floats: F32/F16/BF16 weights, and every weight with --activations f32
+  int8_32,      // int8 codes with one float scale per 32 columns
+  int8_scaled,  // int8 codes for weights with integer group scales; differs by their grid
 };
 
 // Kernels of one instruction set for one weight format.

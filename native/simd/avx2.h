@@ -103,6 +103,38 @@ inline void transpose(Int rows[8]) {
   }
 }
 
+inline Int multiply_words(Int a, Int b) { return as_int(_mm256_mullo_epi16(raw(a), raw(b))); }
+inline Int dot_words(Int accumulator, Int a, Int b) {
+  return accumulator + as_int(_mm256_madd_epi16(raw(a), raw(b)));
+}
+inline Int interleave_low(Int a, Int b) { return as_int(_mm256_unpacklo_epi32(raw(a), raw(b))); }
+inline Int interleave_high(Int a, Int b) { return as_int(_mm256_unpackhi_epi32(raw(a), raw(b))); }
+inline Int pack_words(Int a, Int b) { return as_int(_mm256_packs_epi32(raw(a), raw(b))); }
+inline Int broadcast_two(std::int64_t a) { return as_int(_mm256_set1_epi64x(a)); }
+// The fp16 number in the lower half of each lane.
+inline Float half_lanes(Int a) {
+  const __m256i low = _mm256_and_si256(raw(a), _mm256_set1_epi32(0xffff));
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+  return as_float(_mm256_cvtph_ps(_mm256_castsi256_si128(words)));
+}
+inline void load_lines(const std::uint8_t* first, std::int64_t stride, Int* lines) {
+  const auto load4 = [=](std::int64_t row) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(first + row * stride));
+  };
+  __m256i a[4];  // a[k]: rows k, 4 + k
+  for (int k = 0; k < 4; ++k) {
+    a[k] = _mm256_inserti128_si256(_mm256_castsi128_si256(load4(k)), load4(4 + k), 1);
+  }
+  const __m256i low01 = _mm256_unpacklo_epi32(a[0], a[1]);
+  const __m256i high01 = _mm256_unpackhi_epi32(a[0], a[1]);
+  const __m256i low23 = _mm256_unpacklo_epi32(a[2], a[3]);
+  const __m256i high23 = _mm256_unpackhi_epi32(a[2], a[3]);
+  lines[0] = as_int(_mm256_unpacklo_epi64(low01, low23));
+  lines[1] = as_int(_mm256_unpackhi_epi64(low01, low23));
+  lines[2] = as_int(_mm256_unpacklo_epi64(high01, high23));
+  lines[3] = as_int(_mm256_unpackhi_epi64(high01, high23));
+}
+
 struct Codes {
   Int part[2];
 };

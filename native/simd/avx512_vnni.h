@@ -87,6 +87,37 @@ inline void transpose(Int rows[16]) {
   }
 }
 
+inline Int multiply_words(Int a, Int b) { return as_int(_mm512_mullo_epi16(raw(a), raw(b))); }
+inline Int dot_words(Int accumulator, Int a, Int b) {
+  return as_int(_mm512_dpwssd_epi32(raw(accumulator), raw(a), raw(b)));
+}
+inline Int interleave_low(Int a, Int b) { return as_int(_mm512_unpacklo_epi32(raw(a), raw(b))); }
+inline Int interleave_high(Int a, Int b) { return as_int(_mm512_unpackhi_epi32(raw(a), raw(b))); }
+inline Int pack_words(Int a, Int b) { return as_int(_mm512_packs_epi32(raw(a), raw(b))); }
+inline Int broadcast_two(std::int64_t a) { return as_int(_mm512_set1_epi64(a)); }
+// The fp16 number in the lower half of each lane.
+inline Float half_lanes(Int a) { return as_float(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(raw(a)))); }
+inline void load_lines(const std::uint8_t* first, std::int64_t stride, Int* lines) {
+  const auto load4 = [=](std::int64_t row) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(first + row * stride));
+  };
+  __m512i a[4];  // a[k]: rows k, 4 + k, 8 + k, 12 + k
+  for (int k = 0; k < 4; ++k) {
+    a[k] = _mm512_castsi128_si512(load4(k));
+    a[k] = _mm512_inserti32x4(a[k], load4(4 + k), 1);
+    a[k] = _mm512_inserti32x4(a[k], load4(8 + k), 2);
+    a[k] = _mm512_inserti32x4(a[k], load4(12 + k), 3);
+  }
+  const __m512i low01 = _mm512_unpacklo_epi32(a[0], a[1]);
+  const __m512i high01 = _mm512_unpackhi_epi32(a[0], a[1]);
+  const __m512i low23 = _mm512_unpacklo_epi32(a[2], a[3]);
+  const __m512i high23 = _mm512_unpackhi_epi32(a[2], a[3]);
+  lines[0] = as_int(_mm512_unpacklo_epi64(low01, low23));
+  lines[1] = as_int(_mm512_unpackhi_epi64(low01, low23));
+  lines[2] = as_int(_mm512_unpacklo_epi64(high01, high23));
+  lines[3] = as_int(_mm512_unpackhi_epi64(high01, high23));
+}
+
 struct Codes {
   Int part[1];
 };

@@ -100,6 +100,37 @@ inline void transpose(Int rows[4]) {
   }
 }
 
+inline Int multiply_words(Int a, Int b) { return (Int)((UnsignedShorts)a * (UnsignedShorts)b); }
+inline Int dot_words(Int accumulator, Int a, Int b) {
+  return accumulator + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+inline Int interleave_low(Int a, Int b) { return Int{a[0], b[0], a[1], b[1]}; }
+inline Int interleave_high(Int a, Int b) { return Int{a[2], b[2], a[3], b[3]}; }
+inline Int pack_words(Int a, Int b) {
+  const auto word = [](std::int32_t x) {
+    return static_cast<std::int16_t>(x > 32767 ? 32767 : (x < -32768 ? -32768 : x));
+  };
+  return (Int)Shorts{word(a[0]), word(a[1]), word(a[2]), word(a[3]),
+                     word(b[0]), word(b[1]), word(b[2]), word(b[3])};
+}
+inline Int broadcast_two(std::int64_t a) {
+  const auto low = static_cast<std::int32_t>(a);
+  const auto high = static_cast<std::int32_t>(a >> 32);
+  return Int{low, high, low, high};
+}
+// The fp16 number in the lower half of each lane.
+inline Float half_lanes(Int a) {
+  Float result;
+  for (int i = 0; i < 4; ++i) {
+    result[i] = formats::half_to_float(static_cast<std::uint16_t>(a[i] & 0xffff));
+  }
+  return result;
+}
+inline void load_lines(const std::uint8_t* first, std::int64_t stride, Int* lines) {
+  for (int row = 0; row < 4; ++row) lines[row] = load_int(first + row * stride);
+  transpose(lines);
+}
+
 struct Codes {
   Int part[4];
 };

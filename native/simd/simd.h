@@ -12,6 +12,14 @@
 //   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)
 //                      too much
 //   transpose          kLanes x kLanes int32
+//   multiply_words, dot_words
+//                      per 16-bit half: the low half of the product; per lane: accumulator + the
+//                      sum of two signed 16-bit products
+//   interleave_low, interleave_high, pack_words
+//                      within each 128 bits: [a0 b0 a1 b1], [a2 b2 a3 b3]; lanes of both as int16
+//                      words, saturated: pack_words(interleave_low(a, b), interleave_high(a, b))
+//                      holds the words (a, b) of each lane
+//   load_lines         words of stored rows, rows as lanes
 //   Codes              64 byte codes in column order, and the unpacking steps that give them
 //   Groups             16 floats: one or two for each group of a segment
 //   spread             the factors for the lanes of one code vector
@@ -37,6 +45,16 @@ inline namespace LILLIPUT_ISA {
 
 inline constexpr int kCodeVectors = 16 / kLanes;  // vectors in Codes and in Groups
 inline constexpr int kSegment = 256;              // columns handled together
+
+// kLanes blocks, a lane each.
+struct Rows {
+  const std::uint8_t* first;
+  std::int64_t stride;  // bytes from block to block
+};
+// The 4 words at `offset` of each block: lines[i] lane j = word i of block j.
+[[gnu::always_inline]] inline void load_lines(const Rows& rows, int offset, Int* lines) {
+  load_lines(rows.first + offset, rows.stride, lines);
+}
 
 inline Codes operator&(Codes a, Codes b) {
   for (int i = 0; i < kCodeVectors; ++i) a.part[i] &= b.part[i];
@@ -125,6 +143,25 @@ struct Segment {
   Groups scale;
   Groups minimum;  // of 16 groups
 };
+
+// Where the `unpack_rows` of a format with integer group scales leaves 256 columns of kLanes
+// blocks, a lane each; kernels have their own kinds with the same names.
+// weight = factor * scale[group] * (code - zero point) - minimum_factor * minimum[group], the zero
+// point a constant of the format; scales and minimums fit int16, and are there before the codes.
+struct alignas(64) RowLanes {
+  Int codes[kSegment / 4];  // four codes of consecutive columns of each row
+  Int scale[16];
+  Int minimum[16];
+  Float factor;
+  Float minimum_factor;
+
+  // Takes the codes of the columns from 4 * quad on.
+  void put(int quad, const Int (&four)[4]) {
+    for (int i = 0; i < 4; ++i) codes[quad + i] = four[i];
+  }
+};
+// Byte `index` of each lane.
+inline Int byte_lanes(Int a, int index) { return ((a >> (8 * index)) & broadcast(255)); }
 
 }  // namespace LILLIPUT_ISA
 }  // namespace lilliput::simd

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import gguf
 import numpy as np
 import pytest
@@ -61,13 +63,66 @@ def random_inputs(tokens: int, columns: int) -> FloatArray:
     return x
 
 
-def quantized_inputs(x: FloatArray) -> NDArray[np.float64]:
-    """Activations as the integer kernels see them: int8 with one float32 scale per 32."""
+@dataclass(frozen=True)
+class GroupScales:
+    """How inputs are rounded for a format with integer group scales (native/kernels/isa/scaled_input.h).
+
+    largest: magnitude of a code less its zero point.  is_centred: whether it has one.
+    """
+
+    group_size: int
+    largest: int
+    is_centred: bool
+    has_minimum: bool
+
+    @property
+    def largest_sum(self) -> int:
+        """Of the magnitudes of a group's input codes, so that products sum up to an int16."""
+        return 32767 // self.largest - self.group_size // 2 - 1
+
+
+GROUP_SCALES = {
+    "q4_k": GroupScales(32, 15, is_centred=False, has_minimum=True),
+    "q5_k": GroupScales(32, 31, is_centred=False, has_minimum=True),
+    "q6_k": GroupScales(16, 32, is_centred=True, has_minimum=False),
+    "q3_k": GroupScales(16, 4, is_centred=True, has_minimum=False),
+    "q2_k": GroupScales(16, 3, is_centred=False, has_minimum=True),
+}
+
+
+def quantized_inputs(name: str, x: FloatArray) -> NDArray[np.float64]:
+    """Activations as the integer kernels see them: int8 codes, a scale per 32."""
     groups = x.reshape(x.shape[0], -1, 32)
     scale = np.abs(groups).max(axis=2, keepdims=True) / np.float32(127.0)
+    if name in GROUP_SCALES:
+        scale = integer_group_scales(GROUP_SCALES[name], groups, scale)
     inverse = np.divide(np.float32(1.0), scale, out=np.zeros_like(scale), where=scale > 0)
     quantized: NDArray[np.float64] = (np.rint(groups * inverse) * scale).astype(np.float64)
     return quantized.reshape(x.shape)
+
+
+def integer_group_scales(kind: GroupScales, groups: FloatArray, scale: FloatArray) -> FloatArray:
+    """Wide enough that a group's products fit int16; for groups of 32 a multiple, 1..127, of one step per 256."""
+    parts = groups.reshape(*groups.shape[:2], -1, kind.group_size)
+    positive, negative = parts.clip(min=0).sum(axis=3), -parts.clip(max=0).sum(axis=3)
+    sums = positive + negative if kind.is_centred else np.maximum(positive, negative)
+    if kind.largest_sum < 127 * kind.group_size:
+        scale = np.maximum(scale, sums.max(axis=2, keepdims=True) / np.float32(kind.largest_sum))
+    if kind.group_size == 16:
+        return scale
+    segments = scale.reshape(scale.shape[0], -1, 8)
+    step = segments.max(axis=2, keepdims=True) / np.float32(127.0)
+    codes = np.ceil(np.divide(segments, step, out=np.ones_like(segments), where=step > 0)).clip(1, 127)
+    return np.asarray(step * codes, dtype=np.float32).reshape(scale.shape)
+
+
+def rounding_of_sums(name: str, seen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far minimums' shares may be off per unit of the largest minimum: 2^-15 of the largest sum of a group."""
+    if name not in GROUP_SCALES or not GROUP_SCALES[name].has_minimum:
+        return np.zeros((seen.shape[0], 1))
+    n_groups = 256 // GROUP_SCALES[name].group_size
+    sums = np.abs(seen.reshape(seen.shape[0], -1, n_groups, 256 // n_groups).sum(axis=3)).max(axis=2)
+    return np.asarray(2.0**-15 * n_groups * sums.sum(axis=1, keepdims=True))
 
 
 def assert_matches_float64(name: str, isa: str, shape: tuple[int, int, int], *, exact_input: bool) -> None:
@@ -77,7 +132,7 @@ def assert_matches_float64(name: str, isa: str, shape: tuple[int, int, int], *, 
     weight = decoded(name, blocks, columns).astype(np.float64)
     x = random_inputs(tokens, columns)
     uses_float_input = exact_input or name in FLOATS
-    seen = x.astype(np.float64) if uses_float_input else quantized_inputs(x)
+    seen = x.astype(np.float64) if uses_float_input else quantized_inputs(name, x)
     actual = _native.matmul(name, blocks, rows, x, isa, exact_input)
     assert actual.shape == (tokens, rows)
     # At most three roundings per product (float) or per group of 16 (integer), and some to join partial sums.
@@ -85,13 +140,15 @@ def assert_matches_float64(name: str, isa: str, shape: tuple[int, int, int], *, 
     roundings = columns + 16 if uses_float_input else 3 * (columns // 16) + 16
     magnitude = np.abs(seen).sum(axis=1, keepdims=True) * (1 if uses_float_input else 4)
     bound = roundings * EPSILON * magnitude * np.abs(weight).max(axis=1)
+    if not uses_float_input:
+        bound = bound + rounding_of_sums(name, seen) * 4 * np.abs(weight).max(axis=1)
     error = np.abs(actual - seen @ weight.T)
     assert np.all(error <= bound), f"largest error is {np.max(error / bound):.3g} of the bound"
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("name", _native.formats())
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 17])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 17, 27])
 def test_product_matches_float64_on_the_same_inputs(name: str, isa: str, tokens: int) -> None:
     assert_matches_float64(name, isa, (tokens, 37, 512), exact_input=False)
 
@@ -141,6 +198,33 @@ def test_result_does_not_depend_on_threads_or_alignment(name: str, isa: str) -> 
         x = random_inputs(tokens, 512)
         expected = _native.matmul(name, blocks, 150, x, isa)
         np.testing.assert_array_equal(_native.matmul(name, shifted, 150, x, isa, threads=3), expected)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", GROUP_SCALES)
+def test_a_token_gives_the_same_bits_whatever_comes_with_it(name: str, isa: str) -> None:
+    blocks, x = random_weight(name, 41, 768), random_inputs(40, 768)
+    together = _native.matmul(name, blocks, 41, x, isa)
+    for tokens in (1, 2, 3, 5, 13, 17):
+        np.testing.assert_array_equal(_native.matmul(name, blocks, 41, x[:tokens], isa), together[:tokens])
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", GROUP_SCALES)
+def test_sums_of_equal_inputs_do_not_overflow(name: str, isa: str) -> None:
+    # Every weight and input as large as can be, of one sign and of changing signs.
+    blocks = random_weight(name, 16, 256)
+    codes = {"q4_k": (16, 144), "q5_k": (16, 176), "q6_k": (0, 192), "q3_k": (0, 96), "q2_k": (16, 80)}[name]
+    for filling in (0x00, 0xFF):
+        blocks[:, codes[0] : codes[1]] = filling
+        weight = decoded(name, blocks, 256).astype(np.float64)
+        for signs in (np.ones(256), np.where(np.arange(256) % 16 < 8, 1.0, -1.0)):
+            x = np.tile((signs * 1000.0).astype(np.float32), (20, 1))
+            seen = quantized_inputs(name, x)
+            bound = 64 * EPSILON * np.abs(seen).sum(axis=1, keepdims=True) + rounding_of_sums(name, seen)
+            for tokens in (1, 5, 20):
+                error = np.abs(_native.matmul(name, blocks, 16, x[:tokens], isa) - (seen @ weight.T)[:tokens])
+                assert np.all(error <= (bound * 4 * np.abs(weight).max(axis=1))[:tokens])
 
 
 @pytest.mark.skipif("avx512_vnni" not in INSTRUCTION_SETS, reason="this machine has no AVX-512 VNNI")

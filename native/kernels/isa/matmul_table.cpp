@@ -2,6 +2,7 @@
 // The kernel of every format for one instruction set.
 #include "kernels/isa/f32_matmul.h"
 #include "kernels/isa/int8_matmul.h"
+#include "kernels/isa/scaled_matmul.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
@@ -16,7 +17,9 @@ constexpr MatmulKernel kInt8 = {InputLayout::int8_32, int8_prepared_bytes, int8_
 }  // namespace
 
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input) {
-  return exact_input || !has_int8_kernel(format) ? kFloat : kInt8;
+  if (exact_input) return kFloat;
+  if (const MatmulKernel* scaled = scaled_kernel(format)) return *scaled;
+  return has_int8_kernel(format) ? kInt8 : kFloat;
 }
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

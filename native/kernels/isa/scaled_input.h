@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Activations for formats with integer group scales. As the weights' scales are integers, whole
+// sums over groups stay integers, exact, and floats are touched once per 256 columns (groups of 32)
+// or per 32 (groups of 16).
+//
+// Groups of 32: value = scale * scale_code * code, scale per 256 columns, scale_code 1..127 per 32.
+// Groups of 16: value = scale * code, scale per 32 columns.
+// |code| <= 127, and small enough that the dot product of a group with any codes of the format fits
+// int16. Sums of codes, which minimums multiply, are rounded to int16 with a factor per 256 columns:
+// an error of 2^-16 of the largest.
+#pragma once
+
+#include <numeric>
+
+#include "kernels/isa/tiling.h"
+#include "kernels/matmul.h"
+
+namespace lilliput::kernels::LILLIPUT_ISA {
+
+// What the preparation must know of a format.
+struct ScaledGrid {
+  int group_size;  // 16 or 32
+  int zero_point;
+  int largest_code;
+};
+
+// Up to so many tokens, lanes are segments: each token has tiles of kLanes segments instead, as
+// many as bring the segments of rows and the lanes back to where they began.
+inline constexpr std::int64_t kLaneTokens = 4;
+// Up to so many, lanes are rows.
+inline constexpr std::int64_t kMostUnpairedTokens = kLanes == 16 ? 16 : 8;
+// For more, codes of two groups lie side by side, where registers are enough for it.
+inline constexpr bool kPairsGroups = kLanes == 16;
+inline constexpr int kScaledTile = kLanes == 16 ? 8 : 4;
+
+inline std::int64_t lane_tiles(std::int64_t columns) {
+  return std::lcm(segments_of(columns), std::int64_t{kLanes}) / kLanes;
+}
+
+// 256 columns of `width` tokens, [tile][segment]; or `width` segments of one, [token][tile].
+template <int group_size, int width>
+struct alignas(64) ScaledTile {
+  static constexpr int kGroups = kSegment / group_size;
+  // Four codes of consecutive columns: [quad][token], or paired: [pair of groups][quad of a
+  // group][token][group].
+  std::int32_t codes[kSegment / 4 * width];
+  // Where the dots of a group start: -zero_point * sum of its codes; groups of 16 alone. [group]
+  // [token], or [pair][token][group].
+  std::int32_t starts[group_size == 16 ? 16 * width : 1];
+  // Groups of 32 alone: [group][token], or [pair][token] as two words.
+  std::int32_t scale_codes[group_size == 32 ? 8 * width : 1];
+  float scale[group_size == 16 ? 8 * width : width];
+  // Sums of the codes of two groups as two words, times 2^sum_shift (groups of 32) or sum_scale.
+  std::int32_t sums[kGroups / 2 * width];
+  std::int32_t sum_shift[width];
+  float sum_scale[width];
+};
+
+}  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// Quantizes activations into the tiles of scaled_input.h.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/isa/scaled_input.h"
+
+namespace lilliput::kernels::LILLIPUT_ISA {
+
+// Below this an inverse is not finite; such a group counts as zero.
+inline constexpr float kSmallestScale = 0x1p-120f;
+inline constexpr std::int32_t kLargestWord = 32767;
+
+// 256 quantized columns of one token. Groups of 32 have scale[0] and scale codes, groups of 16 a
+// scale per 32.
+struct Quantized {
+  alignas(64) std::int8_t codes[kSegment];
+  float scale[8];
+  std::int32_t scale_codes[8];
+  std::int32_t sum16[16];
+};
+
+// What decides the scale of 32 columns.
+struct Extent {
+  float largest;      // magnitude
+  float positive[2];  // sums of the positive and of the negative numbers of each 16
+  float negative[2];
+  float poison;  // NaN if there is a NaN or an infinity, else 0
+};
+
+inline Extent extent_of(const float* x) {
+  Float largest = simd::zero();
+  Float poison = simd::zero();
+  Extent extent;
+  for (int half = 0; half < 2; ++half) {
+    Float sums = simd::zero();
+    Float magnitudes = simd::zero();
+    for (int i = 0; i < 16; i += kLanes) {
+      const Float values = simd::load(x + 16 * half + i);
+      const Float magnitude = simd::absolute(values);
+      largest = simd::max(largest, magnitude);
+      poison += values * simd::zero();
+      sums += values;
+      magnitudes += magnitude;
+    }
+    const float sum = simd::sum(sums);
+    const float magnitude = simd::sum(magnitudes);
+    extent.positive[half] = 0.5f * (magnitude + sum);
+    extent.negative[half] = 0.5f * (magnitude - sum);
+  }
+  extent.largest = simd::max_lane(largest);
+  extent.poison = simd::sum(poison);
+  return extent;
+}
+
+// The smallest scale of 32 columns such that codes stay within 127 and dots of a group within
+// int16: rounding adds at most half a code per column, float sums less than one in all.
+template <ScaledGrid grid>
+float smallest_scale(const Extent& extent) {
+  float scale = extent.largest / 127.0f;
+  // Codes minus the zero point lie in -zero_point..largest_code - zero_point.
+  constexpr int kMagnitude = grid.zero_point == 0
+                                 ? grid.largest_code
+                                 : std::max(grid.zero_point, grid.largest_code - grid.zero_point);
+  constexpr int kMostSum = kLargestWord / kMagnitude - grid.group_size / 2 - 1;
+  if constexpr (kMostSum >= 127 * grid.group_size) return scale;
+  constexpr float kInverse = 1.0f / kMostSum;
+  const float (&p)[2] = extent.positive;
+  const float (&n)[2] = extent.negative;
+  float sum;
+  if constexpr (grid.group_size == 32) {
+    sum = std::max(p[0] + p[1], n[0] + n[1]);
+  } else {
+    sum = std::max(p[0] + n[0], p[1] + n[1]);
+  }
+  return std::max(scale, sum * kInverse);
+}
+
+inline void round_codes(const float* x, float scale, std::int8_t* codes) {
+  const float inverse = scale > kSmallestScale ? 1.0f / scale : 0.0f;
+  for (int i = 0; i < 32; i += kLanes) {
+    const Float scaled = simd::load(x + i) * simd::broadcast(inverse);
+    simd::store_int8(codes + i, simd::round_to_int(scaled));
+  }
+}
+
+inline void sum_codes(Quantized& result) {
+  for (int group = 0; group < 16; ++group) {
+    std::int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) sum += result.codes[16 * group + i];
+    result.sum16[group] = sum;
+  }
+}
+
+template <ScaledGrid grid>
+void quantize(const float* x, int columns, Quantized& result) {
+  alignas(64) float padded[kSegment];
+  if (columns < kSegment) {
+    std::copy_n(x, columns, padded);
+    std::fill(padded + columns, padded + kSegment, 0.0f);
+    x = padded;
+  }
+  float scales[8];
+  float poison[8];
+  float largest = 0.0f;
+  for (int group = 0; group < 8; ++group) {
+    const Extent extent = extent_of(x + 32 * group);
+    const float scale = smallest_scale<grid>(extent);
+    scales[group] = scale > kSmallestScale ? scale : 0.0f;
+    poison[group] = extent.poison;
+    largest = std::max(largest, scales[group]);
+  }
+  const float step = largest / 127.0f;
+  for (int group = 0; group < 8; ++group) {
+    if constexpr (grid.group_size == 32) {
+      // Rounded up: no code or dot grows beyond its bound.
+      const float wanted = step > kSmallestScale ? std::ceil(scales[group] / step) : 1.0f;
+      const float code = std::min(std::max(wanted, 1.0f), 127.0f);
+      result.scale_codes[group] = static_cast<std::int32_t>(code);
+      scales[group] = step * code;
+    }
+    round_codes(x + 32 * group, scales[group], result.codes + 32 * group);
+    result.scale[group] = scales[group] + poison[group];
+  }
+  if constexpr (grid.group_size == 32) {
+    // A NaN makes the scale NaN, so that it is not lost in the integers.
+    result.scale[0] = step > kSmallestScale ? step : 0.0f;
+    for (const float p : poison) result.scale[0] += p;
+  }
+  sum_codes(result);
+}
+
+inline std::int32_t two_words(std::int32_t low, std::int32_t high) {
+  return static_cast<std::int32_t>((static_cast<std::uint32_t>(low) & 0xffff) |
+                                   static_cast<std::uint32_t>(high) << 16);
+}
+
+template <ScaledGrid grid, int width>
+void put_codes(const Quantized& from, int token, bool is_paired,
+               ScaledTile<grid.group_size, width>& to) {
+  constexpr int kQuads = grid.group_size / 4;
+  for (int quad = 0; quad < kSegment / 4; ++quad) {
+    const int group = quad / kQuads;
+    const int index = is_paired
+                          ? 2 * ((group / 2 * kQuads + quad % kQuads) * width + token) + group % 2
+                          : quad * width + token;
+    std::memcpy(&to.codes[index], from.codes + 4 * quad, 4);
+  }
+}
+
+template <ScaledGrid grid, int width>
+void put_sums(const Quantized& from, int token, ScaledTile<32, width>& to) {
+  std::int32_t sums[8];
+  std::int32_t largest = 0;
+  for (int group = 0; group < 8; ++group) {
+    sums[group] = from.scale_codes[group] * (from.sum16[2 * group] + from.sum16[2 * group + 1]);
+    largest = std::max(largest, std::abs(sums[group]));
+  }
+  int shift = 0;
+  // Half a step is kept free for rounding up.
+  while (largest >> shift >= kLargestWord) ++shift;
+  const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
+  for (int pair = 0; pair < 4; ++pair) {
+    to.sums[pair * width + token] =
+        two_words((sums[2 * pair] + half) >> shift, (sums[2 * pair + 1] + half) >> shift);
+  }
+  to.sum_shift[token] = shift;
+}
+
+template <ScaledGrid grid, int width>
+void put_sums(const Quantized& from, int token, ScaledTile<16, width>& to) {
+  float largest = 0.0f;
+  for (int group = 0; group < 16; ++group) {
+    const float sum = from.scale[group / 2] * static_cast<float>(from.sum16[group]);
+    largest = std::max(largest, std::abs(sum));
+  }
+  const float scale = largest / static_cast<float>(kLargestWord);
+  const float inverse = scale > kSmallestScale ? 1.0f / scale : 0.0f;
+  for (int pair = 0; pair < 8; ++pair) {
+    std::int32_t words[2];
+    for (int i = 0; i < 2; ++i) {
+      const float sum = from.scale[pair] * static_cast<float>(from.sum16[2 * pair + i]);
+      words[i] =
+          static_cast<std::int32_t>(std::nearbyint(std::isfinite(sum) ? sum * inverse : 0.0f));
+    }
+    to.sums[pair * width + token] = two_words(words[0], words[1]);
+  }
+  to.sum_scale[token] = scale;
+}
+
+template <ScaledGrid grid, int width>
+void put(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size, width>& to) {
+  put_codes<grid>(from, token, is_paired, to);
+  put_sums<grid>(from, token, to);
+  if constexpr (grid.group_size == 32) {
+    to.scale[token] = from.scale[0];
+    for (int group = 0; group < 8; ++group) {
+      if (!is_paired) {
+        to.scale_codes[group * width + token] = from.scale_codes[group];
+      } else if (group % 2 == 0) {
+        to.scale_codes[group / 2 * width + token] =
+            two_words(from.scale_codes[group], from.scale_codes[group + 1]);
+      }
+    }
+  } else {
+    for (int pair = 0; pair < 8; ++pair) to.scale[pair * width + token] = from.scale[pair];
+    for (int group = 0; group < 16; ++group) {
+      const int index =
+          is_paired ? 2 * (group / 2 * width + token) + group % 2 : group * width + token;
+      to.starts[index] = -grid.zero_point * from.sum16[group];
+    }
+  }
+}
+
+template <ScaledGrid grid>
+Quantized quantized_segment(const float* x, std::int64_t columns, std::int64_t segment) {
+  Quantized quantized{};
+  if (x != nullptr) {
+    quantize<grid>(x + segment * kSegment, segment_columns(columns, segment), quantized);
+  }
+  return quantized;
+}
+
+// The tiles of one token, segments as lanes, again and again.
+template <ScaledGrid grid>
+void put_lanes(const float* x, std::int64_t columns, ScaledTile<grid.group_size, kLanes>* tiles) {
+  const std::int64_t segments = segments_of(columns);
+  const std::int64_t lanes = lane_tiles(columns) * kLanes;
+  for (std::int64_t segment = 0; segment < segments; ++segment) {
+    const Quantized quantized = quantized_segment<grid>(x, columns, segment);
+    for (std::int64_t lane = segment; lane < lanes; lane += segments) {
+      put<grid>(quantized, static_cast<int>(lane % kLanes), false, tiles[lane / kLanes]);
+    }
+  }
+}
+
+// Tokens that fill up a tile are zeros; three are computed as four.
+inline std::int64_t stored_tokens(std::int64_t tokens) {
+  if (tokens > kLaneTokens) return round_up(tokens, kScaledTile);
+  return tokens > 2 ? kLaneTokens : tokens;
+}
+
+template <ScaledGrid grid>
+std::size_t scaled_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
+  const std::int64_t stored = stored_tokens(tokens);
+  if (tokens <= kLaneTokens) {
+    return static_cast<std::size_t>(stored * lane_tiles(columns)) *
+           sizeof(ScaledTile<grid.group_size, kLanes>);
+  }
+  return static_cast<std::size_t>(stored / kScaledTile * segments_of(columns)) *
+         sizeof(ScaledTile<grid.group_size, kScaledTile>);
+}
+
+template <ScaledGrid grid>
+void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
+                    std::int64_t columns, std::int64_t token_begin, std::int64_t token_end,
+                    std::uint8_t* prepared) {
+  const std::int64_t segments = segments_of(columns);
+  const std::int64_t end = token_end < tokens ? token_end : stored_tokens(tokens);
+  for (std::int64_t token = token_begin; token < end; ++token) {
+    const float* row = token < tokens ? x + token * x_stride : nullptr;
+    if (tokens <= kLaneTokens) {
+      auto* tiles = reinterpret_cast<ScaledTile<grid.group_size, kLanes>*>(prepared);
+      put_lanes<grid>(row, columns, tiles + token * lane_tiles(columns));
+      continue;
+    }
+    auto* tiles = reinterpret_cast<ScaledTile<grid.group_size, kScaledTile>*>(prepared) +
+                  token / kScaledTile * segments;
+    for (std::int64_t segment = 0; segment < segments; ++segment) {
+      put<grid>(quantized_segment<grid>(row, columns, segment),
+                static_cast<int>(token % kScaledTile), kPairsGroups && tokens > kMostUnpairedTokens,
+                tiles[segment]);
+    }
+  }
+}
+
+}  // namespace lilliput::kernels::LILLIPUT_ISA
