@@ -143,7 +143,7 @@ def main() -> None:
     for command in (model, integers):
         command.add_argument("model")
         command.add_argument("--calibrate", type=Path, metavar="TEXT", help="instead of techdocs/valid")
-        command.add_argument("--characters", type=int, default=320_000, help="of the calibration text, spread evenly")
+        command.add_argument("--characters", type=int, default=200_000, help="of the calibration text, spread evenly")
         command.add_argument("--folder", type=Path, metavar="DIR", help="keep files here, reuse those of the last run")
         command.add_argument("--context", type=int, default=512)
         command.add_argument(

@@ -17,7 +17,7 @@ from quality_model import Made, Setting, Target, Text, prepare, quantize, score
 
 from lilliput import workflows
 from lilliput.containers import open_model
-from lilliput.formats import FORMATS
+from lilliput.formats import get_format
 from lilliput.methods import METHODS
 from lilliput.models import BUILT_IN, gulliver
 from lilliput.records import TensorHeader
@@ -37,7 +37,7 @@ def measure(
     setting: Setting, pythons: Mapping[str, Path], methods: Sequence[str], texts: Sequence[Text]
 ) -> Iterator[dict[str, object]]:
     """A result line for each method, peer and text. pythons: name of SCRIPTS -> its environment's interpreter."""
-    number_format = FORMATS[FORMAT]
+    number_format = get_format(FORMAT)
     assert number_format.bits_per_weight == BITS_PER_WEIGHT, number_format.bits_per_weight
     base, imatrix = prepare(setting)
     peers = {name: peer_folder(setting, name, python) for name, python in pythons.items()}
