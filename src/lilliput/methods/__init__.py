@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from lilliput.methods.cast import Copy
 from lilliput.methods.clipped_range import EntropyClipping, PercentileClipping
+from lilliput.methods.feedback import Feedback
 from lilliput.methods.half_quadratic import HalfQuadratic
 from lilliput.methods.masks import MagnitudeMask, Wanda
 from lilliput.methods.method import TensorMethod
@@ -16,6 +17,7 @@ __all__ = ["METHODS", "TensorMethod"]
 
 _ALL: tuple[TensorMethod, ...] = (
     SearchedScales(),
+    Feedback(),
     RoundToNearest(),
     HalfQuadratic(),
     SearchedClipping(),
