@@ -126,7 +126,7 @@ class LayerInputs:
     hessian: [columns, columns] float32, mean of x x^T over the stream that the quantized layer will see.
     held_out: the same over tokens that `hessian` has not seen.
     cross: [columns, columns] float32, mean of x_float x^T: the float model's inputs with the stream's.
-    Absent where nothing is known, and then None; arrays are numpy or torch, all of one kind.
+    None where nothing is known. The mean square is numpy, the matrices torch tensors (on CPU or GPU) or numpy.
     """
 
     tokens: int = 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import lilliput
 from lilliput.architectures.architecture import Json
+from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, open_model
 from lilliput.containers.container import Container, Contents, Split
@@ -27,8 +28,11 @@ from lilliput.containers.publish import check_target, publish
 from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
 from lilliput.evaluation.compare import EvaluationResult
 from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
+from lilliput.methods import METHODS
 from lilliput.models import BUILT_IN, gulliver
-from lilliput.pipeline.quantize_tensors import quantized_tensors
+from lilliput.pipeline.quantize_blocks import StreamOptions, needs_stream, quantize_blocks
+from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
+from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
@@ -50,6 +54,10 @@ Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
 BUILT_IN_TEXT = "builtin"
 FINGERPRINT_KEY = "lilliput.fingerprint"
+# --effort: how codes are chosen. Each step is justified by docs/log.md and benchmarks/quality.py.
+EFFORTS = {"fast": "searched_scales", "balanced": "feedback"}
+# Enough for the Hessian of 4,096 inputs; more text gains little and costs time in proportion.
+STREAM_TOKENS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +84,19 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """How to write. split: parts of a split set.  method: replaces the default.  threads: None means all.
+    """How to choose codes and how to write.
 
-    announce: called with the plan before any work.
+    effort: one of EFFORTS, None means "balanced" with a text to calibrate on and "fast" without.  method: replaces it.
+    tokens: of the text; None means all, or STREAM_TOKENS for methods that run the model on them block by block.
+    split: parts of a split set.  threads: None means all.  announce: called with the plan before any work.
     """
 
     force: bool = False
     split: Split = field(default_factory=Split)
+    effort: str | None = None
     method: str | None = None
+    tokens: int | None = None
+    device: str = "cpu"
     threads: int | None = None
     revision: str | None = None
     announce: Callable[[Plan], None] | None = None
@@ -132,23 +145,35 @@ class PlanReport:
         }
 
 
+def chosen_method(guidance: Guidance, options: QuantizeOptions) -> str:
+    """The method that effort, or the method option itself, asks for. Raises RecipeError."""
+    method = parse_method(options.method)
+    if method is not None:
+        return method
+    effort = options.effort or ("balanced" if guidance.text else "fast")
+    if effort not in EFFORTS:
+        raise RecipeError(f"unknown --effort '{effort}'; known: {', '.join(EFFORTS)}")
+    return EFFORTS[effort]
+
+
 def plan(
     model: PathLike, to: str, *, guidance: Guidance | None = None, options: QuantizeOptions | None = None
 ) -> PlanReport:
     """What `quantize` will do, from headers alone, with its exact size and what it will take."""
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as source:
-        found = resolve(source, to, statistics_present=guidance.is_given, method=parse_method(options.method))
+        found = resolve(source, to, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
         found = replace(found, warnings=(*found.warnings, *_container_notes(found)))
         contents, _ = _contents(source, found)
         # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
-        keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance))
+        keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance), 0)
         contents = replace(contents, metadata={**keys, **contents.metadata})
         container = _default_container(found)
         parts = container.layout(contents, f"model{container.suffix}", options.split)
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
-        tokens = _tokens_to_calibrate(source, guidance)
+        limit = options.tokens or (STREAM_TOKENS if needs_stream(found) else None)
+        tokens = _tokens_to_calibrate(source, guidance, limit)
         cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, calibration_tokens=tokens)
         return PlanReport(found, size, cost)
 
@@ -170,8 +195,9 @@ def quantize(
     """
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as source:
-        method = parse_method(options.method)
+        method = chosen_method(guidance, options)
         plan = resolve(source, to, statistics_present=guidance.is_given, method=method)
+        _check_hessians(plan, guidance)
         contents, notes = _contents(source, plan)
         target = Path(output) if output else _default_name(source, contents, plan)
         container = _container_for(target)
@@ -203,14 +229,25 @@ class _Job:
         self, container: Container, contents: Contents, target: Path, result: QuantizeResult, progress: Progress | None
     ) -> QuantizeResult:
         """Calibrate if asked, quantize, verify, publish, write the ledger."""
-        statistics = self._statistics(progress)
-        keys = _own_keys(self.fingerprint, self.plan, self.guidance, statistics)
-        contents = replace(contents, metadata={**keys, **contents.metadata})
         entries: list[LedgerEntry] = []
-        published = publish(
-            container, contents, self._tensors(statistics, entries, progress), target,
-            split=self.options.split, overwrite=self.options.force,
-        )  # fmt: skip
+        with ExitStack() as stack:
+            folder: WorkFolder | None = None
+            done: Done = {}
+            statistics: Statistics | None
+            if needs_stream(self.plan):
+                folder = stack.enter_context(WorkFolder(work_path(target), self.fingerprint))
+                statistics, done = self._stream(folder, progress)
+            else:
+                statistics = self._statistics(progress)
+            count = len(done) or (len(statistics.inputs) if statistics else 0)
+            keys = _own_keys(self.fingerprint, self.plan, self.guidance, statistics, count)
+            contents = replace(contents, metadata={**keys, **contents.metadata})
+            published = publish(
+                container, contents, self._tensors(statistics, done, entries, progress), target,
+                split=self.options.split, overwrite=self.options.force,
+            )  # fmt: skip
+        if folder is not None:
+            folder.discard()
         warnings = (*result.warnings, *_statistics_notes(self.source, self.plan, statistics), *_overflow_notes(entries))
         Ledger(
             recipe=self.plan.recipe,
@@ -229,13 +266,28 @@ class _Job:
         ).write(result.ledger)
         return replace(result, output=published.paths, bytes=published.nbytes, warnings=warnings)
 
+    def _stream(self, folder: WorkFolder, progress: Progress | None) -> tuple[Statistics, Done]:
+        """Quantize what has inputs block by block; statistics for the file's metadata."""
+        from lilliput.calibration.data import calibration_chunks
+
+        texts = _text_files(self.guidance.text)
+        size = min(CalibrateOptions().chunk_size, self.source.config.context_length)
+        tokens = self.options.tokens or STREAM_TOKENS
+        chunks = calibration_chunks(self.source.vocabulary(), texts, chunk_size=size, tokens=tokens)
+        stream = StreamOptions(device=self.options.device, threads=self.options.threads or default_threads())
+        done = quantize_blocks(self.source, self.plan, chunks, folder, stream, progress)
+        names = tuple(path.name for path in texts) or (BUILT_IN_DATASET,)
+        return Statistics({}, len(chunks), chunks.shape[1], names, self.source.fingerprint()), done
+
     def _statistics(self, progress: Progress | None) -> Statistics | None:
         from lilliput.calibration.collect import CalibrationOptions
         from lilliput.calibration.collect import calibrate as collect_statistics
         from lilliput.calibration.statistics_file import read_statistics
 
         if self.guidance.text:
-            chosen = CalibrationOptions(threads=self.options.threads)
+            chosen = CalibrationOptions(
+                tokens=self.options.tokens, device=self.options.device, threads=self.options.threads
+            )
             return collect_statistics(self.source, _text_files(self.guidance.text), chosen, progress)
         file = self.guidance.statistics or self.guidance.imatrix
         statistics = read_statistics(file) if file else None
@@ -244,11 +296,11 @@ class _Job:
         return statistics
 
     def _tensors(
-        self, statistics: Statistics | None, entries: list[LedgerEntry], progress: Progress | None
+        self, statistics: Statistics | None, ready: Done, entries: list[LedgerEntry], progress: Progress | None
     ) -> Iterator[QuantizedTensor]:
         done, total = 0, self.plan.weights
         threads = self.options.threads or default_threads()
-        for tensor, entry in quantized_tensors(self.source, self.plan, statistics, threads=threads):
+        for tensor, entry in quantized_tensors(self.source, self.plan, statistics, ready, threads=threads):
             entries.append(entry)
             yield tensor
             done += tensor.rows * tensor.columns
@@ -470,14 +522,15 @@ def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
     return contents, notes
 
 
-def _tokens_to_calibrate(source: ModelSource, guidance: Guidance) -> int:
+def _tokens_to_calibrate(source: ModelSource, guidance: Guidance, tokens: int | None) -> int:
     """Tokens that this run will calibrate on; 0 where it does not."""
     if not guidance.text:
         return 0
     from lilliput.calibration.data import calibration_chunks
 
     size = min(CalibrateOptions().chunk_size, source.config.context_length)
-    return int(calibration_chunks(source.vocabulary(), _text_files(guidance.text), chunk_size=size, tokens=None).size)
+    texts = _text_files(guidance.text)
+    return int(calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens).size)
 
 
 def _first_token(vocabulary: Vocabulary) -> list[int]:
@@ -486,7 +539,9 @@ def _first_token(vocabulary: Vocabulary) -> list[int]:
     return [] if first is None else [first]
 
 
-def _own_keys(fingerprint: str, plan: Plan, guidance: Guidance, statistics: Statistics | None) -> dict[str, Json]:
+def _own_keys(
+    fingerprint: str, plan: Plan, guidance: Guidance, statistics: Statistics | None, entries: int
+) -> dict[str, Json]:
     """What the output says about how it was made."""
     keys: dict[str, Json] = {
         FINGERPRINT_KEY: fingerprint,
@@ -498,7 +553,7 @@ def _own_keys(fingerprint: str, plan: Plan, guidance: Guidance, statistics: Stat
         keys |= {
             "quantize.imatrix.file": file.name if file else "calibrated in the same run",
             "quantize.imatrix.dataset": ", ".join(statistics.datasets),
-            "quantize.imatrix.entries_count": len(statistics.inputs),
+            "quantize.imatrix.entries_count": entries,
             "quantize.imatrix.chunks_count": statistics.chunks,
         }
     return keys
@@ -506,7 +561,6 @@ def _own_keys(fingerprint: str, plan: Plan, guidance: Guidance, statistics: Stat
 
 def _expected_statistics(guidance: Guidance) -> Statistics | None:
     """The statistics of the run, or a stand-in of the same name where they are still to be collected."""
-    from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
     from lilliput.calibration.statistics_file import read_statistics
 
     file = guidance.statistics or guidance.imatrix
@@ -556,7 +610,7 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
     content = [
         lilliput.__version__, source.fingerprint(), plan.fingerprint,
         [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name for path in files],
-        [options.split.max_bytes, options.split.max_tensors],
+        [options.split.max_bytes, options.split.max_tensors, options.tokens],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -580,6 +634,15 @@ def _text_files(text: Sequence[Path]) -> list[Path]:
     return list(text)
 
 
+def _check_hessians(plan: Plan, guidance: Guidance) -> None:
+    row = next((row for row in plan.rows if METHODS[row.method].needs == "hessian"), None)
+    if row is not None and not guidance.text:
+        raise CalibrationError(
+            f"{row.name}: method '{row.method}' runs the model on text and takes no ready statistics; "
+            "give --text FILE (or --text builtin), or choose --effort fast"
+        )
+
+
 def _check_statistics(plan: Plan, statistics: Statistics) -> None:
     for row in plan.rows:
         inputs = statistics.inputs.get(row.name)
@@ -591,7 +654,7 @@ def _check_statistics(plan: Plan, statistics: Statistics) -> None:
 
 
 def _statistics_notes(source: ModelSource, plan: Plan, statistics: Statistics | None) -> list[str]:
-    if statistics is None:
+    if statistics is None or needs_stream(plan):
         return []
     notes = []
     if statistics.model and statistics.model != source.fingerprint():

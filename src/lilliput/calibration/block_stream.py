@@ -81,10 +81,15 @@ class BlockStream:
         blocks = (self._decoder.get_submodule(f"layers.{layer}") for layer in range(self.layers))
         return max(sum(p.nelement() * p.element_size() for p in block.parameters()) for block in blocks)
 
-    def embed(self, tokens: IntArray) -> torch.Tensor:
+    @property
+    def embedding(self) -> str:
+        """Canonical name of the token embedding."""
+        return self._table[EMBEDDING].name
+
+    def embed(self, tokens: IntArray, table: QuantizedTensor | None = None) -> torch.Tensor:
         """[n] token ids -> [n, hidden_size] on the CPU, read row by row: the embedding is never whole in memory.
 
-        Raises CalibrationError for an id outside the vocabulary.
+        table: the embedding to use instead of the source's.  Raises CalibrationError for an id outside the vocabulary.
         """
         import torch
 
@@ -95,7 +100,7 @@ class BlockStream:
                 "the tokenizer does not belong to this model"
             )
         distinct, places = np.unique(tokens, return_inverse=True)
-        rows = _dequantized_rows(self.source.tensor(self._table[EMBEDDING].name), distinct)
+        rows = _dequantized_rows(table or self.source.tensor(self.embedding), distinct)
         return torch.from_numpy(rows)[torch.from_numpy(places)]
 
     @contextmanager
@@ -120,6 +125,15 @@ class BlockStream:
                 groups.setdefault(entry.input_group, []).append((module_name, entry))
         return {members[0][0]: tuple(entry for _, entry in members) for members in groups.values()}
 
+    def replace(self, block: torch.nn.Module, layer: int, tensor: QuantizedTensor) -> None:
+        """Give a loaded block the values of `tensor` in place of its own, until it is dropped."""
+        import torch
+
+        prefix = f"model.layers.{layer}."
+        name, entry = next((name, entry) for name, entry in self._table.items() if entry.name == tensor.name)
+        values = torch.from_numpy(_in_checkpoint_order(entry, tensor)).to(self.device)
+        block.load_state_dict({name.removeprefix(prefix): values}, strict=False, assign=True)
+
     def block_arguments(self, length: int) -> list[dict[str, object]]:
         """What the model's own forward gives each block beside hidden states, for one sequence of `length` tokens."""
         import torch
@@ -139,7 +153,9 @@ class BlockStream:
         import torch
 
         state = {
-            name.removeprefix(prefix): torch.from_numpy(self._checkpoint_values(entry)).to(self.device)
+            name.removeprefix(prefix): torch.from_numpy(_in_checkpoint_order(entry, self.source.tensor(entry.name))).to(
+                self.device
+            )
             for name, entry in self._table.items()
             if name.startswith(prefix)
         }
@@ -153,14 +169,6 @@ class BlockStream:
         finally:
             module.to("meta")
 
-    def _checkpoint_values(self, entry: TensorEntry) -> FloatArray:
-        """Float32 values as the Hugging Face checkpoint orders them."""
-        values = self.source.tensor(entry.name).dequantize().reshape(entry.shape)
-        if isinstance(entry.source, PermutedHeads):
-            pairs = values.reshape(entry.source.heads, -1, 2, *entry.shape[1:])
-            values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(entry.shape)
-        return values if values.flags.writeable else values.copy()
-
     def _give_rope_its_numbers(self, settings: object) -> None:
         """Rope's frequencies are buffers computed at construction, which the meta device left empty."""
         import torch
@@ -173,6 +181,38 @@ class BlockStream:
             # The container brought the divisors themselves; config.json has no words for them.
             divisors = torch.from_numpy(self.source.tensor(factors).dequantize().reshape(-1).copy())
             rotary.get_buffer("inv_freq").div_(divisors.to(self.device))
+
+
+def finite_output(output: torch.Tensor, layer: int, chunk: int) -> torch.Tensor:
+    """[1, tokens, hidden] -> [tokens, hidden]. Raises CalibrationError for NaN or Inf."""
+    if not bool(output.isfinite().all()):
+        raise CalibrationError(
+            f"blk.{layer}: its output holds NaN or Inf in chunk {chunk}; "
+            "the model overflows on this text, or its weights are damaged"
+        )
+    return output[0]
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads inside the `with`; None leaves its own choice."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_checkpoint_order(entry: TensorEntry, tensor: QuantizedTensor) -> FloatArray:
+    """Float32 values as the Hugging Face checkpoint orders them."""
+    values = tensor.dequantize().reshape(entry.shape)
+    if isinstance(entry.source, PermutedHeads):
+        pairs = values.reshape(entry.source.heads, -1, 2, *entry.shape[1:])
+        values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(entry.shape)
+    return values if values.flags.writeable else values.copy()
 
 
 def _usable_device(name: str) -> torch.device:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lilliput.architectures.architecture import TensorEntry
-from lilliput.arrays import DoubleArray, FloatArray, IntArray
-from lilliput.calibration.block_stream import BlockStream
+from lilliput.arrays import FloatArray, IntArray
+from lilliput.calibration.block_stream import BlockStream, finite_output, torch_threads
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.data import calibration_chunks
+from lilliput.calibration.input_sums import InputSums
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.records import InputStatistics, Role, Statistics
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int], None]
-# Rows widened to float64 together: few enough to stay in the cache (8 times faster than 512 at once, 8192 features).
-ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +86,16 @@ def collect(
     inputs: dict[str, InputStatistics] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(_thread_count(options.threads))
+        stack.enter_context(torch_threads(options.threads))
         hidden = stack.enter_context(_hidden_states(stream, chunks, options.memory_limit))
         arguments = stream.block_arguments(chunks.shape[1])
         for layer in range(stream.layers):
             with stream.block(layer) as block, _watching(block, stream, layer) as sums:
                 for index in range(len(chunks)):
                     output = block(hidden[index : index + 1].to(stream.device), **arguments[layer])
-                    hidden[index] = _finite(output if isinstance(output, torch.Tensor) else output[0], layer, index)
+                    hidden[index] = finite_output(
+                        output if isinstance(output, torch.Tensor) else output[0], layer, index
+                    )
                     done += 1
                     if progress is not None:
                         progress(done, steps)
@@ -110,47 +111,6 @@ def collect(
                     progress(done, steps)
     inputs |= dict.fromkeys(_output_names(source), head.statistics())
     return inputs
-
-
-class InputSums:
-    """Running sums over the inputs of one or more linears. Sums are float64, on one thread, in order.
-
-    name: the tensor that errors name.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.tokens = 0
-        self._sum_of_squares: DoubleArray | None = None
-        self._absmax: FloatArray | None = None
-
-    def add(self, inputs: FloatArray) -> None:
-        """inputs: [..., in_features] float32. Raises CalibrationError for NaN or Inf."""
-        rows = inputs.reshape(-1, inputs.shape[-1])
-        absmax = np.maximum(rows.max(axis=0), -rows.min(axis=0))
-        if not np.isfinite(absmax).all():
-            feature = int(np.flatnonzero(~np.isfinite(absmax))[0])
-            raise CalibrationError(
-                f"{self.name}: its input holds NaN or Inf (feature {feature}, token {self.tokens} or later); "
-                "the model overflows on this text, or its weights are damaged"
-            )
-        sums = np.zeros(rows.shape[1])
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            wide = rows[start : start + ROWS_AT_ONCE].astype(np.float64)
-            wide *= wide
-            sums += wide.sum(axis=0)
-        self.tokens += len(rows)
-        if self._sum_of_squares is None or self._absmax is None:
-            self._sum_of_squares, self._absmax = sums, absmax
-        else:
-            self._sum_of_squares += sums
-            np.maximum(self._absmax, absmax, out=self._absmax)
-
-    def statistics(self) -> InputStatistics:
-        """What was seen so far."""
-        if self._sum_of_squares is None or self._absmax is None:
-            raise CalibrationError(f"{self.name}: no input reached it during calibration")
-        return InputStatistics(self.tokens, self._sum_of_squares, self._absmax)
 
 
 @contextmanager
@@ -176,15 +136,6 @@ def _adding_to(sums: InputSums) -> Callable[[torch.nn.Module, tuple[torch.Tensor
         sums.add(arguments[0].cpu().numpy())
 
     return hook
-
-
-def _finite(output: torch.Tensor, layer: int, chunk: int) -> torch.Tensor:
-    if not bool(output.isfinite().all()):
-        raise CalibrationError(
-            f"blk.{layer}: its output holds NaN or Inf in chunk {chunk}; "
-            "the model overflows on this text, or its weights are damaged"
-        )
-    return output[0]
 
 
 def _output_names(source: ModelSource) -> list[str]:
@@ -224,15 +175,3 @@ def _disk_array(path: Path, shape: tuple[int, ...]) -> FloatArray:
             "use fewer tokens, a larger memory limit, or set TMPDIR to a larger disk"
         ) from failure
     return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
-
-
-@contextmanager
-def _thread_count(threads: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

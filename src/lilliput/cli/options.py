@@ -25,6 +25,12 @@ Threads = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
-Method = Annotated[str | None, typer.Option("--method", help="How codes are chosen; default searched_scales.")]
+Effort = Annotated[
+    str | None,
+    typer.Option("--effort", help="fast or balanced (the default with --text): how carefully codes are chosen."),
+]
+Method = Annotated[str | None, typer.Option("--method", help="One method by name, instead of --effort.")]
+Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of the text.")]
+Device = Annotated[str, typer.Option("--device", help="Where the model runs while calibrating, e.g. cuda.")]
 StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Statistics from `lilliput calibrate`.")]
 ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="llama.cpp's imatrix.gguf (or legacy .dat).")]

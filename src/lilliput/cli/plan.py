@@ -13,6 +13,7 @@ def command(
     text: options.Text = None,
     statistics: options.StatisticsFile = None,
     imatrix: options.ImatrixFile = None,
+    effort: options.Effort = None,
     method: options.Method = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
@@ -22,7 +23,7 @@ def command(
     from lilliput import workflows
 
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
-    chosen = workflows.QuantizeOptions(method=method, threads=threads, revision=revision)
+    chosen = workflows.QuantizeOptions(effort=effort, method=method, threads=threads, revision=revision)
     report = workflows.plan(model, to, guidance=guidance, options=chosen)
     if json:
         print_json(report.to_json())

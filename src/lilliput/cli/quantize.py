@@ -20,7 +20,10 @@ def command(
     text: options.Text = None,
     statistics: options.StatisticsFile = None,
     imatrix: options.ImatrixFile = None,
+    effort: options.Effort = None,
     method: options.Method = None,
+    tokens: options.Tokens = None,
+    device: options.Device = "cpu",
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Split files, e.g. 5GB.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
@@ -39,7 +42,10 @@ def command(
 
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
     split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
-    chosen = workflows.QuantizeOptions(force, split, method, threads, revision, announce=announce)
+    chosen = workflows.QuantizeOptions(
+        force=force, split=split, effort=effort, method=method, tokens=tokens, device=device, threads=threads,
+        revision=revision, announce=announce,
+    )  # fmt: skip
     with progress("quantizing") as advance:
         result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)
     for warning in result.warnings:

@@ -9,12 +9,10 @@ Columns inside a block see each other at once, other blocks through one matrix p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lilliput.arrays import Array
-from lilliput.formats import Encoded, NumberFormat
+from lilliput.methods.torch_format import TorchFormat
 
 if TYPE_CHECKING:
     import torch
@@ -29,24 +27,25 @@ class DescentOptions:
 
 
 def descend(
-    number_format: NumberFormat,
+    torch_format: TorchFormat,
     weight: torch.Tensor,
     hessian: torch.Tensor,
-    encoded: Encoded,
-    options: DescentOptions | None = None,
+    codes: torch.Tensor,
+    parameters: dict[str, torch.Tensor],
+    options: DescentOptions,
 ) -> None:
-    """Improve codes and float parameters of `encoded` (torch) in place.
+    """Improve codes [rows, columns / unit] and the float parameters in place.
 
     weight: [rows, columns] float32.  hessian: [columns, columns] float32.
     """
-    options = options or DescentOptions()
-    work = _Descent(number_format, weight, hessian, encoded)
+    work = _Descent(torch_format, weight, hessian, codes, parameters)
+    columns = weight.shape[1]
     for _ in range(options.sweeps):
-        if options.refits_scales and not work.scales_lie_in_blocks:
-            work.refit_scales(0, weight.shape[1])
-        for start in range(0, weight.shape[1], work.block):
-            if options.refits_scales and work.scales_lie_in_blocks:
-                work.refit_scales(start, start + work.block)
+        if options.refits_scales and not torch_format.has_blocks:
+            work.refit_scales(0, columns)
+        for start in range(0, columns, torch_format.block):
+            if options.refits_scales and torch_format.has_blocks:
+                work.refit_scales(start, start + torch_format.block)
             work.improve_codes(start)
 
 
@@ -54,67 +53,62 @@ class _Descent:
     """values: [rows, columns] of the current codes.  gradient: (values - weight) H."""
 
     def __init__(
-        self, number_format: NumberFormat, weight: torch.Tensor, hessian: torch.Tensor, encoded: Encoded
+        self,
+        torch_format: TorchFormat,
+        weight: torch.Tensor,
+        hessian: torch.Tensor,
+        codes: torch.Tensor,
+        parameters: dict[str, torch.Tensor],
     ) -> None:
-        self.format = number_format
+        self.format = torch_format
         self.hessian = hessian
-        self.codes = encoded.codes
-        self.parameters = encoded.parameters
-        columns = weight.shape[1]
-        inner = [scope.columns for scope in number_format.scopes if scope.columns is not None]
-        self.block = max(inner) if inner else columns
-        self.scales_lie_in_blocks = number_format.scopes[0].columns is not None
-        self.values: torch.Tensor = number_format.values(encoded.codes, encoded.parameters)
-        self.gradient: torch.Tensor = (self.values - weight) @ hessian
+        self.codes = codes
+        self.parameters = parameters
+        self.values = torch_format.values(codes, parameters)
+        self.gradient = (self.values - weight) @ hessian
 
     def improve_codes(self, start: int) -> None:
         """One pass over the units of the block at column `start`."""
-        unit, stop = self.format.unit, start + self.block
-        parameters = narrowed(self.format, self.parameters, start, stop)
+        import torch
+
+        unit, block = self.format.unit, self.format.block
+        stop = start + block
+        parameters = self.format.narrowed(self.parameters, start, stop)
         hessian = self.hessian[start:stop, start:stop]
-        change = self.values.new_zeros((len(self.values), self.block))
-        for place in range(0, self.block, unit):
-            here = slice(place, place + unit)
-            there = slice(start + place, start + place + unit)
+        change = self.values.new_zeros((len(self.values), block))
+        for place in range(0, block, unit):
+            here, there = slice(place, place + unit), slice(start + place, start + place + unit)
             gradient = self.gradient[:, there]
             if place:
                 gradient = gradient + change[:, :place] @ hessian[:place, here]
             metric = hessian[here, here]
-            target = self.values[:, there] - _over(gradient, metric)
-            code = self.format.nearest_codes(target, parameters, here, metric=metric if unit > 1 else None)
+            target = self.values[:, there] - _divided(gradient, metric)
+            code = self.format.nearest_codes(target, parameters, here, metric)
             moved = self.format.values(code, parameters, here) - self.values[:, there]
-            is_better = ((2.0 * gradient + moved @ metric) * moved).sum(1, keepdim=True) < 0.0
-            change[:, here] = moved * is_better
+            is_better = _loss_change(moved, gradient, metric) < 0.0
+            change[:, here] = moved * is_better[:, None]
             unit_column = (start + place) // unit
-            self.codes[:, unit_column] = _where(is_better[:, 0], code[:, 0], self.codes[:, unit_column])
+            self.codes[:, unit_column] = torch.where(is_better, code[:, 0], self.codes[:, unit_column])
         self._apply(change, start, stop)
 
     def refit_scales(self, start: int, stop: int) -> None:
-        """Least squares for the outer float parameters of columns start to stop, kept where the loss falls as stored."""
+        """Least squares for the outer float parameters of these columns, kept where the loss falls as stored."""
         import torch
 
-        names = [name for name in self.format.scopes[0].parameters if self.parameters[name].is_floating_point()]
-        if not names or self.format.scopes[0].rows != 1:
+        outer = self.format.scopes[0]
+        names = [name for name in outer.parameters if self.parameters[name].is_floating_point()]
+        if not names or outer.rows != 1:
             return
-        block = narrowed(self.format, self.parameters, start, stop)
-        unit = self.format.unit
-        codes = self.codes[:, start // unit : stop // unit]
-        terms = self.format.linear_terms(codes, block)
-        stack = torch.stack([terms[name] for name in names], dim=1)
+        block = self.format.narrowed(self.parameters, start, stop)
+        codes = self.codes[:, start // self.format.unit : stop // self.format.unit]
         hessian, gradient = self.hessian[start:stop, start:stop], self.gradient[:, start:stop]
-        curvature = ((stack @ hessian) @ stack.transpose(1, 2)).double()
-        slope = -(stack @ gradient[:, :, None]).double()
-        scale = curvature.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-        ridge = torch.eye(len(names), dtype=torch.float64, device=scale.device) * (1e-9 * scale)[:, None, None]
-        step = torch.linalg.solve(curvature + ridge, slope)[:, :, 0].float()
-        wanted = {
-            name: _stored(block[name], block[name].float() + step[:, index : index + 1])
-            for index, name in enumerate(names)
-        }
+        terms = self.format.linear_terms(codes, block)
+        step = _least_squares(torch.stack([terms[name] for name in names], dim=1), hessian, gradient)
+        wanted = {name: _stored(block[name], step[:, index : index + 1]) for index, name in enumerate(names)}
         moved = self.format.values(codes, {**block, **wanted}) - self.values[:, start:stop]
-        is_better = ((2.0 * gradient + moved @ hessian) * moved).sum(1, keepdim=True) < 0.0
+        is_better = (_loss_change(moved, gradient, hessian) < 0.0)[:, None]
         for name in names:
-            block[name].copy_(_where(is_better, wanted[name], block[name]))
+            block[name].copy_(torch.where(is_better, wanted[name], block[name]))
         self._apply(moved * is_better, start, stop)
 
     def _apply(self, change: torch.Tensor, start: int, stop: int) -> None:
@@ -122,37 +116,37 @@ class _Descent:
         self.gradient += change @ self.hessian[start:stop]
 
 
-def narrowed(number_format: NumberFormat, parameters: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
-    """Views of the parameters that columns start to stop use; wider scopes stay whole."""
-    found: dict[str, Array] = {}
-    for scope in number_format.scopes:
-        for name in scope.parameters:
-            whole = parameters[name]
-            if scope.columns is None:
-                found[name] = whole
-            else:
-                found[name] = whole[:, start // scope.columns : -(-stop // scope.columns)]
-    return found
+def _loss_change(moved: torch.Tensor, gradient: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Change of tr(D H D^T), per row, when values move; gradient: D H before."""
+    return ((2.0 * gradient + moved @ hessian) * moved).sum(1)
 
 
-def _over(gradient: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
-    """Gradient times the inverse of the metric [unit, unit]."""
+def _least_squares(terms: torch.Tensor, hessian: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Steps [rows, k] of the parameters whose terms are [rows, k, columns] that lower the loss most."""
     import torch
 
-    if metric.shape[0] == 1:
+    curvature = ((terms @ hessian) @ terms.transpose(1, 2)).double()
+    slope = -(terms @ gradient[:, :, None]).double()
+    scale = curvature.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    ridge = torch.eye(terms.shape[1], dtype=torch.float64, device=terms.device) * (1e-9 * scale)[:, None, None]
+    solved: torch.Tensor = torch.linalg.solve(curvature + ridge, slope)
+    return solved[:, :, 0].float()
+
+
+def _divided(gradient: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    """Gradient [rows, unit] times the inverse of metric [unit, unit]."""
+    import torch
+
+    if len(metric) == 1:
         return gradient / metric[0, 0]
-    solved: torch.Tensor = torch.linalg.solve(metric.double(), gradient.double(), left=False).float()
-    return solved
+    solved: torch.Tensor = torch.linalg.solve(metric.double(), gradient.double(), left=False)
+    return solved.float()
 
 
-def _stored(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """As the file will hold it; a value that is not finite or changes its sign stays as it was."""
-    stored = new.to(old.dtype)
-    is_usable = stored.isfinite() & (stored.float() * old.float() > 0.0)
-    return _where(is_usable, stored, old)
-
-
-def _where(condition: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _stored(old: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Old + step as the file will hold it; a value that is not finite or changes its sign stays as it was."""
     import torch
 
-    return torch.where(condition, first, second)
+    new = (old.float() + step).to(old.dtype)
+    is_usable = new.isfinite() & (new.float() * old.float() > 0.0)
+    return torch.where(is_usable, new, old)

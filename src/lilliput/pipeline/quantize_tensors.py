@@ -8,13 +8,13 @@ and one ledger entry, in plan order; a row that cannot be done raises, it is nev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import lcm
 
 import numpy as np
 
-from lilliput.arrays import DoubleArray, FloatArray
+from lilliput.arrays import Array, DoubleArray, FloatArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import FormatError
 from lilliput.formats import BlockFormat, NumberFormat, Planes
@@ -25,72 +25,124 @@ from lilliput.recipes.ledger import LedgerEntry, entry_for
 from lilliput.recipes.plan import Plan
 from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, Statistics, TensorPlan
 
+# Tensors and what was done to them, by name.
+Done = Mapping[str, tuple[QuantizedTensor, LedgerEntry]]
+
 # 16 MB of float32 a slab: large enough to keep every thread busy, small beside any model's own tensors.
 SLAB_WEIGHTS = 1 << 22
 
 
 def quantized_tensors(
-    source: ModelSource, plan: Plan, statistics: Statistics | None, *, threads: int
+    source: ModelSource, plan: Plan, statistics: Statistics | None, ready: Done, *, threads: int
 ) -> Iterator[tuple[QuantizedTensor, LedgerEntry]]:
     """Yield each planned tensor, quantized, with what was done to it; a tied tensor has no row of its own.
 
-    Raises FormatError naming the tensor that holds NaN or infinity.
+    ready: tensors that are done already.  Raises FormatError naming the tensor that holds NaN or infinity.
     """
     for row in plan.rows:
-        yield _quantize(source.tensor(row.name), row, statistics, threads)
+        if row.name in ready:
+            yield ready[row.name]
+            continue
+        yield quantize_tensor(source.tensor(row.name), row, _inputs_of(row, statistics), threads=threads)
         # Taken and written by now: its pages of the mapped checkpoint need not stay in memory.
         source.release(row.name)
 
 
-@dataclass(slots=True)
-class _Work:
-    """One tensor under way: finished slabs, and sums of squares per column in float64."""
+def _inputs_of(row: TensorPlan, statistics: Statistics | None) -> LayerInputs:
+    inputs = statistics.inputs.get(row.name) if statistics is not None else None
+    return LayerInputs(inputs.tokens, inputs.input_mean_square) if inputs is not None and inputs.tokens else NO_INPUTS
 
-    inputs: LayerInputs
+
+@dataclass(slots=True)
+class _Attempt:
+    """One method on one tensor: finished slabs, and sums of squares per column in float64.
+
+    held_out: loss tr(D H D^T) on tokens that no method saw, and of zeros in place of the weights.
+    """
+
+    method: str
     error: DoubleArray
     energy: DoubleArray
     overflows: int = 0
+    held_out: float = 0.0
     planes: list[Planes] = field(default_factory=list)
 
-    def errors(self) -> tuple[float | None, float | None]:
+    def errors(self, inputs: LayerInputs) -> tuple[float | None, float | None]:
         """Relative squared error, plain and weighted by the input mean square."""
         plain = _ratio(float(self.error.sum()), float(self.energy.sum()))
-        importance = self.inputs.mean_square
+        importance = inputs.mean_square
         if importance is None:
             return plain, None
         return plain, _ratio(float(self.error @ importance), float(self.energy @ importance))
 
 
-def _quantize(
-    tensor: QuantizedTensor, row: TensorPlan, statistics: Statistics | None, threads: int
+def quantize_tensor(
+    tensor: QuantizedTensor, row: TensorPlan, inputs: LayerInputs, *, threads: int
 ) -> tuple[QuantizedTensor, LedgerEntry]:
-    inputs = statistics.inputs.get(row.name) if statistics is not None else None
-    known = LayerInputs(inputs.tokens, inputs.input_mean_square) if inputs is not None and inputs.tokens else NO_INPUTS
-    work = _Work(known, np.zeros(tensor.columns), np.zeros(tensor.columns))
+    """One tensor as `row` plans it, with what was done to it.
+
+    A method that uses the Hessian is compared with its baseline on the held-out inputs, and the better one is kept.
+    Raises FormatError naming the tensor that holds NaN or infinity.
+    """
     is_kept = tensor.format.name == row.format.name
+    methods = [] if is_kept else _methods_to_try(row, inputs)
+    attempts = [_Attempt(method, np.zeros(tensor.columns), np.zeros(tensor.columns)) for method in methods]
     for weight in _slabs(tensor, tensor.format if is_kept else row.format, threads):
         _check_finite(row.name, weight)
-        if not is_kept:
-            _quantize_slab(weight, row, work, threads)
-    planes = tensor.planes if is_kept else row.format.joined_rows(work.planes)
+        for attempt in attempts:
+            _quantize_slab(weight, row, attempt, inputs, threads)
+    if is_kept:
+        errors = (0.0, None if inputs.mean_square is None else 0.0)
+        entry = entry_for(row, errors=errors, tokens=inputs.tokens)
+        return QuantizedTensor(row.name, row.shape, row.format, tensor.planes), entry
+    chosen = min(attempts, key=lambda attempt: attempt.held_out)
     entry = entry_for(
         row,
-        reason=f"{row.reason}; {work.overflows} values beyond F16's range became infinite" if work.overflows else None,
-        errors=(0.0, None if known is NO_INPUTS else 0.0) if is_kept else work.errors(),
-        tokens=inputs.tokens if inputs is not None else 0,
+        method=chosen.method,
+        reason="; ".join([row.reason, *_remarks(attempts, chosen)]),
+        errors=chosen.errors(inputs),
+        tokens=inputs.tokens,
     )
-    return QuantizedTensor(row.name, row.shape, row.format, planes), entry
+    return QuantizedTensor(row.name, row.shape, row.format, row.format.joined_rows(chosen.planes)), entry
 
 
-def _quantize_slab(weight: FloatArray, row: TensorPlan, work: _Work, threads: int) -> None:
-    planes = METHODS[row.method].quantize(row.format, weight, work.inputs, threads=threads)
+def _methods_to_try(row: TensorPlan, inputs: LayerInputs) -> list[str]:
+    method = METHODS[row.method]
+    if method.needs == "hessian" and method.baseline is not None and inputs.held_out is not None:
+        return [row.method, method.baseline]
+    return [row.method]
+
+
+def _remarks(attempts: list[_Attempt], chosen: _Attempt) -> Iterator[str]:
+    """What the ledger adds to the plan's reason."""
+    if chosen.overflows:
+        yield f"{chosen.overflows} values beyond F16's range became infinite"
+    if len(attempts) > 1:
+        ratio = _ratio(attempts[0].held_out, attempts[-1].held_out)
+        fell_back = chosen is not attempts[0]
+        yield f"held-out loss {ratio:.3f} of {attempts[-1].method}'s{', which is kept' if fell_back else ''}"
+
+
+def _quantize_slab(weight: FloatArray, row: TensorPlan, attempt: _Attempt, inputs: LayerInputs, threads: int) -> None:
+    planes = METHODS[attempt.method].quantize(row.format, weight, inputs, threads=threads)
     residual = decode(row.format, planes, weight.shape[1], threads=threads) - weight
     if row.format.name == "f16":
-        work.overflows += count_overflows(weight)
+        attempt.overflows += count_overflows(weight)
         residual[~np.isfinite(residual)] = 0.0
-    work.error += np.square(residual, out=residual).sum(axis=0, dtype=np.float64)
-    work.energy += np.square(weight).sum(axis=0, dtype=np.float64)
-    work.planes.append(planes)
+    if inputs.held_out is not None:
+        attempt.held_out += quadratic_loss(residual, inputs.held_out)
+    attempt.error += np.square(residual, out=residual).sum(axis=0, dtype=np.float64)
+    attempt.energy += np.square(weight).sum(axis=0, dtype=np.float64)
+    attempt.planes.append(planes)
+
+
+def quadratic_loss(residual: FloatArray, hessian: Array) -> float:
+    """tr(D H D^T) of residual D [rows, columns]: the sum over float32 products in float64, in a fixed order."""
+    import torch
+
+    difference = torch.from_numpy(residual)
+    spread = (difference @ torch.as_tensor(hessian, dtype=torch.float32).cpu()).numpy()
+    return float(np.einsum("ij,ij->", spread, residual, dtype=np.float64))
 
 
 def _slabs(tensor: QuantizedTensor, target: NumberFormat, threads: int) -> Iterator[FloatArray]:

@@ -157,7 +157,8 @@ class _Resolver:
             reason = reason or rule.reason or f"recipe {self._recipe.name}"
             if self._serves_as_output(entry) and entry.role is Role.TOKEN_EMBEDDING:
                 reason += "; shared with the output head"
-            method = self._method_of(rule, number_format, header)
+            method, note = self._method_of(rule, number_format, header, entry)
+            reason += note
         return TensorPlan(
             name=header.name,
             source_name=source_name,
@@ -202,23 +203,32 @@ class _Resolver:
     def _serves_as_output(self, entry: TensorEntry) -> bool:
         return entry.role is Role.OUTPUT or (entry.role is Role.TOKEN_EMBEDDING and self._config.tied)
 
-    def _method_of(self, rule: Rule, number_format: NumberFormat, header: TensorHeader) -> str:
-        """Raises RecipeError when the format has no encoder."""
+    def _method_of(
+        self, rule: Rule, number_format: NumberFormat, header: TensorHeader, entry: TensorEntry
+    ) -> tuple[str, str]:
+        """Method, and what the reason says about it. Raises RecipeError when the format has no encoder."""
         if number_format.name in PLAIN_FLOATS or number_format.name == header.format.name:
-            return "copy"
+            return "copy", ""
         if not number_format.can_encode:
             raise RecipeError(
                 f"{self._recipe.name}: {header.name} would become {number_format.name.upper()}, and there is no "
                 "encoder for that format yet; IQ1_S is the smallest format that can be written"
             )
         method = rule.method or self._method or "searched_scales"
+        baseline, note = METHODS[method].baseline, ""
+        if METHODS[method].needs == "hessian" and baseline is not None and not self._has_inputs(entry):
+            method, note = baseline, f"; no inputs to calibrate on, so {baseline}"
         if not METHODS[method].supports(number_format) or method == "copy":
             able = [name for name, item in METHODS.items() if item.supports(number_format) and name != "copy"]
             raise RecipeError(
                 f"{self._recipe.name}: method '{method}' cannot turn {header.name} from {header.format.name.upper()} "
                 f"into {number_format.name.upper()}; {_serves(method)}use {' or '.join(able)}"
             )
-        return method
+        return method, note
+
+    def _has_inputs(self, entry: TensorEntry) -> bool:
+        """Whether calibration sees what is multiplied with this tensor."""
+        return entry.input_group is not None or self._serves_as_output(entry)
 
 
 def _serves(method: str) -> str:

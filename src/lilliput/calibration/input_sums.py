@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running sums over what enters a linear layer: squares for the imatrix, products for the Hessian."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from lilliput.arrays import Array, DoubleArray, FloatArray
+from lilliput.errors import CalibrationError
+from lilliput.records import InputStatistics, LayerInputs
+
+if TYPE_CHECKING:
+    import torch
+
+# Rows widened to float64 together: few enough to stay in the cache (8 times faster than 512 at once, 8192 features).
+ROWS_AT_ONCE = 16
+# One chunk in so many is held out of the Hessian that methods see, to judge their results by.
+HELD_OUT_EVERY = 8
+
+
+class InputSums:
+    """Running sums over the inputs of one or more linears. Sums are float64, on one thread, in order.
+
+    name: the tensor that errors name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tokens = 0
+        self._sum_of_squares: DoubleArray | None = None
+        self._absmax: FloatArray | None = None
+
+    def add(self, inputs: FloatArray) -> None:
+        """inputs: [..., in_features] float32. Raises CalibrationError for NaN or Inf."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        absmax = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+        if not np.isfinite(absmax).all():
+            feature = int(np.flatnonzero(~np.isfinite(absmax))[0])
+            raise CalibrationError(
+                f"{self.name}: its input holds NaN or Inf (feature {feature}, token {self.tokens} or later); "
+                "the model overflows on this text, or its weights are damaged"
+            )
+        sums = np.zeros(rows.shape[1])
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            wide = rows[start : start + ROWS_AT_ONCE].astype(np.float64)
+            wide *= wide
+            sums += wide.sum(axis=0)
+        self.tokens += len(rows)
+        if self._sum_of_squares is None or self._absmax is None:
+            self._sum_of_squares, self._absmax = sums, absmax
+        else:
+            self._sum_of_squares += sums
+            np.maximum(self._absmax, absmax, out=self._absmax)
+
+    def statistics(self) -> InputStatistics:
+        """What was seen so far."""
+        if self._sum_of_squares is None or self._absmax is None:
+            raise CalibrationError(f"{self.name}: no input reached it during calibration")
+        return InputStatistics(self.tokens, self._sum_of_squares, self._absmax)
+
+
+class HessianSums:
+    """InputSums and the Hessian E[x x^T], with every eighth chunk held out. Products are float32, on any device.
+
+    With fewer than `HELD_OUT_EVERY` chunks nothing is held out.
+    """
+
+    def __init__(self, name: str, chunks: int) -> None:
+        self.squares = InputSums(name)
+        self._holds_out = chunks >= HELD_OUT_EVERY
+        self._chunk = 0
+        # Of the chunks that methods see, and of those held out.
+        self._sums: list[torch.Tensor | None] = [None, None]
+        self._tokens = [0, 0]
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """One chunk: [..., in_features] float32. Raises CalibrationError for NaN or Inf."""
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        self.squares.add(rows.cpu().numpy())
+        part = int(self._holds_out and self._chunk % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
+        self._chunk += 1
+        self._tokens[part] += len(rows)
+        total = self._sums[part]
+        if total is None:
+            self._sums[part] = rows.T @ rows
+        else:
+            total.addmm_(rows.T, rows)
+
+    def layer_inputs(self) -> LayerInputs:
+        """Means of what was seen; the sums are given up."""
+        statistics = self.squares.statistics()
+        means = []
+        for total, tokens in zip(self._sums, self._tokens, strict=True):
+            means.append(None if total is None else total.div_(tokens))
+        self._sums = [None, None]
+        hessian, held_out = cast("tuple[Array | None, Array | None]", tuple(means))
+        return LayerInputs(self._tokens[0], statistics.input_mean_square, hessian, held_out)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop for methods that need Hessians: block by block through the model, on real text.
+
+All chunks of text go through a block once with its float weights, which shows what enters each of its linear layers;
+those are quantized; then the chunks go through it again as quantized, to the next block. So every layer is fitted to
+the inputs that it will really have. In memory at a time: one block, its distinct Hessians, one tensor's solver; the
+hidden states lie in files that are mapped. Each block is a step that a killed run does not repeat (`work_folder.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lilliput.architectures.architecture import TensorEntry
+from lilliput.arrays import FloatArray, IntArray
+from lilliput.calibration.block_stream import BlockStream, finite_output, torch_threads
+from lilliput.calibration.input_sums import HessianSums
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.methods import METHODS
+from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
+from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.recipes.ledger import LedgerEntry
+from lilliput.recipes.plan import Plan
+from lilliput.records import NO_INPUTS, QuantizedTensor, Role, TensorPlan
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """inputs: of each block, from the blocks before it as quantized, or as in the float model.
+
+    device: a torch device.  threads: of torch and of the encoders.
+    """
+
+    inputs: Literal["quantized", "float"] = "quantized"
+    device: str = "cpu"
+    threads: int = 1
+
+
+def needs_stream(plan: Plan) -> bool:
+    """Whether any tensor's method needs a Hessian."""
+    return any(METHODS[row.method].needs == "hessian" for row in plan.rows)
+
+
+def quantize_blocks(
+    source: ModelSource,
+    plan: Plan,
+    chunks: IntArray,
+    folder: WorkFolder,
+    options: StreamOptions,
+    progress: Progress | None = None,
+) -> Done:
+    """Quantize every tensor that has inputs (blocks and output head); tensors stay mapped from `folder`.
+
+    chunks: token ids [chunks, chunk_size].  progress: called with (steps done, steps in all), a step being one chunk
+    through one block.  Raises CalibrationError, FormatError naming the tensor.
+    """
+    import torch
+
+    loop = _Loop(source, plan, chunks, folder, options, progress)
+    with torch.inference_mode(), torch_threads(options.threads):
+        return loop.run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        source: ModelSource,
+        plan: Plan,
+        chunks: IntArray,
+        folder: WorkFolder,
+        options: StreamOptions,
+        progress: Progress | None,
+    ) -> None:
+        self._source = source
+        self._rows = {row.name: row for row in plan.rows}
+        self._chunks = chunks
+        self._folder = folder
+        self._options = options
+        self._progress = progress
+        self._stream = BlockStream(source, options.device)
+        self._shape = (*chunks.shape, source.config.hidden_size)
+        # Two passes through each block, one through the final norm.
+        self._steps = (2 * self._stream.layers + 1) * len(chunks)
+        self._steps_done = 0
+
+    def run(self) -> Done:
+        """All steps, those of an earlier run included."""
+        done: dict[str, tuple[QuantizedTensor, LedgerEntry]] = {}
+        arguments = self._stream.block_arguments(self._chunks.shape[1])
+        steps = [f"blk.{layer}" for layer in range(self._stream.layers)]
+        known = [self._folder.finished(step, self._rows_of_layer(layer)) for layer, step in enumerate(steps)]
+        finished = next((index for index, found in enumerate(known) if found is None), len(known))
+        for found in known[:finished]:
+            done |= found or {}
+        self._advance(2 * finished * len(self._chunks))
+        if finished == 0:
+            done |= self._embed()
+        for layer in range(finished, len(steps)):
+            result = self._quantize_layer(layer, arguments[layer])
+            self._folder.finish(steps[layer], result)
+            done |= result
+        done |= self._head()
+        return done
+
+    def _embed(self) -> Done:
+        """Hidden states before the first block, from the embedding as quantized where it is not the head as well."""
+        row = self._rows.get(self._stream.embedding)
+        done: Done = {}
+        if row is not None and not self._source.config.tied:
+            done = {
+                row.name: quantize_tensor(self._source.tensor(row.name), row, NO_INPUTS, threads=self._options.threads)
+            }
+        table = done[row.name][0] if row is not None and done and self._options.inputs == "quantized" else None
+        hidden = self._folder.stream(0, self._shape)
+        for index, chunk in enumerate(self._chunks):
+            hidden[index] = self._stream.embed(chunk, table).numpy()
+        return done
+
+    def _quantize_layer(self, layer: int, arguments: dict[str, object]) -> Done:
+        """One block: watch, quantize, advance."""
+        before, after = (self._folder.stream(layer + step, self._shape) for step in (0, 1))
+        done: dict[str, tuple[QuantizedTensor, LedgerEntry]] = {}
+        with self._stream.block(layer) as block:
+            with self._watching(block, layer) as groups:
+                for index in range(len(self._chunks)):
+                    self._forward(block, before[index], layer, index, arguments)
+                    self._advance(1)
+            while groups:
+                entries, sums = groups.pop(0)
+                inputs = sums.layer_inputs()
+                for row in (self._rows[entry.name] for entry in entries if entry.name in self._rows):
+                    done[row.name] = quantize_tensor(
+                        self._source.tensor(row.name), row, inputs, threads=self._options.threads
+                    )
+                    self._source.release(row.name)
+            if self._options.inputs == "quantized":
+                for tensor, _ in done.values():
+                    self._stream.replace(block, layer, tensor)
+            for index in range(len(self._chunks)):
+                after[index] = self._forward(block, before[index], layer, index, arguments).numpy()
+                self._advance(1)
+        return done
+
+    def _head(self) -> Done:
+        """The output head, or the embedding that serves as one."""
+        entries = self._source.architecture.tensor_table(self._source.config)
+        names = [name for entry in entries if entry.role is Role.OUTPUT for name in (entry.name, entry.tied_to)]
+        rows = [self._rows[name] for name in names if name in self._rows]
+        known = self._folder.finished("output", rows)
+        if known is not None or not rows:
+            return known or {}
+        import torch
+
+        hidden = self._folder.stream(self._stream.layers, self._shape)
+        sums = HessianSums("output.weight", len(self._chunks))
+        with self._stream.final_norm() as norm:
+            for index in range(len(self._chunks)):
+                sums.add(norm(torch.from_numpy(hidden[index]).to(self._stream.device)))
+                self._advance(1)
+        inputs = sums.layer_inputs()
+        done = {
+            row.name: quantize_tensor(self._source.tensor(row.name), row, inputs, threads=self._options.threads)
+            for row in rows
+        }
+        self._folder.finish("output", done)
+        return done
+
+    def _forward(
+        self, block: torch.nn.Module, hidden: FloatArray, layer: int, chunk: int, arguments: dict[str, object]
+    ) -> torch.Tensor:
+        """One chunk [chunk_size, hidden_size] through a block, on the CPU again."""
+        import torch
+
+        output = block(torch.from_numpy(hidden)[None].to(self._stream.device), **arguments)
+        return finite_output(output if isinstance(output, torch.Tensor) else output[0], layer, chunk).cpu()
+
+    @contextmanager
+    def _watching(
+        self, block: torch.nn.Module, layer: int
+    ) -> Iterator[list[tuple[tuple[TensorEntry, ...], HessianSums]]]:
+        """Sum what enters one linear of each group that shares an input."""
+        groups: list[tuple[tuple[TensorEntry, ...], HessianSums]] = []
+        handles = []
+        for module_name, entries in self._stream.linears(layer).items():
+            sums = HessianSums(entries[0].name, len(self._chunks))
+            groups.append((entries, sums))
+            module = block.get_submodule(module_name)
+            handles.append(module.register_forward_pre_hook(_adding_to(sums)))
+        try:
+            yield groups
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _rows_of_layer(self, layer: int) -> list[TensorPlan]:
+        entries = (entry for group in self._stream.linears(layer).values() for entry in group)
+        return [self._rows[entry.name] for entry in entries if entry.name in self._rows]
+
+    def _advance(self, steps: int) -> None:
+        self._steps_done += steps
+        if self._progress is not None and steps:
+            self._progress(self._steps_done, self._steps)
+
+
+def _adding_to(sums: HessianSums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        sums.add(arguments[0])
+
+    return hook
