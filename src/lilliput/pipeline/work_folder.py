@@ -34,7 +34,8 @@ from lilliput.records import QuantizedTensor, TensorPlan
 class WorkFolder:
     """Steps of one run. key: hash of everything that decides their content.
 
-    Used in a `with`: a run that fails keeps the folder for the next one, `discard` removes it when all is published.
+    Used in a `with`: a run that fails after its first step keeps the folder for the next one; `discard` removes it when
+    all is published.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -57,6 +58,8 @@ class WorkFolder:
     ) -> None:
         for file in self._files:
             file.close()
+        if error is not None and not any(self.path.glob("*.safetensors")):
+            self.discard()  # nothing worth keeping
 
     def discard(self) -> None:
         """Everything is published: the folder goes."""

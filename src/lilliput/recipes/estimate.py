@@ -22,7 +22,7 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.methods import METHODS
 from lilliput.recipes.plan import Plan, weights_of
-from lilliput.records import NO_INPUTS, LayerInputs, TensorHeader, TensorPlan
+from lilliput.records import NO_INPUTS, LayerInputs, Role, TensorHeader, TensorPlan
 
 # Everything but tensors: 81 MB resident after the imports, 91 MB at the peak of runs on models of 9 and 49 million
 # weights (2026-11, x86-64, CPython 3.11), rounded up.
@@ -34,10 +34,13 @@ SLAB_ARRAYS = 4
 LEDGER_ENTRY_BYTES = 600
 # A random matrix this large shows a method's speed; smaller ones show the cost of starting it.
 SAMPLE_ROWS, SAMPLE_COLUMNS = 64, 1024
+HESSIAN_COLUMNS = 256
 SECONDS_PER_PROBE = 0.2
 WRITE_SAMPLE_BYTES = 16_000_000
 HASH_SAMPLE_BYTES = 4_000_000
 FLOAT32_BYTES = 4
+# Of the linears that share an input, the one whose plan row stands for it.
+FIRST_READERS = (Role.ATTENTION_Q, Role.ATTENTION_OUTPUT, Role.FFN_GATE, Role.FFN_DOWN, Role.OUTPUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,10 @@ def estimate(
     seconds = {"read": sum(header.nbytes for header in headers.values()) / speeds.bytes_hashed_per_second()}
     if calibration_tokens:
         # A forward pass multiplies and adds once per weight and token; norms and attention are small beside it.
-        seconds["calibrate"] = 2.0 * weights * calibration_tokens / speeds.flops()
+        # Methods that see Hessians run the model twice, and sum the products of all pairs of each distinct input.
+        passes = 2 if any(_sees_hessian(row) for row in plan.rows) else 1
+        pairs = sum(row.shape[-1] ** 2 for row in plan.rows if _sees_hessian(row) and row.role in FIRST_READERS)
+        seconds["calibrate"] = 2.0 * (passes * weights + pairs) * calibration_tokens / speeds.flops()
     # Every slab is decoded once to float32, and its codes once more to measure their error.
     seconds["quantize"] = 2 * weights / speeds.weights_decoded_per_second()
     seconds["quantize"] += sum(weights_of(row) / speeds.weights_per_second(row, headers[row.name]) for row in plan.rows)
@@ -78,6 +84,10 @@ def estimate(
     ram = PROCESS_BYTES + max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
     disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
     return CostEstimate(ram, disk, seconds)
+
+
+def _sees_hessian(row: TensorPlan) -> bool:
+    return METHODS[row.method].needs == "hessian"
 
 
 def _tensor_bytes(row: TensorPlan, header: TensorHeader) -> int:
@@ -143,6 +153,11 @@ def cache_folder() -> Path:
 def _quantize_speed(row: TensorPlan, guided: bool, threads: int) -> float:
     weight = _sample(row.format.block_size)
     inputs = LayerInputs(1, np.ones(weight.shape[1], dtype=np.float32)) if guided else NO_INPUTS
+    if _sees_hessian(row):
+        # These work column by column: few columns and many rows show what a weight costs.
+        weight = np.ascontiguousarray(weight.reshape(-1, HESSIAN_COLUMNS))
+        ones = np.ones(HESSIAN_COLUMNS, dtype=np.float32)
+        inputs = LayerInputs(weight.size, ones, np.diag(ones))
     return _rate(weight.size, lambda: METHODS[row.method].quantize(row.format, weight, inputs, threads=threads))
 
 
