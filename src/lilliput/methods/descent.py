@@ -96,13 +96,15 @@ class _Descent:
         import torch
 
         outer = self.format.scopes[0]
-        names = [name for name in outer.parameters if self.parameters[name].is_floating_point()]
-        if not names or outer.rows != 1:
+        if outer.rows != 1:
             return
         block = self.format.narrowed(self.parameters, start, stop)
         codes = self.codes[:, start // self.format.unit : stop // self.format.unit]
         hessian, gradient = self.hessian[start:stop, start:stop], self.gradient[:, start:stop]
         terms = self.format.linear_terms(codes, block)
+        names = [name for name in terms if self.parameters[name].is_floating_point()]
+        if not names:
+            return
         step = _least_squares(torch.stack([terms[name] for name in names], dim=1), hessian, gradient)
         wanted = {name: _stored(block[name], step[:, index : index + 1]) for index, name in enumerate(names)}
         moved = self.format.values(codes, {**block, **wanted}) - self.values[:, start:stop]

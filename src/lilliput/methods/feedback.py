@@ -155,7 +155,7 @@ class _Feedback:
             groups = part.shape[1]
             if name not in self.parameters:
                 blocks = self.weight.shape[1] // block
-                self.parameters[name] = part.new_zeros((part.shape[0], groups * blocks))
+                self.parameters[name] = part.new_zeros((part.shape[0], groups * blocks, *part.shape[2:]))
             place = start // block * groups
             self.parameters[name][:, place : place + groups] = part
         return fitted

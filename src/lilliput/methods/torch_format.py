@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from lilliput.arrays import Array
+from lilliput.errors import FormatError
 from lilliput.formats import Encoded, NumberFormat
 from lilliput.methods.searched_scales import native_encoders
 
@@ -57,8 +58,11 @@ class TorchFormat:
         return cast("torch.Tensor", found)
 
     def linear_terms(self, codes: torch.Tensor, parameters: Tensors) -> Tensors:
-        """What the values are linear in, by parameter of the outermost scope."""
-        return cast("Tensors", self.format.linear_terms(_array(codes), _arrays(parameters)))
+        """What the values are linear in, by parameter of the outermost scope; nothing for palettes and their like."""
+        try:
+            return cast("Tensors", self.format.linear_terms(_array(codes), _arrays(parameters)))
+        except FormatError:
+            return {}
 
     def fit_wide(self, weight: torch.Tensor, importance: torch.Tensor) -> dict[str, torch.Tensor]:
         """Parameters of the scopes that reach beyond one block, from the whole matrix."""
