@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from peers.llama_cpp import PURE_TYPES, LlamaCpp
 
 from lilliput.formats import FORMATS
 from lilliput.methods import METHODS
+from lilliput.workflows import EFFORTS
 
 if TYPE_CHECKING:
     from quality_model import Setting, Text
@@ -45,7 +46,7 @@ def run_model(options: argparse.Namespace) -> None:
     targets = parse_targets(options.types, options.presets)
     with work_folder(options.folder) as folder:
         setting, texts = prepare(options, folder)
-        quality_results.keep(measure(setting, targets, options.methods.split(","), texts), options.out)
+        quality_results.keep(measure(setting, targets, known_methods(options.methods), texts), options.out)
 
 
 def run_integers(options: argparse.Namespace) -> None:
@@ -59,7 +60,7 @@ def run_integers(options: argparse.Namespace) -> None:
     with work_folder(options.folder) as folder:
         setting, texts = prepare(options, folder)
         paths = {name: Path(python) for name, python in pythons.items()}
-        quality_results.keep(measure(setting, paths, options.methods.split(","), texts), options.out)
+        quality_results.keep(measure(setting, paths, known_methods(options.methods), texts), options.out)
 
 
 @contextmanager
@@ -109,7 +110,7 @@ def run_bart(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     formats = [name.strip().lower() for name in options.types.split(",")]
     llama_cpp = LlamaCpp(options.llama_cpp, options.threads)
-    methods = options.methods.split(",")
+    methods = known_methods(options.methods, METHODS)
     lines = measure(options.data / "misaki-bart-g2p", llama_cpp, formats, methods, options.threads)
     quality_results.keep(lines, options.out)
 
@@ -119,6 +120,15 @@ def run_plot(options: argparse.Namespace) -> None:
     from quality_plot import draw
 
     draw(quality_results.read(options.results), options.out)
+
+
+def known_methods(words: str, known: Iterable[str] = (*METHODS, *EFFORTS)) -> list[str]:
+    """A comma list of methods. Raises SystemExit for one that is not known."""
+    methods = [word.strip() for word in words.split(",")]
+    unknown = [method for method in methods if method not in known]
+    if unknown:
+        raise SystemExit(f"--methods: {', '.join(unknown)} unknown; known: {', '.join(known)}")
+    return methods
 
 
 def encodable_types() -> str:
@@ -135,7 +145,7 @@ def main() -> None:
         command.set_defaults(run=run)
         command.add_argument("--llama-cpp", type=Path, required=True, metavar="DIR", help="llama.cpp's programs")
         command.add_argument("--data", type=Path, required=True, metavar="DIR", help="texts and models to measure with")
-        command.add_argument("--methods", default=",".join(name for name in METHODS if name != "copy"))
+        command.add_argument("--methods", default="searched_scales,feedback", help="methods, or efforts")
         command.add_argument("--threads", type=int, default=2)
         command.add_argument("--out", type=Path, metavar="FILE", help="append the lines to this file")
     for command in (model, bart):

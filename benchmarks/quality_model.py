@@ -209,7 +209,8 @@ def quantize(setting: Setting, recipe: str, output: Path, method: str, imatrix: 
     """One file of ours."""
     needs_text = method not in METHODS or METHODS[method].needs == "hessian"
     guidance = workflows.Guidance(text=(setting.calibration,)) if needs_text else workflows.Guidance(imatrix=imatrix)
-    options = workflows.QuantizeOptions(force=True, method=method, threads=setting.options.threads)
+    options = workflows.QuantizeOptions(force=True, threads=setting.options.threads)
+    options = replace(options, method=method) if method in METHODS else replace(options, effort=method)
     workflows.quantize(setting.model, recipe, output, guidance=guidance, options=options)
 
 
