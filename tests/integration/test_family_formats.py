@@ -27,7 +27,15 @@ from lilliput.runtime.session import Session
 NAMES = [
     *("int4_g32", "int3_g32_asym", "int4_g32_affine", "int8_channel", "int4_tensor", "int6_channel_pow2"),
     *("fp8_e4m3_block128", "fp8_e5m2_tensor", "fp4_g32", "nf4_g32", "palette4_tensor", "palette3_rows16"),
-    *("pot4_g32", "fixed0.15", "ternary_g32", "binary_channel"),
+    *(
+        "pot4_g32",
+        "fixed0.15",
+        "ternary_g32",
+        "binary_channel",
+        "int4_g32+columns2",
+        "int3_g32+sparse1",
+        "q4_k+sparse1",
+    ),
 ]
 Run = Callable[..., tuple[int, str, str]]
 

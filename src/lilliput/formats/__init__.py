@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 
 from lilliput.errors import FormatError
 from lilliput.formats.bf16 import BF16
@@ -27,6 +28,7 @@ from lilliput.formats.iq4_xs import IQ4_XS
 from lilliput.formats.mxfp4 import MXFP4
 from lilliput.formats.number_format import BlockFormat, Encoded, NumberFormat, Parameters, Planes, PlaneSpec, Scope
 from lilliput.formats.nvfp4 import NVFP4
+from lilliput.formats.outliers import with_outliers
 from lilliput.formats.q1_0 import Q1_0
 from lilliput.formats.q2_k import Q2_K
 from lilliput.formats.q3_k import Q3_K
@@ -50,6 +52,7 @@ __all__ = [
     "PlaneSpec",
     "Planes",
     "Scope",
+    "find_format",
     "get_format",
 ]
 
@@ -89,6 +92,8 @@ _ALL: tuple[NumberFormat, ...] = (
     *(named for named in map(construct, STANDARD) if named is not None),
 )
 FORMATS: dict[str, NumberFormat] = {number_format.name: number_format for number_format in _ALL}
+for _base, _suffix in (("int4_channel", "columns1"), ("int4_g128", "columns1"), ("int3_g128", "sparse1")):
+    FORMATS[f"{_base}+{_suffix}"] = with_outliers(FORMATS[_base], _suffix)
 
 # Names that llama.cpp knows and no file holds.
 _ACTIVATION_FORMATS = ("q8_1", "q8_k")
@@ -99,7 +104,7 @@ def get_format(name: str) -> NumberFormat:
 
     Raises FormatError with the nearest known names, or with how a family's names are spelled.
     """
-    found = FORMATS.get(name.lower()) or construct(name.lower())
+    found = find_format(name)
     if found is not None:
         return found
     if name.lower() in _ACTIVATION_FORMATS:
@@ -109,3 +114,17 @@ def get_format(name: str) -> NumberFormat:
     near = get_close_matches(name.lower(), FORMATS, n=3)
     hint = f"did you mean {', '.join(n.upper() for n in near)}?" if near else f"known: {', '.join(FORMATS)}"
     raise FormatError(f"unknown number format '{name}'; {hint}")
+
+
+@cache
+def find_format(name: str) -> NumberFormat | None:
+    """The format of that name, in any case, known or constructed; None for a name of no family.
+
+    Raises FormatError for a name that begins like one of a family and is not spelled right.
+    """
+    base, plus, suffix = name.lower().partition("+")
+    known = FORMATS.get(name.lower())
+    if known is not None or not plus:
+        return known or construct(base)
+    found = find_format(base)
+    return with_outliers(found, suffix) if found is not None else None

@@ -9,6 +9,7 @@
     pot<2-8>_<region>           powers of two
     fixed<m>.<n>                sign, m integer and n fraction bits, 2 to 16 in all
     ternary_<region>, binary_<region>
+    <format>+columns<p>, <format>+sparse<p>   p percent in fp16, see `outliers`
 
 region: tensor, channel, a group g16 g32 g64 g128 g256; block128 for FP8; rows8 rows16 rows32 for palettes.
 """
@@ -30,6 +31,7 @@ from lilliput.formats.integer_power_scale import PowerScaleInteger
 from lilliput.formats.integer_zero_point import ZeroPointInteger
 from lilliput.formats.nf4 import NF4
 from lilliput.formats.number_format import NumberFormat
+from lilliput.formats.outliers import WithOutliers, with_outliers
 from lilliput.formats.palette import Palette
 from lilliput.formats.power_of_two import PowerOfTwo
 from lilliput.formats.regions import CHANNEL, TENSOR, Region, group, row_group, square_block
@@ -182,6 +184,9 @@ def fitting_sibling(wanted: NumberFormat, columns: int) -> NumberFormat | None:
 
     None where the format is of no family or has no such sibling.
     """
+    if isinstance(wanted, WithOutliers):
+        base = fitting_sibling(wanted.base, columns)
+        return with_outliers(base, wanted.name.partition("+")[2]) if base is not None else None
     if family_of(wanted.name) is None:
         return None
     name = wanted.name

@@ -184,6 +184,15 @@ class NumberFormat(ABC):
         """Planes of rows start..stop of a matrix; start a multiple of `row_step`, views where possible."""
         return {name: array[start:stop] for name, array in planes.items()}
 
+    def parameters_of_rows(self, parameters: Parameters, start: int, stop: int) -> Parameters:
+        """The parameters that rows start..stop use, as if these were the whole matrix."""
+        found: dict[str, Array] = {}
+        for scope in self.scopes:
+            for name in scope.parameters:
+                whole = parameters[name]
+                found[name] = whole if scope.rows is None else whole[start // scope.rows : -(-stop // scope.rows)]
+        return found
+
     def joined_rows(self, parts: Sequence[Planes]) -> Planes:
         """Planes of matrices that lie below each other; all but the last have a multiple of `row_step` rows."""
         if len(parts) == 1:

@@ -27,7 +27,7 @@ from functools import cache
 import numpy as np
 
 from lilliput.arrays import FloatArray
-from lilliput.formats import Encoded, NumberFormat, Planes
+from lilliput.formats import Encoded, NumberFormat, Parameters, Planes
 from lilliput.formats.scale_search import bounded, row_mean_square
 from lilliput.methods.method import Needs
 from lilliput.records import LayerInputs
@@ -82,19 +82,24 @@ def encode_with_arrays(number_format: NumberFormat, weight: FloatArray, relative
     share = mean_square_share(number_format)
     if number_format.row_step is None:
         # Parameters of the whole matrix are fitted once; codes do not look beyond their rows.
-        weights = error_weights(weight, relative, share)
-        parameters = number_format.fitted(weight, weights)
-        return number_format.joined_rows(
-            [
-                number_format.pack(Encoded(number_format.nearest_codes(piece, parameters), parameters))
-                for piece in _pieces(weight, 1)
-            ]
+        return pack_in_pieces(
+            number_format, weight, number_format.fitted(weight, error_weights(weight, relative, share))
         )
     pieces = []
     for piece in _pieces(weight, number_format.row_step):
         weights_of_piece = error_weights(piece, relative, share) if number_format.scopes else None
         pieces.append(number_format.pack(number_format.encode(piece, weights_of_piece)))
     return number_format.joined_rows(pieces)
+
+
+def pack_in_pieces(number_format: NumberFormat, weight: FloatArray, parameters: Parameters) -> Planes:
+    """Nearest codes under parameters of the whole matrix, packed, some rows at a time."""
+    packed, start = [], 0
+    for piece in _pieces(weight, 1):
+        own = number_format.parameters_of_rows(parameters, start, start + len(piece))
+        packed.append(number_format.pack(Encoded(number_format.nearest_codes(piece, own), own)))
+        start += len(piece)
+    return number_format.joined_rows(packed)
 
 
 def _pieces(weight: FloatArray, together: int) -> list[FloatArray]:

@@ -33,8 +33,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose, safe_load
 
 from lilliput.errors import FormatError, RecipeError
-from lilliput.formats import FORMATS, get_format
-from lilliput.formats.families import construct
+from lilliput.formats import FORMATS, find_format, get_format
 from lilliput.methods import METHODS
 from lilliput.records import Role
 
@@ -206,7 +205,7 @@ def find_recipe(name: str, *, presets_only: bool = False) -> Recipe:
 def _is_format(name: str) -> bool:
     """Raises RecipeError for a misspelt name of a family of formats."""
     try:
-        return name.lower() in FORMATS or construct(name.lower()) is not None
+        return find_format(name) is not None
     except FormatError as error:
         raise RecipeError(str(error)) from error
 
