@@ -184,6 +184,33 @@ EncodedBytes encode(const std::string& name, const Matrix& weight,
                       owner);
 }
 
+nb::ndarray<nb::numpy, std::int32_t> nearest_vectors(const std::string& name, const Matrix& y,
+                                                     const Matrix& metric, int threads,
+                                                     const std::string& isa) {
+  const auto rounder = lilliput::kernels::vector_rounder(
+      format_by_name(name), isa.empty() ? lilliput::kernels::best_isa() : isa_by_name(isa));
+  if (rounder.round == nullptr) throw std::invalid_argument(name + ": its codes are no vectors");
+  const auto unit = static_cast<std::size_t>(rounder.unit);
+  if (y.shape(0) != unit || metric.shape(0) != unit || metric.shape(1) != unit) {
+    throw std::invalid_argument(name + ": vectors of " + std::to_string(y.shape(0)) +
+                                " columns and a metric of " + std::to_string(metric.shape(0)) +
+                                " by " + std::to_string(metric.shape(1)) + " where both are " +
+                                std::to_string(unit));
+  }
+  const auto n = static_cast<std::int64_t>(y.shape(1));
+  auto codes = std::make_unique_for_overwrite<std::int32_t[]>(
+      std::max<std::size_t>(1, static_cast<std::size_t>(n)));
+  {
+    nb::gil_scoped_release release;
+    in_parallel(n, threads, [&](std::int64_t begin, std::int64_t end) {
+      rounder.round({y.data(), n, metric.data()}, begin, end, codes.get());
+    });
+  }
+  std::int32_t* data = codes.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<std::int32_t*>(p); });
+  return nb::ndarray<nb::numpy, std::int32_t>(data, {static_cast<std::size_t>(n)}, owner);
+}
+
 // Names of the formats that `encode` knows.
 std::vector<std::string> encoders() {
   std::vector<std::string> names;
@@ -226,6 +253,11 @@ void bind_formats(nb::module_& module) {
              "importance * "
              "sqrt(mean_square_share * mean square of the row + weight^2). isa: instruction set, "
              "empty for the best. The bytes depend on neither threads nor instruction set.");
+  module.def(
+      "nearest_vectors", &nearest_vectors, "name"_a, "y"_a, "metric"_a, "threads"_a = 1,
+      "isa"_a = "",
+      "Codes int32 [n] of the codebook vectors nearest to y [unit, n], float32 in units of "
+      "their scale, under a symmetric metric [unit, unit]. IQ1_S: y less its group's shift.");
   module.def("probe_dots", &probe_dots, "isa"_a, "iterations"_a,
              "Run int8 dot products on registers alone; the number of operations done.");
   module.def("probe_read", &probe_read, "isa"_a, "bytes"_a,

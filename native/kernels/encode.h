@@ -25,4 +25,20 @@ using EncodeRows = void (*)(const RowsToEncode& rows, std::uint8_t* blocks);
 // The encoder of a format; null where there is none.
 EncodeRows row_encoder(formats::FormatId format, Isa isa);
 
+// Vectors y [unit, n] in units of their scale; metric [unit, unit], symmetric.
+struct VectorsToRound {
+  const float* y;
+  std::int64_t n;
+  const float* metric;
+};
+// Codes of vectors [begin, end).
+using RoundVectors = void (*)(const VectorsToRound& vectors, std::int64_t begin, std::int64_t end,
+                              std::int32_t* codes);
+// round: null where the format has no vectors.
+struct VectorRounder {
+  RoundVectors round;
+  int unit;
+};
+VectorRounder vector_rounder(formats::FormatId format, Isa isa);
+
 }  // namespace lilliput::kernels

@@ -15,6 +15,9 @@ def encode(
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[np.uint8]: ...
+def nearest_vectors(
+    name: str, y: NDArray[np.float32], metric: NDArray[np.float32], threads: int = 1, isa: str = ""
+) -> NDArray[np.int32]: ...
 
 class Program:
     def __init__(self) -> None: ...

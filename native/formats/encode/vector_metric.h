@@ -69,8 +69,7 @@ inline FoundEntry best_entry_under_metric(const Float (&q)[Table::kColumns][Tabl
                                           const Float* linear) {
   constexpr int half = Table::kHalf, n = Table::kLevels;
   Float scores[2][Table::kPatterns], joint[Table::kPatterns][half];
-  for (int part = 0; part < 2; ++part)
-    half_scores<Table>(q, linear, part * half, scores[part]);
+  for (int part = 0; part < 2; ++part) half_scores<Table>(q, linear, part * half, scores[part]);
   for (int pattern = 0; pattern < Table::kPatterns; ++pattern) {
     for (int k = 0; k < half; ++k) {
       Float sum = simd::zero();
@@ -132,8 +131,7 @@ inline void for_each_mask(const Float* level, const Metric<unit>& metric, const 
       const int mask = a | b << half;
       if (is_even && __builtin_popcount(static_cast<unsigned>(mask)) % 2 != 0) continue;
       Float score = scores[0][a] + scores[1][b];
-      for (int k = 0; k < half; ++k)
-        score = is_minus(b, k) ? score - reach[k] : score + reach[k];
+      for (int k = 0; k < half; ++k) score = is_minus(b, k) ? score - reach[k] : score + reach[k];
       use(mask, score);
     }
   }
@@ -166,8 +164,7 @@ template <int unit>
 inline void pulls(const Float* y, const Metric<unit>& metric, Float* pull) {
   for (int i = 0; i < unit; ++i) {
     pull[i] = simd::zero();
-    for (int j = 0; j < unit; ++j)
-      pull[i] = simd::fma(y[j], broadcast(metric.m[j][i]), pull[i]);
+    for (int j = 0; j < unit; ++j) pull[i] = simd::fma(y[j], broadcast(metric.m[j][i]), pull[i]);
   }
 }
 
@@ -231,45 +228,69 @@ inline FoundEntry nearest_ternary(const Float* y, float moved, const Metric<8>& 
   return found;
 }
 
-// Codes of kLanes vectors y [unit] under a metric. IQ1_S: y has its group's shift taken off.
-template <typename S>
+// Codes of kLanes vectors y [unit] under a metric, or under weights w of each column's error.
+// IQ1_S: y has its group's shift taken off.
+template <typename Kind>
 struct NearestVector;
 
 template <typename Table, int unit, int index_bits, bool is_even, int group, int factor>
 struct NearestVector<SignedVectorSearch<Table, unit, index_bits, is_even, group, factor>> {
-  static Int codes(const Float* y, const Metric<unit>& metric) {
+  static Int under_metric(const Float* y, const Metric<unit>& metric) {
     return nearest_signed<Table, unit, index_bits, is_even>(y, metric);
+  }
+  static Int under_weights(const Float* y, const Float* w) {
+    return round_signed<Table, unit, index_bits, is_even>(y, w).codes;
   }
 };
 template <int group>
 struct NearestVector<GroupShiftSearch<group>> {
-  static Int codes(const Float* y, const Metric<8>& metric) {
+  static Int under_metric(const Float* y, const Metric<8>& metric) {
     return nearest_ternary(y, 0.0f, metric).index;
+  }
+  static Int under_weights(const Float* y, const Float* w) {
+    return best_entry<TernaryTable, false>(y, w, simd::zero()).index;
   }
 };
 template <int group>
 struct NearestVector<VectorShiftSearch<group>> {
-  static Int codes(const Float* y, const Metric<8>& metric) {
+  static Int under_metric(const Float* y, const Metric<8>& metric) {
     const FoundEntry plus = nearest_ternary(y, -0.125f, metric);
     const FoundEntry minus = nearest_ternary(y, 0.125f, metric);
     return minus.score < plus.score ? minus.index | broadcast(1 << 11) : plus.index;
   }
+  static Int under_weights(const Float* y, const Float* w) {
+    return VectorShiftSearch<group>::round(y, w, simd::zero()).codes;
+  }
 };
 
 // Codes [n] of vectors y [unit, n], of which this call does [begin, end).
+// metric: [unit, unit]; one that is diagonal is searched exactly, in the array code's order.
 template <typename S>
 inline void nearest_vectors(const float* y, std::int64_t n, std::int64_t begin, std::int64_t end,
-                            const Metric<S::kUnit>& metric, std::int32_t* codes) {
+                            const float* metric, std::int32_t* codes) {
+  using Nearest = NearestVector<typename S::Kind>;
+  constexpr int unit = S::kUnit;
+  Metric<unit> m;
+  Float diagonal[unit];
+  bool is_diagonal = true;
+  for (int i = 0; i < unit; ++i) {
+    for (int j = 0; j < unit; ++j) {
+      m.m[i][j] = metric[i * unit + j];
+      is_diagonal &= i == j || m.m[i][j] == 0.0f;
+    }
+    diagonal[i] = broadcast(m.m[i][i]);
+  }
   for (std::int64_t first = begin; first < end; first += kLanes) {
     const std::int64_t here = end - first < kLanes ? end - first : kLanes;
-    Float lanes[S::kUnit];
-    for (int j = 0; j < S::kUnit; ++j) {
+    Float lanes[unit];
+    for (int j = 0; j < unit; ++j) {
       alignas(64) float values[kLanes] = {};
       for (std::int64_t lane = 0; lane < here; ++lane) values[lane] = y[j * n + first + lane];
       lanes[j] = simd::load(values);
     }
     alignas(64) std::int32_t found[kLanes];
-    simd::store_int(found, NearestVector<typename S::Kind>::codes(lanes, metric));
+    simd::store_int(found, is_diagonal ? Nearest::under_weights(lanes, diagonal)
+                                       : Nearest::under_metric(lanes, m));
     for (std::int64_t lane = 0; lane < here; ++lane) codes[first + lane] = found[lane];
   }
 }

@@ -235,6 +235,7 @@ struct VectorSearch {
 
 template <typename TableOf, int unit, int index_bits, bool is_even, int group, int factor_exponent>
 struct SignedVectorSearch : VectorSearch<group, 15, 2, factor_exponent> {
+  using Kind = SignedVectorSearch;
   static constexpr int kUnit = unit;
   static RoundedVectors<unit> round(const Float* y, const Float* w, Float) {
     return round_signed<TableOf, unit, index_bits, is_even>(y, w);
@@ -246,6 +247,7 @@ using TernaryTable = CodebookTable<TernaryLevels, kIq1Grid>;
 // IQ1_S: a group chooses its shift.
 template <int group>
 struct GroupShiftSearch : VectorSearch<group, 7, 7, 1> {
+  using Kind = GroupShiftSearch;
   static constexpr int kUnit = 8, kChoices = 2;
   static RoundedVectors<8> round(const Float* y, const Float* w, Float choice) {
     Float score;
@@ -256,6 +258,7 @@ struct GroupShiftSearch : VectorSearch<group, 7, 7, 1> {
 // IQ1_M: every vector chooses its shift.
 template <int group>
 struct VectorShiftSearch : VectorSearch<group, 7, 7, 1> {
+  using Kind = VectorShiftSearch;
   static constexpr int kUnit = 8;
   static RoundedVectors<8> round(const Float* y, const Float* w, Float) {
     Float plus_score, minus_score;

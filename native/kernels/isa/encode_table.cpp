@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The searched encoders, once per instruction set.
 #include "formats/encode/row_encoders.h"
+#include "formats/encode/vector_metric.h"
 #include "kernels/encode.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
@@ -24,7 +25,33 @@ constexpr EncodeRows encoder_of() {
   return nullptr;
 }
 
+template <typename Format>
+void round_vectors(const VectorsToRound& vectors, std::int64_t begin, std::int64_t end,
+                   std::int32_t* codes) {
+  formats::nearest_vectors<formats::Search<Format>>(vectors.y, vectors.n, begin, end,
+                                                    vectors.metric, codes);
+}
+
+template <typename Format>
+constexpr VectorRounder rounder_of() {
+  if constexpr (requires { formats::Search<Format>::kUnit; }) {
+    return {&round_vectors<Format>, formats::Search<Format>::kUnit};
+  }
+  return {nullptr, 0};
+}
+
 }  // namespace
+
+VectorRounder vector_rounder(formats::FormatId format) {
+  switch (format) {
+#define LILLIPUT_ROUNDER(name)  \
+  case formats::FormatId::name: \
+    return rounder_of<formats::name>();
+    LILLIPUT_FORMATS(LILLIPUT_ROUNDER)
+#undef LILLIPUT_ROUNDER
+  }
+  return {nullptr, 0};
+}
 
 EncodeRows row_encoder(formats::FormatId format) {
   switch (format) {

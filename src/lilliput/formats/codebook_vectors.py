@@ -17,6 +17,7 @@ from array_api_compat import array_namespace
 from lilliput.arrays import Array, ByteArray, IntArray
 from lilliput.formats.codebooks import codebook, sign_table
 from lilliput.formats.levels import rounded_between, take
+from lilliput.formats.native_vectors import nearest_vectors
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
 from lilliput.formats.scale_search import (
     bounded,
@@ -198,6 +199,16 @@ class CodebookVectors(BlockFormat):
         self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
     ) -> Array:
         """Best entry, signs included, by the metric; under [unit, unit] as `vector_metric` says."""
+        y, choice = self.in_steps(target, parameters, columns), self._choice_of_units(parameters, columns)
+        native = nearest_vectors(self.name, y if choice is None else y - (0.125 - 0.25 * choice), metric)
+        if native is not None:
+            return array_namespace(native).reshape(native, (target.shape[0], -1))
+        return self.nearest_codes_by_arrays(target, parameters, columns, metric=metric)
+
+    def nearest_codes_by_arrays(
+        self, target: Array, parameters: Parameters, columns: slice | None = None, *, metric: Array | None = None
+    ) -> Array:
+        """The same from the array code."""
         if metric is not None and len(metric.shape) == 2:
             return self._nearest_under_metric(target, parameters, columns, metric)
         if metric is not None:
