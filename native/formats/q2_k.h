@@ -43,8 +43,25 @@ struct q2_k {
 
   static constexpr int group_size = 16;
   static constexpr int zero_point = 0;
+  static constexpr bool is_signed = false;
   static constexpr int largest_code = 3;
   static constexpr bool has_minimum = true;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int half = 0; half < 2; ++half) {
+      segment.codes[2 * half] = simd::shifted_twice<0, 2>(block->codes + 32 * half) & 3;
+      segment.codes[2 * half + 1] = simd::shifted_twice<4, 6>(block->codes + 32 * half) & 3;
+    }
+    constexpr std::uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0f;
+    const auto first = load<std::uint64_t>(block->scale_codes);
+    const auto second = load<std::uint64_t>(block->scale_codes + 8);
+    segment.scale = simd::unsigned_groups(first & kLowNibbles, second & kLowNibbles) *
+                    half_to_float(block->scale);
+    segment.minimum = simd::unsigned_groups(first >> 4 & kLowNibbles, second >> 4 & kLowNibbles) *
+                      half_to_float(block->minimum);
+    return segment;
+  }
   // Some blocks, a lane each; the decode above, all of them at once.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {

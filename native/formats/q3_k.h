@@ -51,8 +51,33 @@ struct q3_k {
 
   static constexpr int group_size = 16;
   static constexpr int zero_point = 4;
+  static constexpr bool is_signed = false;
   static constexpr int largest_code = 7;
   static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    const simd::Codes high[4] = {
+        simd::shifted_twice<0, 1>(block->high_bits), simd::shifted_twice<2, 3>(block->high_bits),
+        simd::shifted_twice<4, 5>(block->high_bits), simd::shifted_twice<6, 7>(block->high_bits)};
+    for (int half = 0; half < 2; ++half) {
+      segment.codes[2 * half] = simd::shifted_twice<0, 2>(block->codes + 32 * half) & 3;
+      segment.codes[2 * half + 1] = simd::shifted_twice<4, 6>(block->codes + 32 * half) & 3;
+    }
+    for (int part = 0; part < 4; ++part) {
+      segment.codes[part] = segment.codes[part] | simd::shift_left<2>(high[part] & 1);
+    }
+    constexpr std::uint64_t kLowNibbles = 0x0f0f0f0f0f0f0f0f;
+    constexpr std::uint32_t kPairs = 0x03030303;
+    const auto low = load<std::uint64_t>(block->scale_codes);
+    const auto top = load<std::uint32_t>(block->scale_codes + 8);
+    const std::uint64_t top_first = (top & kPairs) | std::uint64_t{top >> 2 & kPairs} << 32;
+    const std::uint64_t top_second = (top >> 4 & kPairs) | std::uint64_t{top >> 6 & kPairs} << 32;
+    const simd::Groups codes = simd::unsigned_groups((low & kLowNibbles) | top_first << 4,
+                                                     (low >> 4 & kLowNibbles) | top_second << 4);
+    segment.scale = (codes - 32.0f) * half_to_float(block->scale);
+    return segment;
+  }
   // Some blocks, a lane each; the decode above, all of them at once.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {

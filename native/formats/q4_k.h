@@ -46,8 +46,19 @@ struct q4_k {
 
   static constexpr int group_size = 32;
   static constexpr int zero_point = 0;
+  static constexpr bool is_signed = false;
   static constexpr int largest_code = 15;
   static constexpr bool has_minimum = true;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int part = 0; part < 4; ++part) {
+      segment.codes[part] = simd::shifted_twice<0, 4>(block->codes + 32 * part) & 15;
+    }
+    segment.scale = simd::unsigned_groups(group_code_words(block->group_codes)) *
+                    simd::half_pair_groups(reinterpret_cast<const std::uint8_t*>(block));
+    return segment;
+  }
   // Some blocks, a lane each; the decode above, all of them at once.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {

@@ -47,8 +47,23 @@ struct q5_k {
 
   static constexpr int group_size = 32;
   static constexpr int zero_point = 0;
+  static constexpr bool is_signed = false;
   static constexpr int largest_code = 31;
   static constexpr bool has_minimum = true;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    const simd::Codes high[4] = {
+        simd::shifted_twice<0, 1>(block->high_bits), simd::shifted_twice<2, 3>(block->high_bits),
+        simd::shifted_twice<4, 5>(block->high_bits), simd::shifted_twice<6, 7>(block->high_bits)};
+    for (int part = 0; part < 4; ++part) {
+      const simd::Codes low = simd::shifted_twice<0, 4>(block->codes + 32 * part) & 15;
+      segment.codes[part] = low | simd::shift_left<4>(high[part] & 1);
+    }
+    segment.scale = simd::unsigned_groups(group_code_words(block->group_codes)) *
+                    simd::half_pair_groups(reinterpret_cast<const std::uint8_t*>(block));
+    return segment;
+  }
   // Some blocks, a lane each; the decode above, all of them at once.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {

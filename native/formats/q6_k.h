@@ -44,8 +44,25 @@ struct q6_k {
 
   static constexpr int group_size = 16;
   static constexpr int zero_point = 32;
+  static constexpr bool is_signed = false;
   static constexpr int largest_code = 63;
   static constexpr bool has_minimum = false;
+  // The 256 weights from `block` on; the decode above, in pieces.
+  static simd::Segment unpack(const Block* block) {
+    simd::Segment segment;
+    for (int half = 0; half < 2; ++half) {
+      const simd::Codes low = simd::load_codes(block->low_bits + 64 * half);
+      const std::uint8_t* high = block->high_bits + 32 * half;
+      segment.codes[2 * half] =
+          (low & 15) | simd::shift_left<4>(simd::shifted_twice<0, 2>(high) & 3);
+      segment.codes[2 * half + 1] = (simd::shift_right<4>(low) & 15) |
+                                    simd::shift_left<4>(simd::shifted_twice<4, 6>(high) & 3);
+    }
+    const auto first = load<std::uint64_t>(block->scale_codes);
+    const auto second = load<std::uint64_t>(block->scale_codes + 8);
+    segment.scale = simd::signed_groups(first, second) * half_to_float(block->scale);
+    return segment;
+  }
   // Some blocks, a lane each; the decode above, all of them at once.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {

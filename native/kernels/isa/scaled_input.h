@@ -24,8 +24,10 @@ struct ScaledGrid {
   int largest_code;
 };
 
-// Up to so many tokens, lanes are segments: each token has tiles of kLanes segments instead, as
-// many as bring the segments of rows and the lanes back to where they began.
+// One token is prepared and multiplied as for formats with float scales: row by row is the best
+// stream of memory, and memory sets the pace. Up to kLaneTokens, lanes are segments: each token has
+// tiles of kLanes segments, as many as bring the segments of rows and the lanes back to where they
+// began.
 inline constexpr std::int64_t kLaneTokens = 4;
 // Up to so many, lanes are rows.
 inline constexpr std::int64_t kMostUnpairedTokens = kLanes == 16 ? 16 : 8;

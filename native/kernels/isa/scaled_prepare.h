@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/isa/int8_input.h"
 #include "kernels/isa/scaled_input.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
@@ -245,6 +246,7 @@ inline std::int64_t stored_tokens(std::int64_t tokens) {
 template <ScaledGrid grid>
 std::size_t scaled_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
   const std::int64_t stored = stored_tokens(tokens);
+  if (tokens == 1) return int8_prepared_bytes(tokens, columns);
   if (tokens <= kLaneTokens) {
     return static_cast<std::size_t>(stored * lane_tiles(columns)) *
            sizeof(ScaledTile<grid.group_size, kLanes>);
@@ -257,6 +259,10 @@ template <ScaledGrid grid>
 void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
                     std::int64_t columns, std::int64_t token_begin, std::int64_t token_end,
                     std::uint8_t* prepared) {
+  if (tokens == 1) {
+    int8_prepare(x, x_stride, tokens, columns, token_begin, token_end, prepared);
+    return;
+  }
   const std::int64_t segments = segments_of(columns);
   const std::int64_t end = token_end < tokens ? token_end : stored_tokens(tokens);
   for (std::int64_t token = token_begin; token < end; ++token) {
