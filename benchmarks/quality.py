@@ -89,6 +89,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[Setting, list[Te
         excerpt(calibration, plain, options.characters),
         LlamaCpp(options.llama_cpp, options.threads),
         EvaluationOptions(context=options.context, tokens=options.tokens, threads=options.threads),
+        options.reuse,
     )
     sources = [
         ("in-domain", "techdocs/test", data / "techdocs" / "test.jsonl.gz"),
@@ -155,6 +156,7 @@ def main() -> None:
         command.add_argument("--calibrate", type=Path, metavar="TEXT", help="instead of techdocs/valid")
         command.add_argument("--characters", type=int, default=200_000, help="of the calibration text, spread evenly")
         command.add_argument("--folder", type=Path, metavar="DIR", help="keep files here, reuse those of the last run")
+        command.add_argument("--reuse", action="store_true", help="take our own files from that folder too")
         command.add_argument("--context", type=int, default=512)
         command.add_argument(
             "--tokens", type=int, default=20_000, help="of each measured text; half of them are scored"

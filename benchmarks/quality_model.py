@@ -45,7 +45,7 @@ class Setting:
     """What every file of a run has in common.
 
     folder: for files; the original, the imatrix and the peer's files are taken from there where they exist already.
-    calibration: plain text.
+    calibration: plain text.  reuses: files of ours are taken from the folder too, and so are measured again.
     """
 
     model: str
@@ -53,6 +53,12 @@ class Setting:
     calibration: Path
     llama_cpp: LlamaCpp
     options: EvaluationOptions
+    reuses: bool = False
+
+    @property
+    def calibration_name(self) -> str:
+        """What was calibrated on, and how much of it."""
+        return f"{self.calibration.stem}, {len(self.calibration.read_text(encoding='utf-8'))} characters"
 
     @property
     def name(self) -> str:
@@ -154,7 +160,7 @@ def score(setting: Setting, base: Path, made: Sequence[Made], text: Text) -> Ite
             yield result_line(
                 about, pair, ours.divergence.mean_kld.value, theirs.divergence.mean_kld.value,
                 bits_per_weight=file.bits_per_weight, bytes=file.bytes, tokens=ours.divergence.tokens,
-                calibration=setting.calibration.name,
+                calibration=setting.calibration_name,
                 ppl=ours.divergence.ppl.value, peer_ppl=theirs.divergence.ppl.value, base_ppl=result.base_ppl.value,
                 kld_99_9=ours.divergence.kld_percentiles[99.9],
                 peer_kld_99_9=theirs.divergence.kld_percentiles[99.9],
@@ -207,6 +213,8 @@ def supports(method: str, target: Target) -> bool:
 
 def quantize(setting: Setting, recipe: str, output: Path, method: str, imatrix: Path) -> None:
     """One file of ours."""
+    if setting.reuses and output.exists():
+        return
     needs_text = method not in METHODS or METHODS[method].needs == "hessian"
     guidance = workflows.Guidance(text=(setting.calibration,)) if needs_text else workflows.Guidance(imatrix=imatrix)
     options = workflows.QuantizeOptions(force=True, threads=setting.options.threads)
