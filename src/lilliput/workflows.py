@@ -32,6 +32,7 @@ from lilliput.methods import METHODS
 from lilliput.models import BUILT_IN, gulliver
 from lilliput.pipeline.quantize_blocks import StreamOptions, needs_stream, quantize_blocks
 from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
+from lilliput.pipeline.tune import TuneOptions, tune, tuned_rows
 from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
@@ -55,7 +56,7 @@ PathLike = str | os.PathLike[str]
 BUILT_IN_TEXT = "builtin"
 FINGERPRINT_KEY = "lilliput.fingerprint"
 # --effort: how codes are chosen. Each step is justified by docs/log.md and benchmarks/quality.py.
-EFFORTS = {"fast": "searched_scales", "balanced": "feedback"}
+EFFORTS = {"fast": "searched_scales", "balanced": "feedback", "best": "feedback"}
 # Enough for the Hessian of 4,096 inputs; more text gains little and costs time in proportion.
 STREAM_TOKENS = 65_536
 
@@ -276,6 +277,12 @@ class _Job:
         chunks = calibration_chunks(self.source.vocabulary(), texts, chunk_size=size, tokens=tokens)
         stream = StreamOptions(device=self.options.device, threads=self.options.threads or default_threads())
         done = quantize_blocks(self.source, self.plan, chunks, folder, stream, progress)
+        if self.options.effort == "best":
+            known = folder.finished("tuned", tuned_rows(self.plan, done))
+            if known is None:
+                known = tune(self.source, self.plan, done, chunks, TuneOptions(threads=stream.threads), progress)
+                folder.finish("tuned", known)
+            done = known
         names = tuple(path.name for path in texts) or (BUILT_IN_DATASET,)
         return Statistics({}, len(chunks), chunks.shape[1], names, self.source.fingerprint()), done
 
@@ -610,7 +617,7 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
     content = [
         lilliput.__version__, source.fingerprint(), plan.fingerprint,
         [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name for path in files],
-        [options.split.max_bytes, options.split.max_tensors, options.tokens],
+        [options.split.max_bytes, options.split.max_tensors, options.tokens, options.effort == "best"],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -134,6 +134,38 @@ class BlockStream:
         values = torch.from_numpy(_in_checkpoint_order(entry, tensor)).to(self.device)
         block.load_state_dict({name.removeprefix(prefix): values}, strict=False, assign=True)
 
+    def all_values(self) -> dict[str, torch.Tensor]:
+        """Every tensor whole, float32, in the checkpoint's order, by canonical name: for training."""
+        import torch
+
+        return {
+            entry.name: torch.from_numpy(_in_checkpoint_order(entry, self.source.tensor(entry.name)).copy())
+            for entry in self._table.values()
+            if entry.name in self.source.headers
+        }
+
+    def row_order(self, name: str) -> IntArray | None:
+        """Canonical row of each row of the checkpoint's matrix, or None for a tensor that the model does not have."""
+        entry = next((entry for entry in self._table.values() if entry.name == name), None)
+        if entry is None:
+            return None
+        rows = np.arange(int(np.prod(entry.shape[:-1])), dtype=np.int32)
+        if isinstance(entry.source, PermutedHeads):
+            rows = rows.reshape(entry.source.heads, -1, 2).swapaxes(1, 2).reshape(-1)
+        return rows
+
+    def logits(self, tokens: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[batch, length] token ids -> [batch, length, vocab_size] of the whole model with `tensors` for its own.
+
+        tensors: canonical name -> float32 in the checkpoint's order, as `all_values` gives them; differentiable.
+        """
+        import torch
+
+        state = {name: tensors[entry.name] for name, entry in self._table.items() if entry.name in tensors}
+        output = torch.func.functional_call(self._model, state, (tokens,), {"use_cache": False}, tie_weights=True)
+        logits: torch.Tensor = output.logits
+        return logits
+
     def block_arguments(self, length: int) -> list[dict[str, object]]:
         """What the model's own forward gives each block beside hidden states, for one sequence of `length` tokens."""
         import torch

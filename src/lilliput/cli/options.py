@@ -27,7 +27,7 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Effort = Annotated[
     str | None,
-    typer.Option("--effort", help="fast or balanced (the default with --text): how carefully codes are chosen."),
+    typer.Option("--effort", help="fast, balanced (the default with --text) or best: how carefully codes are chosen."),
 ]
 Method = Annotated[str | None, typer.Option("--method", help="One method by name, instead of --effort.")]
 Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of the text.")]
