@@ -42,15 +42,13 @@ def main() -> None:
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     model = gulliver()
-    statistics = "gulliver-statistics.safetensors"
     shutil.copyfile(model / "sample.txt", folder / "sample.txt")
     shutil.copyfile(HELD_OUT, folder / HELD_OUT.name)
 
     lilliput(folder, "plan", "gulliver", "--to", PRESET, "--text", "sample.txt")
-    lilliput(folder, "calibrate", "gulliver", "--text", "sample.txt", "-o", statistics, "--force")
     files = [f"gulliver-{preset}.gguf" for preset in COMPARED]
     for preset, file in zip(COMPARED, files, strict=True):
-        lilliput(folder, "quantize", "gulliver", "--to", preset, "--statistics", statistics, "-o", file, "--force")
+        lilliput(folder, "quantize", "gulliver", "--to", preset, "--text", "sample.txt", "-o", file, "--force")
     words = ("run", f"gulliver-{PRESET}.gguf", "--prompt", PROMPT, "--max-tokens", "64", "--temperature", "0")
     lilliput(folder, *words)
     report = json.loads(lilliput(folder, "eval", "gulliver", *files, "--text", HELD_OUT.name, "--json", quiet=True))

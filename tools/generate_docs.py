@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 from lilliput.architectures import ARCHITECTURES
 from lilliput.cli import app
 from lilliput.formats import FORMATS
+from lilliput.methods import METHODS
 from lilliput.recipes.recipe import find_recipe, preset_names
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/formats.md", "docs/commands.md", "docs/families.md", "docs/recipes.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("formats", "commands", "families", "recipes", "methods")))
 REGION = re.compile(r"(<!-- generated: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -43,6 +44,18 @@ def presets_table() -> str:
         formats = {rule.format for rule in recipe.all_rules()}
         written = "yes" if all(FORMATS[item].can_encode for item in formats) else "not yet"
         rows.append(f"| {name} | {recipe.description} | {written} |")
+    return "\n".join(rows)
+
+
+def methods_table() -> str:
+    """Every method, with what it needs to know and what it must beat."""
+    needs = {"nothing": "", "mean_square": "mean squares of the inputs", "hessian": "text"}
+    rows = ["| method | | needs | must beat | paper |", "|---|---|---|---|---|"]
+    for method in METHODS.values():
+        module = sys.modules[type(method).__module__]
+        line = (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2].rstrip(".")
+        paper = re.sub(r"(https?://[^\s),;]+)", r"<\1>", method.paper)
+        rows.append(f"| `{method.name}` | {line} | {needs[method.needs]} | {method.baseline or ''} | {paper} |")
     return "\n".join(rows)
 
 
@@ -103,7 +116,7 @@ def encoders_table() -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     "formats_table": formats_table, "families_table": families_table, "commands": commands, "results": results,
     "encoders_table": encoders_table,
-    "presets_table": presets_table,
+    "presets_table": presets_table, "methods_table": methods_table,
 }  # fmt: skip
 
 

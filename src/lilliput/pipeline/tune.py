@@ -138,7 +138,7 @@ class _Weight:
         step = self._combined(self.slopes)
         values = self.format.values(self.codes, self.parameters)
         place = torch.where(step.abs() > 0, (original - values) / torch.where(step.abs() > 0, step, 1.0), 0.0)
-        return place.clamp(-0.45, 0.45)
+        return place.clamp(-0.45, 0.45) * float(os.environ.get("START","1"))
 
     def _combined(self, terms: Mapping[str, torch.Tensor], *, trained: bool = False) -> torch.Tensor:
         total: torch.Tensor | None = None
