@@ -101,8 +101,10 @@ class _Loop:
         for found in known[:finished]:
             done |= found or {}
         self._advance(2 * finished * len(self._chunks))
+        embedding = self._embedding()
+        done |= embedding
         if finished == 0:
-            done |= self._embed()
+            self._embed(embedding)
         for layer in range(finished, len(steps)):
             result = self._quantize_layer(layer, arguments[layer])
             self._folder.finish(steps[layer], result)
@@ -110,19 +112,20 @@ class _Loop:
         done |= self._head()
         return done
 
-    def _embed(self) -> Done:
-        """Hidden states before the first block, from the embedding as quantized where it is not the head as well."""
+    def _embedding(self) -> Done:
+        """The embedding, unless the output head is made from it: then it waits for the head's inputs."""
         row = self._rows.get(self._stream.embedding)
-        done: Done = {}
-        if row is not None and not self._source.config.tied:
-            done = {
-                row.name: quantize_tensor(self._source.tensor(row.name), row, NO_INPUTS, threads=self._options.threads)
-            }
-        table = done[row.name][0] if row is not None and done and self._options.inputs == "quantized" else None
+        if row is None or self._source.config.tied:
+            return {}
+        return {row.name: quantize_tensor(self._source.tensor(row.name), row, NO_INPUTS, threads=self._options.threads)}
+
+    def _embed(self, done: Done) -> None:
+        """Hidden states before the first block, from the embedding as quantized where that is done."""
+        name = self._stream.embedding
+        table = done[name][0] if name in done and self._options.inputs == "quantized" else None
         hidden = self._folder.stream(0, self._shape)
         for index, chunk in enumerate(self._chunks):
             hidden[index] = self._stream.embed(chunk, table).numpy()
-        return done
 
     def _quantize_layer(self, layer: int, arguments: dict[str, object]) -> Done:
         """One block: watch, quantize, advance."""

@@ -3,21 +3,20 @@
 
 Problem   each layer was fitted to its own outputs; what counts is the distribution over next tokens.
 Idea      KL divergence from the float model's predictions, on the calibration text, minimised by Adam over what costs
-          no bytes: the outermost float scales and minimums, the norms, and the rounding itself (a code may move by
-          one, straight-through). The arrangement of the file does not change.
-Papers    E2E-QP of EfficientQAT (https://arxiv.org/abs/2407.11062) for the scales; AutoRound
-          (https://arxiv.org/abs/2309.05516) for rounding as an offset that training moves.
-Changes   both at once, on the KL of the whole model instead of each block's output, from codes that feedback chose; the
-          best state on held-out chunks is kept, as it will be stored, and the start where none is better.
-Cost      memory for the float model and about five arrays of its size; per step a forward pass of the original, forward
-          and backward of the quantized model. For models that fit; a larger one is refused before any work.
+          no bytes: the outermost float scales and minimums of each matrix, and the norms. Codes stay.
+Paper     the end-to-end stage (E2E-QP) of EfficientQAT, https://arxiv.org/abs/2407.11062
+Changes   minimums and norms as well as scales; the best state on held-out chunks is kept, rounded as it will be stored,
+          and the start where none is better. Moving codes by straight-through gradients at the same time gained nothing
+          (docs/log.md).
+Cost      memory for about ten float32 arrays of the model; per step a forward pass of the original, forward and
+          backward of the quantized model. A model that does not fit is refused before any work.
 Not when  the text is much smaller than what it stands for: training fits what it sees.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,6 @@ from lilliput.calibration.block_stream import BlockStream, torch_threads
 from lilliput.calibration.input_sums import HELD_OUT_EVERY
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
-from lilliput.formats import Encoded
 from lilliput.methods.torch_format import TorchFormat, to_encoded
 from lilliput.pipeline.quantize_tensors import Done
 from lilliput.recipes.ledger import LedgerEntry, entry_for
@@ -41,23 +39,21 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 # Tuned beside the scales: vectors that every container stores as float32.
 TUNED_VECTORS = (Role.NORM,)
-# Float32: the original twice, terms and slopes of up to two parameters, offsets, their two moments, values, gradients.
-BYTES_PER_WEIGHT = 4 * 12
+# Float32: the original, the fixed copy, terms of two parameters and what autograd keeps of each, codes, gradients.
+BYTES_PER_WEIGHT = 4 * 10
 
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
     """epochs: passes over the text.  batch: chunks a step.
 
-    scale_rate, norm_rate: largest relative change a step.  rounding_rate: largest change of a code offset a step; 0
-    leaves the codes alone.
+    scale_rate, norm_rate: about the largest relative change a step; they fall to zero over the run.
     """
 
-    epochs: int = 6
+    epochs: int = 4
     batch: int = 4
-    scale_rate: float = 5e-4
-    norm_rate: float = 5e-4
-    rounding_rate: float = 1e-2
+    scale_rate: float = 3e-3
+    norm_rate: float = 3e-3
     threads: int = 1
 
 
@@ -97,94 +93,45 @@ def _check_memory(plan: Plan) -> None:
 
 
 class _Weight:
-    """One quantized matrix as a differentiable function of its scales and code offsets.
+    """One quantized matrix as a differentiable function of its outermost float parameters.
 
-    value = sum_k parameter_k * (constant_k + slope_k * code), which holds where levels are a run of integers; elsewhere
-    codes stay and the slopes are not used.
+    changes: relative change of each of them, what training moves.  order: canonical row of each checkpoint row.
     """
 
-    def __init__(self, tensor: QuantizedTensor, order: torch.Tensor, original: torch.Tensor) -> None:
+    def __init__(self, tensor: QuantizedTensor, order: torch.Tensor) -> None:
         import torch
 
         encoded = tensor.format.unpack(tensor.planes, tensor.columns)
         self.tensor = tensor
         self.format = TorchFormat(tensor.format, tensor.columns)
         self.order = order
-        self.codes = torch.from_numpy(np.ascontiguousarray(encoded.codes))
+        self.codes = torch.from_numpy(np.array(encoded.codes))
         self.parameters = {name: torch.from_numpy(np.array(value)) for name, value in encoded.parameters.items()}
-        self.terms = dict(self.format.linear_terms(self.codes, self.parameters))
-        self.names = [name for name in self.terms if self.parameters[name].is_floating_point()]
-        self.changes = {name: torch.zeros_like(self.parameters[name], dtype=torch.float32) for name in self.names}
-        self.slopes = self._slopes()
-        self.highest = int(_highest_code(self.format, self.codes, self.parameters)) if self.slopes else 0
-        self.offset = self._start(original) if self.slopes else None
-
-    def _slopes(self) -> dict[str, torch.Tensor]:
-        """Change of each term per code step; empty where codes are not a run of integers."""
-        import torch
-
-        if self.format.unit > 1 or not self.names:
-            return {}
-        at = [self.format.linear_terms(torch.full_like(self.codes, code), self.parameters) for code in (0, 1, 2)]
-        for name in self.names:
-            if not torch.allclose(at[2][name] - at[1][name], at[1][name] - at[0][name], atol=1e-6):
-                return {}
-        return {name: at[1][name] - at[0][name] for name in self.names}
-
-    def _start(self, original: torch.Tensor) -> torch.Tensor:
-        """Where each code's offset starts: the weight's own place between levels, within the code's own half step."""
-        import torch
-
-        step = self._combined(self.slopes)
-        values = self.format.values(self.codes, self.parameters)
-        place = torch.where(step.abs() > 0, (original - values) / torch.where(step.abs() > 0, step, 1.0), 0.0)
-        return place.clamp(-0.45, 0.45) * float(os.environ.get("START","1"))
-
-    def _combined(self, terms: Mapping[str, torch.Tensor], *, trained: bool = False) -> torch.Tensor:
-        total: torch.Tensor | None = None
-        for name in self.names:
-            parameter = self.parameters[name].float()
-            if trained:
-                parameter = parameter * (1.0 + self.changes[name])
-            width = terms[name].shape[1] // parameter.shape[1]
-            part = parameter.repeat_interleave(width, dim=1) * terms[name]
-            total = part if total is None else total + part
-        assert total is not None
-        return total
-
-    def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What Adam moves, by kind."""
-        for change in self.changes.values():
-            yield "scale", change
-        if self.offset is not None:
-            yield "rounding", self.offset
+        terms = self.format.linear_terms(self.codes, self.parameters)
+        self.terms = {name: term for name, term in terms.items() if self.parameters[name].is_floating_point()}
+        self.changes = {name: torch.zeros(self.parameters[name].shape) for name in self.terms}
 
     def value(self) -> torch.Tensor:
         """Float32 [rows, columns] in the checkpoint's row order, differentiable."""
-        value = self._combined(self.terms, trained=True)
-        if self.offset is not None:
-            moved = self.offset.round().clamp(-1, 1)
-            code = (self.codes.float() + moved).clamp(0, self.highest)
-            steps = code - self.codes.float()
-            through = steps.detach() + self.offset - self.offset.detach()
-            value = value + self._combined(self.slopes, trained=True) * through
-        return value[self.order]
+        total: torch.Tensor | None = None
+        for name, term in self.terms.items():
+            parameter = self.parameters[name].float() * (1.0 + self.changes[name])
+            groups = term.reshape(len(parameter), parameter.shape[1], -1)
+            part = (groups * parameter[:, :, None]).reshape(term.shape)
+            total = part if total is None else total + part
+        values = self.format.values(self.codes, self.parameters) if total is None else total
+        return values[self.order]
 
     def stored(self) -> QuantizedTensor:
         """As the file would hold the present state."""
         import torch
 
         parameters = dict(self.parameters)
-        for name in self.names:
+        for name, change in self.changes.items():
             old = self.parameters[name]
-            new = (old.float() * (1.0 + self.changes[name].detach())).to(old.dtype)
+            new = (old.float() * (1.0 + change.detach())).to(old.dtype)
             parameters[name] = torch.where(new.isfinite(), new, old)
-        codes = self.codes
-        if self.offset is not None:
-            moved = self.offset.detach().round().clamp(-1, 1)
-            codes = (codes.float() + moved).clamp(0, self.highest).to(codes.dtype)
-        encoded: Encoded = to_encoded(codes, parameters)
-        return replace(self.tensor, planes=self.tensor.format.pack(encoded))
+        return replace(self.tensor, planes=self.tensor.format.pack(to_encoded(self.codes, parameters)))
 
 
 class _Training:
@@ -212,8 +159,7 @@ class _Training:
             if order is None or not tensor.format.scopes or rows[name].role in (Role.OUTPUT, Role.TOKEN_EMBEDDING):
                 self._fixed[name] = torch.from_numpy(tensor.dequantize())
                 continue
-            original = torch.from_numpy(source.tensor(name).dequantize())
-            self._weights[name] = _Weight(tensor, torch.from_numpy(order), original)
+            self._weights[name] = _Weight(tensor, torch.from_numpy(order))
         for name, row in rows.items():
             if row.role in TUNED_VECTORS and name in self._fixed:
                 self._vectors[name] = torch.zeros_like(self._fixed[name])
@@ -227,14 +173,17 @@ class _Training:
 
         if not self._weights or not len(self._held_out):
             return self._stored(1.0), 1.0
-        trained = [pair for weight in self._weights.values() for pair in weight.trained() if self._rate(pair[0])]
-        trained += [("norm", change) for change in self._vectors.values()]
-        for _, tensor in trained:
-            tensor.requires_grad_(True)
-        optimizer = torch.optim.Adam([{"params": [tensor], "lr": self._rate(kind)} for kind, tensor in trained])
+        scales = [change for weight in self._weights.values() for change in weight.changes.values()]
+        norms = list(self._vectors.values())
+        for change in (*scales, *norms):
+            change.requires_grad_(True)
+        options = self._options
+        optimizer = torch.optim.Adam(
+            [{"params": scales, "lr": options.scale_rate}, {"params": norms, "lr": options.norm_rate}]
+        )
         steps = max(1, len(self._text) // self._options.batch) * self._options.epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
-        start = best = self._held_out_divergence()
+        start = best = self.held_out_divergence()
         kept = self._stored(1.0)
         draw = torch.Generator().manual_seed(0)
         taken = 0
@@ -250,14 +199,10 @@ class _Training:
                 taken += 1
                 if progress is not None:
                     progress(taken, steps)
-            now = self._held_out_divergence()
+            now = self.held_out_divergence()
             if now < best:
                 best, kept = now, self._stored(now / start)
         return kept, best / start
-
-    def _rate(self, kind: str) -> float:
-        options = self._options
-        return {"scale": options.scale_rate, "norm": options.norm_rate, "rounding": options.rounding_rate}[kind]
 
     def _present(self) -> dict[str, torch.Tensor]:
         """All tensors of the quantized model, differentiable where trained."""
@@ -273,7 +218,8 @@ class _Training:
         found = self._model.logits(tokens, tensors).log_softmax(-1)
         return torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="sum") / tokens.numel()
 
-    def _held_out_divergence(self) -> float:
+    def held_out_divergence(self) -> float:
+        """Mean KL of the present state, as it would be stored, on the held-out chunks."""
         import torch
 
         with torch.no_grad():
@@ -303,18 +249,6 @@ class _Training:
             planes = row.format.pack(row.format.encode(values.reshape(1, -1)))
             result[name] = (QuantizedTensor(name, row.shape, row.format, planes), _entry(row, note))
         return result
-
-
-def _highest_code(torch_format: TorchFormat, codes: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> int:
-    """The last code of a scalar format: what a target far above everything rounds to."""
-    import torch
-
-    far = torch.full(codes.shape, 1e6)
-    metric = torch.ones((1, 1))
-    found = [
-        torch_format.nearest_codes(sign * far, parameters, slice(0, codes.shape[1]), metric).max() for sign in (1, -1)
-    ]
-    return int(max(found))
 
 
 def _noted(entry: LedgerEntry, note: str) -> LedgerEntry:
