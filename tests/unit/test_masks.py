@@ -13,7 +13,7 @@ from lilliput.formats import get_format
 from lilliput.methods import METHODS
 from lilliput.methods.masks import has_exact_zero, kept
 from lilliput.recipes.plan import resolve
-from lilliput.records import NO_INPUTS, LayerInputs
+from lilliput.records import NO_INPUTS, LayerInputs, Role
 
 MASKS = [name for name in METHODS if name.removesuffix("_2_4") in ("magnitude_mask", "wanda", "sparse_gpt")]
 
@@ -79,3 +79,31 @@ def test_a_format_without_a_zero_is_refused_with_the_reason(method: str) -> None
 def test_masks_by_input_need_to_know_the_inputs(method: str) -> None:
     with pytest.raises(CalibrationError, match="--text"):
         METHODS[method].quantize(get_format("int4_g64"), case(2)[0], NO_INPUTS, threads=1)
+
+
+@pytest.mark.parametrize("pattern", ["", "_2_4"])
+def test_weights_that_stay_make_up_for_those_that_go(pattern: str) -> None:
+    weight, inputs = case(32)
+    # Fine codes: what is left is the error of the mask.
+    number_format = get_format("int8_g64")
+
+    def loss(method: str) -> float:
+        planes = METHODS[method + pattern].quantize(number_format, weight, inputs, threads=1)
+        error = (number_format.dequantize(planes, 256) - weight).astype(np.float64)
+        return float(np.einsum("ij,jk,ik->", error, inputs.hessian, error))
+
+    assert loss("sparse_gpt") < 0.75 * loss("wanda")
+
+
+@pytest.mark.parametrize("method", MASKS)
+def test_masks_stay_inside_the_layers(method: str) -> None:
+    plan = resolve(header_model(), "int4_g128", statistics_present=True, method=method)
+    methods = {row.role: row.method for row in plan.rows if len(row.shape) > 1}
+    assert methods[Role.TOKEN_EMBEDDING] == methods[Role.OUTPUT] == "searched_scales"
+    assert methods[Role.ATTENTION_Q] == methods[Role.FFN_DOWN] == method
+
+
+@pytest.mark.parametrize("method", ["wanda", "searched_clipping"])
+def test_a_plan_without_statistics_refuses_methods_that_weigh_by_inputs(method: str) -> None:
+    with pytest.raises(RecipeError, match=f"method '{method}' weighs by the inputs of .*; give --text"):
+        resolve(header_model(), "int4_g128", statistics_present=False, method=method)

@@ -12,8 +12,9 @@ from lilliput.methods.method import TensorMethod
 from lilliput.methods.round_to_nearest import RoundToNearest
 from lilliput.methods.searched_clipping import SearchedClipping
 from lilliput.methods.searched_scales import SearchedScales
+from lilliput.methods.sparse_gpt import SparseGpt
 
-__all__ = ["METHODS", "TensorMethod"]
+__all__ = ["MASKS", "METHODS", "TensorMethod"]
 
 _ALL: tuple[TensorMethod, ...] = (
     SearchedScales(),
@@ -27,6 +28,10 @@ _ALL: tuple[TensorMethod, ...] = (
     MagnitudeMask("2_4"),
     Wanda("half"),
     Wanda("2_4"),
+    SparseGpt("half"),
+    SparseGpt("2_4"),
     Copy(),
 )
 METHODS: dict[str, TensorMethod] = {method.name: method for method in _ALL}
+# Those that leave weights out, which only matrices inside the layers bear.
+MASKS = frozenset(method.name for method in _ALL if isinstance(method, MagnitudeMask | Wanda | SparseGpt))

@@ -26,6 +26,7 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.errors import CalibrationError
 from lilliput.formats import Encoded, NumberFormat, Planes
+from lilliput.formats.outliers import WithOutliers
 from lilliput.methods.descent import DescentOptions, descend
 from lilliput.methods.factor import factor_of
 from lilliput.methods.method import Needs
@@ -55,8 +56,9 @@ class Feedback:
         self._options = options or FeedbackOptions()
 
     def supports(self, number_format: NumberFormat) -> bool:
-        """Every format that has scales and encodes."""
-        return number_format.can_encode and bool(number_format.scopes)
+        """Every format that has scales and encodes; outliers' places say nothing to a loop over blocks of columns."""
+        has_scales = number_format.can_encode and bool(number_format.scopes)
+        return has_scales and not isinstance(number_format, WithOutliers)
 
     def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
         """Float32 weight [rows, columns] -> stored planes. Raises CalibrationError without a Hessian."""

@@ -6,6 +6,7 @@ Idea      Wanda: a weight matters as much as what it adds to the output, |weight
           compared within each output. The rest is quantized as always; a zero that the grid has stays exact.
           2:4 keeps two of every four neighbours, which sparse tensor cores need.
 Changes   codes and scales are searched on the masked weights (`searched_scales`), instead of rounding after or before.
+          `sparse_gpt` also moves the weights that stay and is far better where there is a Hessian.
 Cost      a partial sort of each row beside the quantization.
 Not when  bytes count: no file format here stores a mask, so that zeros cost as much as other codes, and a dense model
           of fewer bits is better at equal bytes: with half of the weights gone, INT4_G128 has 2.6 times the output loss

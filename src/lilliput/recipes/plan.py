@@ -15,7 +15,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RecipeError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.formats.families import fitting_sibling
-from lilliput.methods import METHODS
+from lilliput.methods import MASKS, METHODS
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
 from lilliput.records import Role, TensorHeader, TensorPlan
 
@@ -215,16 +215,22 @@ class _Resolver:
                 "encoder for that format yet; IQ1_S is the smallest format that can be written"
             )
         method = rule.method or self._method or "searched_scales"
-        baseline, note = METHODS[method].baseline, ""
-        if METHODS[method].needs == "hessian" and baseline is not None and not self._has_inputs(entry):
-            method, note = baseline, f"; no inputs to calibrate on, so {baseline}"
         if not METHODS[method].supports(number_format) or method == "copy":
             able = [name for name, item in METHODS.items() if item.supports(number_format) and name != "copy"]
             raise RecipeError(
                 f"{self._recipe.name}: method '{method}' cannot turn {header.name} from {header.format.name.upper()} "
                 f"into {number_format.name.upper()}; {_serves(method)}use {' or '.join(able)}"
             )
-        return method, note
+        if METHODS[method].needs != "nothing" and not self._has_inputs(entry):
+            return "searched_scales", "; no inputs to calibrate on, so searched_scales"
+        if method in MASKS and entry.role in (Role.OUTPUT, Role.TOKEN_EMBEDDING):
+            return "searched_scales", f"; {method} is for the layers, so searched_scales"
+        if METHODS[method].needs == "mean_square" and "with_statistics" not in self._conditions:
+            raise RecipeError(
+                f"{self._recipe.name}: method '{method}' weighs by the inputs of {header.name}; give --text, "
+                "--statistics or --imatrix"
+            )
+        return method, ""
 
     def _has_inputs(self, entry: TensorEntry) -> bool:
         """Whether calibration sees what is multiplied with this tensor."""
