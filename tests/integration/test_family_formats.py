@@ -160,20 +160,15 @@ def test_a_file_that_asks_for_an_illegal_format_is_refused(model: Path, tmp_path
         open_model(output)
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [("sparse_gpt_2_4", "int4_g32"), ("wanda", "q4_0"), ("feedback", "nf4_g32")]
-)
-def test_methods_that_know_the_inputs_work_on_families_from_end_to_end(
-    method: str, name: str, run: Run, model: Path, tmp_path: Path
-) -> None:
-    output, text = tmp_path / "tiny.safetensors", tmp_path / "text.txt"
-    text.write_text(TEXT * 30)
-    code, _, err = run("quantize", model, "--to", name, "--method", method, "--text", text, "-o", output)
+@pytest.mark.parametrize(("method", "name"), [("sparse_gpt_2_4", "int4_g32"), ("wanda", "q4_0")])
+def test_masks_work_from_end_to_end(method: str, name: str, run: Run, tmp_path: Path) -> None:
+    small = write_tiny_llama(tmp_path / "small", hidden=64, ffn=64, layers=1)
+    output, text = tmp_path / "small.safetensors", tmp_path / "text.txt"
+    text.write_text(TEXT * 8)
+    code, _, err = run("quantize", small, "--to", name, "--method", method, "--text", text, "-o", output)
     assert code == 0, err
-    ledger = json.loads((tmp_path / "tiny.safetensors.ledger.json").read_text())
+    ledger = json.loads((tmp_path / "small.safetensors.ledger.json").read_text())
     done = {entry["name"]: entry["method"] for entry in ledger["entries"]}
-    assert done["blk.0.attn_q.weight"] == method
-    values = open_model(output).tensor("blk.1.ffn_down.weight").dequantize()
-    if method != "feedback":
-        assert (values == 0).mean() >= 0.5
-        assert (open_model(output).tensor("token_embd.weight").dequantize() == 0).mean() < 0.3
+    assert done["blk.0.attn_q.weight"] in (method, METHODS[method].baseline)
+    assert (open_model(output).tensor("blk.0.ffn_down.weight").dequantize() == 0).mean() >= 0.5
+    assert (open_model(output).tensor("token_embd.weight").dequantize() == 0).mean() < 0.3
