@@ -17,10 +17,10 @@ import numpy as np
 HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 2048, 8192, 16, 32, 8, 64, 128256
 
 
-def metadata(writer: gguf.GGUFWriter) -> None:
+def metadata(writer: gguf.GGUFWriter, layers: int) -> None:
     writer.add_context_length(131072)
     writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(FFN)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
@@ -34,7 +34,7 @@ def metadata(writer: gguf.GGUFWriter) -> None:
     writer.add_tokenizer_model("none")
 
 
-def tensors(writer: gguf.GGUFWriter) -> None:
+def tensors(writer: gguf.GGUFWriter, layers: int) -> None:
     random = np.random.default_rng(0)
 
     def matrix(name: str, rows: int, columns: int) -> None:
@@ -43,7 +43,7 @@ def tensors(writer: gguf.GGUFWriter) -> None:
 
     writer.add_tensor("rope_freqs.weight", np.ones(HEAD_DIM // 2, dtype=np.float32))
     matrix("token_embd.weight", VOCABULARY, HIDDEN)
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for part, rows, columns in (
             ("attn_q", HEADS * HEAD_DIM, HIDDEN),
             ("attn_k", KV_HEADS * HEAD_DIM, HIDDEN),
@@ -62,9 +62,11 @@ def tensors(writer: gguf.GGUFWriter) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    writer = gguf.GGUFWriter(parser.parse_args().output, "llama")
-    metadata(writer)
-    tensors(writer)
+    parser.add_argument("--layers", type=int, default=LAYERS, help="fewer, to measure what one costs")
+    options = parser.parse_args()
+    writer = gguf.GGUFWriter(options.output, "llama")
+    metadata(writer, options.layers)
+    tensors(writer, options.layers)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
