@@ -11,6 +11,7 @@ model of 16 takes 16 times the mean block. Prints one JSON line.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import tempfile
@@ -39,7 +40,9 @@ def main() -> None:
         plan = resolve(source, options.to, statistics_present=True, method="feedback")
         # The head is done like any other matrix; without it, what is left is blocks.
         names = [row.name for row in plan.rows if row.name.startswith("blk.")]
-        chunks = np.random.default_rng(0).integers(0, source.config.vocab_size, (options.tokens // options.chunk_size, options.chunk_size), dtype=np.int32)
+        chunks = np.random.default_rng(0).integers(
+            0, source.config.vocab_size, (options.tokens // options.chunk_size, options.chunk_size), dtype=np.int32
+        )
         marks = [time.perf_counter()]
         with WorkFolder(Path(folder) / "work", "benchmark") as work:
             finish = work.finish
@@ -56,7 +59,7 @@ def main() -> None:
         "tokens": int(chunks.size),
         "threads": options.threads,
         "tensors": len(names),
-        "seconds": [round(after - before, 1) for before, after in zip(marks, marks[1:], strict=False)],
+        "seconds": [round(after - before, 1) for before, after in itertools.pairwise(marks)],
         "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     print(json.dumps(line))
