@@ -240,7 +240,8 @@ class _Job:
                 statistics, done = self._stream(folder, progress)
             else:
                 statistics = self._statistics(progress)
-            count = len(done) or (len(statistics.inputs) if statistics else 0)
+            seen = [name for name, (_, entry) in done.items() if entry.tokens]
+            count = len(seen) or (len(statistics.inputs) if statistics else 0)
             keys = _own_keys(self.fingerprint, self.plan, self.guidance, statistics, count)
             contents = replace(contents, metadata={**keys, **contents.metadata})
             published = publish(
@@ -617,7 +618,7 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
     content = [
         lilliput.__version__, source.fingerprint(), plan.fingerprint,
         [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name for path in files],
-        [options.split.max_bytes, options.split.max_tensors, options.tokens, options.effort == "best"],
+        [options.split.max_bytes, options.split.max_tensors, options.tokens, options.device, options.effort == "best"],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

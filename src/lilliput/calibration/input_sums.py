@@ -76,11 +76,13 @@ class HessianSums:
         self._tokens = [0, 0]
 
     def add(self, inputs: torch.Tensor) -> None:
-        """One chunk: [..., in_features] float32. Raises CalibrationError for NaN or Inf."""
+        """One chunk: [..., in_features] float32, of no token too. Raises CalibrationError for NaN or Inf."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        self.squares.add(rows.cpu().numpy())
         part = int(self._holds_out and self._chunk % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
         self._chunk += 1
+        if not len(rows):
+            return
+        self.squares.add(rows.cpu().numpy())
         self._tokens[part] += len(rows)
         total = self._sums[part]
         if total is None:
@@ -89,7 +91,9 @@ class HessianSums:
             total.addmm_(rows.T, rows)
 
     def layer_inputs(self) -> LayerInputs:
-        """Means of what was seen; the sums are given up."""
+        """Means of what was seen, nothing where no token was; the sums are given up."""
+        if not self.squares.tokens:
+            return LayerInputs()
         statistics = self.squares.statistics()
         means = []
         for total, tokens in zip(self._sums, self._tokens, strict=True):

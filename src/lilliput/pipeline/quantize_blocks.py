@@ -98,6 +98,8 @@ class _Loop:
         steps = [f"blk.{layer}" for layer in range(self._stream.layers)]
         known = [self._folder.finished(step, self._rows_of_layer(layer)) for layer, step in enumerate(steps)]
         finished = next((index for index, found in enumerate(known) if found is None), len(known))
+        if finished and not self._folder.left(steps[finished - 1], self._folder.stream(finished, self._shape)):
+            finished = 0  # what the next block would start from is gone
         for found in known[:finished]:
             done |= found or {}
         self._advance(2 * finished * len(self._chunks))
@@ -107,7 +109,7 @@ class _Loop:
             self._embed(embedding)
         for layer in range(finished, len(steps)):
             result = self._quantize_layer(layer, arguments[layer])
-            self._folder.finish(steps[layer], result)
+            self._folder.finish(steps[layer], result, self._folder.stream(layer + 1, self._shape))
             done |= result
         done |= self._head()
         return done

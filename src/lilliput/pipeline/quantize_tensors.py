@@ -16,7 +16,7 @@ import numpy as np
 
 from lilliput.arrays import Array, DoubleArray, FloatArray
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.errors import FormatError
+from lilliput.errors import CalibrationError, FormatError
 from lilliput.formats import BlockFormat, NumberFormat, Planes
 from lilliput.formats.f16 import count_overflows
 from lilliput.formats.native_decode import decode
@@ -81,8 +81,9 @@ def quantize_tensor(
 ) -> tuple[QuantizedTensor, LedgerEntry]:
     """One tensor as `row` plans it, with what was done to it.
 
-    A method that uses the Hessian is compared with its baseline on the held-out inputs, and the better one is kept.
-    Raises FormatError naming the tensor that holds NaN or infinity.
+    A method that uses the Hessian is compared with its baseline on the held-out inputs, and the better one is kept;
+    a tensor that no token reached gets the baseline.
+    Raises FormatError naming the tensor that holds NaN or infinity, CalibrationError naming the one whose Hessian does.
     """
     is_kept = tensor.format.name == row.format.name
     methods = [] if is_kept else _methods_to_try(row, inputs)
@@ -95,11 +96,12 @@ def quantize_tensor(
         errors = (0.0, None if inputs.mean_square is None else 0.0)
         entry = entry_for(row, errors=errors, tokens=inputs.tokens)
         return QuantizedTensor(row.name, row.shape, row.format, tensor.planes), entry
-    chosen = min(attempts, key=lambda attempt: attempt.held_out)
+    # The baseline comes last and stays unless the method is truly lower: a loss that is NaN never wins.
+    chosen = min(reversed(attempts), key=lambda attempt: attempt.held_out)
     entry = entry_for(
         row,
         method=chosen.method,
-        reason="; ".join([row.reason, *_remarks(attempts, chosen)]),
+        reason="; ".join([row.reason, *_remarks(row, attempts, chosen)]),
         errors=chosen.errors(inputs),
         tokens=inputs.tokens,
     )
@@ -108,13 +110,17 @@ def quantize_tensor(
 
 def _methods_to_try(row: TensorPlan, inputs: LayerInputs) -> list[str]:
     method = METHODS[row.method]
-    if method.needs == "hessian" and method.baseline is not None and inputs.held_out is not None:
-        return [row.method, method.baseline]
-    return [row.method]
+    if method.needs != "hessian" or method.baseline is None:
+        return [row.method]
+    if inputs.hessian is None:
+        return [method.baseline]
+    return [row.method] if inputs.held_out is None else [row.method, method.baseline]
 
 
-def _remarks(attempts: list[_Attempt], chosen: _Attempt) -> Iterator[str]:
+def _remarks(row: TensorPlan, attempts: list[_Attempt], chosen: _Attempt) -> Iterator[str]:
     """What the ledger adds to the plan's reason."""
+    if len(attempts) == 1 and chosen.method != row.method:
+        yield f"no token of the text reached it, so {chosen.method}"
     if chosen.overflows:
         yield f"{chosen.overflows} values beyond F16's range became infinite"
     if len(attempts) > 1:
@@ -124,7 +130,10 @@ def _remarks(attempts: list[_Attempt], chosen: _Attempt) -> Iterator[str]:
 
 
 def _quantize_slab(weight: FloatArray, row: TensorPlan, attempt: _Attempt, inputs: LayerInputs, threads: int) -> None:
-    planes = METHODS[attempt.method].quantize(row.format, weight, inputs, threads=threads)
+    try:
+        planes = METHODS[attempt.method].quantize(row.format, weight, inputs, threads=threads)
+    except CalibrationError as error:
+        raise CalibrationError(f"{row.name}: {error}") from error
     residual = decode(row.format, planes, weight.shape[1], threads=threads) - weight
     if row.format.name == "f16":
         attempt.overflows += count_overflows(weight)

@@ -2,7 +2,8 @@
 """Finished steps of a long run, so that a killed one continues where it was and ends in the same bytes.
 
 layout   a folder beside the output, `<output>.work/`. One safetensors file a step, `<step>.safetensors`: the planes of
-         its tensors as `<tensor>.<plane>`, and as metadata the run's key and, per tensor, its ledger entry (JSON).
+         its tensors as `<tensor>.<plane>`, and as metadata the run's key, a digest of the hidden states it left
+         (`states`) and, per tensor, its ledger entry (JSON).
          `stream.0`, `stream.1`: hidden states float32 [chunks, chunk_size, hidden_size] before and after a block, by
          turns.
 promise  a step's file appears whole or not at all, and after everything it rests on. A folder of another key (another
@@ -11,10 +12,12 @@ promise  a step's file appears whole or not at all, and after everything it rest
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -79,10 +82,20 @@ class WorkFolder:
             return None
         return {row.name: _read(file, row) for row in rows}
 
-    def finish(self, step: str, done: Done) -> None:
-        """Write a step's tensors. Raises PublishError for a full disk."""
+    def left(self, step: str, states: FloatArray) -> bool:
+        """Whether `states` are the hidden states that this finished step left behind.
+
+        They are not where a later step has written over them, or a power cut came before they were on disk.
+        """
+        with closing(SafetensorsFile(self._step(step))) as file:
+            return file.metadata.get("states") == _digest(states)
+
+    def finish(self, step: str, done: Done, states: FloatArray | None = None) -> None:
+        """Write a step's tensors. states: the hidden states it leaves to the next one. Raises PublishError."""
         arrays: dict[str, Array] = {}
         metadata = {"key": self.key}
+        if states is not None:
+            metadata["states"] = _digest(states)
         for name, (tensor, entry) in done.items():
             arrays |= {f"{name}.{plane}": np.ascontiguousarray(array) for plane, array in tensor.planes.items()}
             metadata[name] = json.dumps(asdict(entry))
@@ -124,6 +137,10 @@ class WorkFolder:
 def work_path(output: Path) -> Path:
     """`model.gguf` -> `model.gguf.work`, beside it."""
     return output.with_name(output.name + ".work")
+
+
+def _digest(states: FloatArray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(states).data, digest_size=16).hexdigest()
 
 
 def _read(file: SafetensorsFile, row: TensorPlan) -> tuple[QuantizedTensor, LedgerEntry]:
