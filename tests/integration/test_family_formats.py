@@ -21,7 +21,7 @@ from lilliput.formats import get_format
 from lilliput.methods import METHODS
 from lilliput.recipes.plan import resolve
 from lilliput.records import NO_INPUTS
-from lilliput.runtime.lowering import plain_tensor
+from lilliput.runtime.lowering import plain_tensor, say_decoded
 from lilliput.runtime.session import Session
 
 NAMES = [
@@ -86,8 +86,10 @@ def test_the_engine_runs_the_values_of_the_file_and_says_so_once(
 ) -> None:
     output, plain = tmp_path / "tiny.safetensors", tmp_path / "plain.safetensors"
     workflows.quantize(model, name, output)
+    say_decoded.cache_clear()
     with caplog.at_level(logging.WARNING):
         logits = Session(open_model(output)).forward([1, 5, 7, 2], output="all")
+        Session(open_model(output))
     said = [record.getMessage() for record in caplog.records if "no kernels" in record.getMessage()]
     assert len(said) == 1
     assert name.upper() in said[0]

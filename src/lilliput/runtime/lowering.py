@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -96,12 +97,8 @@ class _Lowering:
                 raise RuntimeModelError(f"the model's program is not sound: {refused}") from refused
         self.native.set_output(self.buffers[self.program.output])
         if self.decoded_bytes:
-            _LOG.warning(
-                "the native engine has no kernels for %s: these tensors run as plain floats of the same values, "
-                "%.0f MB of memory more",
-                ", ".join(name.upper() for name in self.decoded_bytes),
-                sum(self.decoded_bytes.values()) / 1e6,
-            )
+            names = ", ".join(name.upper() for name in self.decoded_bytes)
+            say_decoded(names, round(sum(self.decoded_bytes.values()) / 1e6))
         return self.native
 
     def _add(self, operation: Operation | tuple[Linear, ...]) -> None:
@@ -177,6 +174,17 @@ class _Lowering:
             inverse, magnitude = inverse_frequencies(frequencies, factors)
             self.ropes[frequencies] = self.native.add_rope(inverse, magnitude)
         return self.ropes[frequencies]
+
+
+@cache
+def say_decoded(names: str, megabytes: int) -> None:
+    """Tell it the first time; opening the same file again, as comparisons do, says nothing new."""
+    _LOG.warning(
+        "the native engine has no kernels for %s: these tensors run as plain floats of the same values, "
+        "%d MB of memory more",
+        names,
+        megabytes,
+    )
 
 
 def plain_tensor(tensor: QuantizedTensor) -> QuantizedTensor:
