@@ -30,8 +30,7 @@ inline simd::Words group_code_words(const std::uint8_t (&group_codes)[12]) {
 }
 
 // Scales, minimums and both factors from the first 16 bytes of a block of some rows.
-template <typename Lanes>
-inline void unpack_group_lines(const simd::Int (&lines)[4], Lanes& lanes) {
+inline void unpack_group_lines(const simd::Int (&lines)[4], simd::RowLanes& lanes) {
   const simd::Int first = simd::broadcast(0x3f3f3f3f);
   const simd::Int low = simd::broadcast(0x0f0f0f0f);
   const simd::Int top = simd::broadcast(0x30303030);

@@ -63,8 +63,7 @@ struct q2_k {
     return segment;
   }
   // Some blocks, a lane each; the decode above, all of them at once.
-  template <typename Lanes>
-  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
     simd::Int lines[4];
     simd::load_lines(rows, 0, lines);
 #pragma GCC unroll 16

@@ -79,8 +79,7 @@ struct q3_k {
     return segment;
   }
   // Some blocks, a lane each; the decode above, all of them at once.
-  template <typename Lanes>
-  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
     unpack_scales(rows, lanes);
     simd::Int high[8];
     simd::Int lines[4];
@@ -106,8 +105,7 @@ struct q3_k {
     }
   }
 
-  template <typename Lanes>
-  [[gnu::always_inline]] static void unpack_scales(const simd::Rows& rows, Lanes& lanes) {
+  static void unpack_scales(const simd::Rows& rows, simd::RowLanes& lanes) {
     // The last 16 bytes begin 2 bytes before the scale codes.
     simd::Int lines[4];
     simd::load_lines(rows, 94, lines);

@@ -65,8 +65,7 @@ struct q5_k {
     return segment;
   }
   // Some blocks, a lane each; the decode above, all of them at once.
-  template <typename Lanes>
-  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
     simd::Int high[8];
     simd::Int lines[4];
     simd::load_lines(rows, 0, lines);

@@ -64,8 +64,7 @@ struct q6_k {
     return segment;
   }
   // Some blocks, a lane each; the decode above, all of them at once.
-  template <typename Lanes>
-  [[gnu::always_inline]] static void unpack_rows(const simd::Rows& rows, Lanes& lanes) {
+  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
     simd::Int low[2][4];
     simd::Int high[4];
     simd::load_lines(rows, 192, high);

@@ -145,9 +145,9 @@ struct Segment {
 };
 
 // Where the `unpack_rows` of a format with integer group scales leaves 256 columns of kLanes
-// blocks, a lane each; kernels have their own kinds with the same names.
+// blocks, a lane each.
 // weight = factor * scale[group] * (code - zero point) - minimum_factor * minimum[group], the zero
-// point a constant of the format; scales and minimums fit int16, and are there before the codes.
+// point a constant of the format; scales and minimums fit int16.
 struct alignas(64) RowLanes {
   Int codes[kSegment / 4];  // four codes of consecutive columns of each row
   Int scale[16];

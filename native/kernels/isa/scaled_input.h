@@ -10,8 +10,6 @@
 // an error of 2^-16 of the largest.
 #pragma once
 
-#include <numeric>
-
 #include "kernels/isa/tiling.h"
 #include "kernels/matmul.h"
 
@@ -24,38 +22,30 @@ struct ScaledGrid {
   int largest_code;
 };
 
-// One token is prepared and multiplied as for formats with float scales: row by row is the best
-// stream of memory, and memory sets the pace. Up to kLaneTokens, lanes are segments: each token has
-// tiles of kLanes segments, as many as bring the segments of rows and the lanes back to where they
-// began.
-inline constexpr std::int64_t kLaneTokens = 4;
-// Up to so many, lanes are rows.
+// Up to kFewTokens are prepared and multiplied as for formats with float scales: row by row is the
+// best stream of memory. Up to kMostUnpairedTokens, codes lie as they are unpacked; for more, those
+// of two groups side by side, where registers are enough for it.
 inline constexpr std::int64_t kMostUnpairedTokens = kLanes == 16 ? 16 : 8;
-// For more, codes of two groups lie side by side, where registers are enough for it.
 inline constexpr bool kPairsGroups = kLanes == 16;
 inline constexpr int kScaledTile = kLanes == 16 ? 8 : 4;
 
-inline std::int64_t lane_tiles(std::int64_t columns) {
-  return std::lcm(segments_of(columns), std::int64_t{kLanes}) / kLanes;
-}
-
-// 256 columns of `width` tokens, [tile][segment]; or `width` segments of one, [token][tile].
-template <int group_size, int width>
+// 256 columns of kScaledTile tokens; [tile][segment].
+template <int group_size>
 struct alignas(64) ScaledTile {
   static constexpr int kGroups = kSegment / group_size;
   // Four codes of consecutive columns: [quad][token], or paired: [pair of groups][quad of a
   // group][token][group].
-  std::int32_t codes[kSegment / 4 * width];
+  std::int32_t codes[kSegment / 4 * kScaledTile];
   // Where the dots of a group start: -zero_point * sum of its codes; groups of 16 alone. [group]
   // [token], or [pair][token][group].
-  std::int32_t starts[group_size == 16 ? 16 * width : 1];
+  std::int32_t starts[group_size == 16 ? 16 * kScaledTile : 1];
   // Groups of 32 alone: [group][token], or [pair][token] as two words.
-  std::int32_t scale_codes[group_size == 32 ? 8 * width : 1];
-  float scale[group_size == 16 ? 8 * width : width];
+  std::int32_t scale_codes[group_size == 32 ? 8 * kScaledTile : 1];
+  float scale[group_size == 16 ? 8 * kScaledTile : kScaledTile];
   // Sums of the codes of two groups as two words, times 2^sum_shift (groups of 32) or sum_scale.
-  std::int32_t sums[kGroups / 2 * width];
-  std::int32_t sum_shift[width];
-  float sum_scale[width];
+  std::int32_t sums[kGroups / 2 * kScaledTile];
+  std::int32_t sum_shift[kScaledTile];
+  float sum_scale[kScaledTile];
 };
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

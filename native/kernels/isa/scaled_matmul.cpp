@@ -2,7 +2,6 @@
 #include "kernels/isa/scaled_matmul.h"
 
 #include <cstring>
-#include <numeric>
 #include <optional>
 
 #include "formats/all_formats.h"
@@ -55,71 +54,13 @@ class RowGroup {
   std::uint8_t copies_[kLanes * sizeof(typename Format::Block)];
 };
 
-// ---- up to kLaneTokens: segments as lanes ----
-
-// Reads a byte of each line in order, which is what hardware prefetchers follow; unpacking jumps
-// from block to block. By one instruction, not unrolled: they follow the strides of instructions.
-// Zen 4, weights in memory: 18 instead of 8 GB/s (unrolled: 10) where a plain read has 18;
-// prefetch instructions stop at 11.
-template <std::int64_t n_bytes>
-[[gnu::always_inline]] inline void touch(const std::uint8_t* bytes) {
-#pragma GCC unroll 1
-  for (std::int64_t i = 0; i < n_bytes; i += 64) {
-    (void)*static_cast<const volatile std::uint8_t*>(bytes + i);
-  }
-}
-
-// Blocks of rows follow one another, and kLanes of them at a time are unpacked, whichever rows they
-// belong to: one stream of memory, at its speed. kLanes rows have whole numbers of lanes; their
-// segments' shares wait in scratch.
-template <typename Format, int width>
-void multiply_stream(const Product& product, std::int64_t row_begin, std::int64_t row_end,
-                     std::uint8_t* scratch) {
-  using Tiles = LaneTiles<Format::group_size, width>;
-  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(typename Format::Block));
-  const Weight& weight = product.weight;
-  const std::int64_t segments = segments_of(weight.columns);
-  const std::int64_t tiles = lane_tiles(weight.columns);
-  const auto* input = reinterpret_cast<const typename Tiles::Tile*>(product.prepared);
-  auto* shares = reinterpret_cast<float*>(scratch);  // [token][block]
-  std::uint8_t copies[kLanes * kBytes];
-  for (std::int64_t row = row_begin; row < row_end; row += kLanes) {
-    const std::int64_t rows = std::min<std::int64_t>(kLanes, row_end - row);
-    const std::int64_t blocks = rows * segments;
-    const std::uint8_t* first = weight.blocks + row * weight.row_bytes;
-    std::int64_t tile = 0;
-    for (std::int64_t block = 0; block < blocks; block += kLanes) {
-      const std::uint8_t* stored = first + block * kBytes;
-      if (block + kLanes > blocks) {
-        std::memset(copies, 0, sizeof(copies));
-        std::memcpy(copies, stored, static_cast<std::size_t>((blocks - block) * kBytes));
-        stored = copies;
-      }
-      DotLanes<kKindOf<Format>, Tiles> lanes({input + tile, tiles});
-      touch<kLanes * kBytes>(stored);
-      Format::unpack_rows(simd::Rows{stored, kBytes}, lanes);
-      for (int t = 0; t < width; ++t) {
-        simd::store(shares + t * kLanes * segments + block, lanes.share(t));
-      }
-      tile = tile + 1 == tiles ? 0 : tile + 1;
-    }
-    for (std::int64_t t = 0; t < std::min<std::int64_t>(width, product.tokens); ++t) {
-      for (std::int64_t i = 0; i < rows; ++i) {
-        const float* share = shares + (t * kLanes + i) * segments;
-        product.y[t * product.y_stride + row + i] = std::accumulate(share, share + segments, 0.0f);
-      }
-    }
-  }
-}
-
-// ---- few tokens: rows as lanes ----
+// ---- few tokens ----
 
 template <typename Format>
 void multiply_few(const Product& product, std::int64_t row_begin, std::int64_t row_end) {
   constexpr ScaledKind kKind = kKindOf<Format>;
   const Weight& weight = product.weight;
-  const auto* input =
-      reinterpret_cast<const ScaledTile<Format::group_size, kScaledTile>*>(product.prepared);
+  const auto* input = reinterpret_cast<const ScaledTile<Format::group_size>*>(product.prepared);
   const std::int64_t segments = segments_of(weight.columns);
   const std::int64_t tiles = divide_up(product.tokens, kScaledTile);
   for (std::int64_t row = row_begin; row < row_end; row += kLanes) {
@@ -129,8 +70,8 @@ void multiply_few(const Product& product, std::int64_t row_begin, std::int64_t r
       simd::RowLanes lanes;
       Format::unpack_rows(rows.segment(index), lanes);
       for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        multiply_lanes<kKind, kScaledTile>(lanes, input[tile * segments + index],
-                                           sums + tile * kScaledTile * kLanes, kLanes);
+        multiply_lanes<kKind>(lanes, input[tile * segments + index],
+                              sums + tile * kScaledTile * kLanes, kLanes);
       }
     }
     const std::int64_t count = std::min<std::int64_t>(kLanes, row_end - row);
@@ -145,12 +86,11 @@ void multiply_few(const Product& product, std::int64_t row_begin, std::int64_t r
 using Panel = std::conditional_t<kPairsGroups, PairedPanel, simd::RowLanes>;
 
 template <ScaledKind kind>
-void multiply_panel(const Panel& panel, const ScaledTile<kind.group_size, kScaledTile>& input,
-                    float* sums) {
+void multiply_panel(const Panel& panel, const ScaledTile<kind.group_size>& input, float* sums) {
   if constexpr (kPairsGroups) {
-    multiply_paired<kind, kScaledTile>(panel, input, sums, kRowBlock);
+    multiply_paired<kind>(panel, input, sums, kRowBlock);
   } else {
-    multiply_lanes<kind, kScaledTile>(panel, input, sums, kRowBlock);
+    multiply_lanes<kind>(panel, input, sums, kRowBlock);
   }
 }
 
@@ -168,7 +108,7 @@ void unpack_panel(const simd::Rows& rows, Panel& panel) {
 // kRowBlock rows for one chunk of tokens: sums wait in scratch while segments pass.
 template <typename Format>
 void multiply_chunk(const Product& product, std::int64_t tokens,
-                    const ScaledTile<Format::group_size, kScaledTile>* input, std::int64_t row,
+                    const ScaledTile<Format::group_size>* input, std::int64_t row,
                     std::int64_t row_end, std::uint8_t* scratch) {
   const Weight& weight = product.weight;
   auto* panels = reinterpret_cast<Panel*>(scratch);
@@ -199,8 +139,7 @@ static_assert(kChunkTokens % kScaledTile == 0);
 template <typename Format>
 void multiply_many(const Product& product, std::int64_t row_begin, std::int64_t row_end,
                    std::uint8_t* scratch) {
-  const auto* input =
-      reinterpret_cast<const ScaledTile<Format::group_size, kScaledTile>*>(product.prepared);
+  const auto* input = reinterpret_cast<const ScaledTile<Format::group_size>*>(product.prepared);
   const std::int64_t segments = segments_of(product.weight.columns);
   const auto* sums = reinterpret_cast<const float*>(scratch + kPanels * sizeof(Panel));
   for (std::int64_t row = row_begin; row < row_end; row += kRowBlock) {
@@ -216,13 +155,10 @@ void multiply_many(const Product& product, std::int64_t row_begin, std::int64_t 
 
 // ---- the table ----
 
-std::size_t scaled_scratch_bytes(std::int64_t columns, std::int64_t tokens) {
-  const auto shares =
-      static_cast<std::size_t>(kLaneTokens * kLanes * segments_of(columns)) * sizeof(float);
-  if (tokens <= kMostUnpairedTokens) return shares;
+std::size_t scaled_scratch_bytes(std::int64_t, std::int64_t tokens) {
+  if (tokens <= kMostUnpairedTokens) return 0;
   const std::int64_t waiting = round_up(std::min(tokens, kChunkTokens), kScaledTile);
-  const std::size_t sums = static_cast<std::size_t>(waiting * kRowBlock) * sizeof(float);
-  return std::max(shares, kPanels * sizeof(Panel) + sums);
+  return kPanels * sizeof(Panel) + static_cast<std::size_t>(waiting * kRowBlock) * sizeof(float);
 }
 
 template <typename Format>
@@ -230,12 +166,8 @@ void scaled_multiply(const Weight& weight, const std::uint8_t* prepared, std::in
                      float* y, std::int64_t y_stride, std::int64_t row_begin, std::int64_t row_end,
                      std::uint8_t* scratch) {
   const Product product{weight, prepared, tokens, y, y_stride};
-  if (tokens == 1) {
+  if (tokens <= kFewTokens) {
     int8_multiply(weight, prepared, tokens, y, y_stride, row_begin, row_end, scratch);
-  } else if (tokens == 2) {
-    multiply_stream<Format, 2>(product, row_begin, row_end, scratch);
-  } else if (tokens <= kLaneTokens) {
-    multiply_stream<Format, kLaneTokens>(product, row_begin, row_end, scratch);
   } else if (tokens <= kMostUnpairedTokens) {
     multiply_few<Format>(product, row_begin, row_end);
   } else {
@@ -245,7 +177,7 @@ void scaled_multiply(const Weight& weight, const std::uint8_t* prepared, std::in
 
 template <typename Format>
 constexpr std::optional<MatmulKernel> kernel_of() {
-  if constexpr (requires { &Format::template unpack_rows<simd::RowLanes>; }) {
+  if constexpr (requires { &Format::unpack_rows; }) {
     constexpr ScaledGrid kGrid = kGridOf<Format>;
     return MatmulKernel{InputLayout::int8_scaled,
                         scaled_prepared_bytes<kGrid>,

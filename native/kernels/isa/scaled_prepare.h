@@ -138,21 +138,20 @@ inline std::int32_t two_words(std::int32_t low, std::int32_t high) {
                                    static_cast<std::uint32_t>(high) << 16);
 }
 
-template <ScaledGrid grid, int width>
-void put_codes(const Quantized& from, int token, bool is_paired,
-               ScaledTile<grid.group_size, width>& to) {
+template <ScaledGrid grid>
+void put_codes(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size>& to) {
   constexpr int kQuads = grid.group_size / 4;
   for (int quad = 0; quad < kSegment / 4; ++quad) {
     const int group = quad / kQuads;
-    const int index = is_paired
-                          ? 2 * ((group / 2 * kQuads + quad % kQuads) * width + token) + group % 2
-                          : quad * width + token;
+    const int index =
+        is_paired ? 2 * ((group / 2 * kQuads + quad % kQuads) * kScaledTile + token) + group % 2
+                  : quad * kScaledTile + token;
     std::memcpy(&to.codes[index], from.codes + 4 * quad, 4);
   }
 }
 
-template <ScaledGrid grid, int width>
-void put_sums(const Quantized& from, int token, ScaledTile<32, width>& to) {
+template <ScaledGrid grid>
+void put_sums(const Quantized& from, int token, ScaledTile<32>& to) {
   std::int32_t sums[8];
   std::int32_t largest = 0;
   for (int group = 0; group < 8; ++group) {
@@ -164,14 +163,14 @@ void put_sums(const Quantized& from, int token, ScaledTile<32, width>& to) {
   while (largest >> shift >= kLargestWord) ++shift;
   const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
   for (int pair = 0; pair < 4; ++pair) {
-    to.sums[pair * width + token] =
+    to.sums[pair * kScaledTile + token] =
         two_words((sums[2 * pair] + half) >> shift, (sums[2 * pair + 1] + half) >> shift);
   }
   to.sum_shift[token] = shift;
 }
 
-template <ScaledGrid grid, int width>
-void put_sums(const Quantized& from, int token, ScaledTile<16, width>& to) {
+template <ScaledGrid grid>
+void put_sums(const Quantized& from, int token, ScaledTile<16>& to) {
   float largest = 0.0f;
   for (int group = 0; group < 16; ++group) {
     const float sum = from.scale[group / 2] * static_cast<float>(from.sum16[group]);
@@ -186,30 +185,30 @@ void put_sums(const Quantized& from, int token, ScaledTile<16, width>& to) {
       words[i] =
           static_cast<std::int32_t>(std::nearbyint(std::isfinite(sum) ? sum * inverse : 0.0f));
     }
-    to.sums[pair * width + token] = two_words(words[0], words[1]);
+    to.sums[pair * kScaledTile + token] = two_words(words[0], words[1]);
   }
   to.sum_scale[token] = scale;
 }
 
-template <ScaledGrid grid, int width>
-void put(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size, width>& to) {
+template <ScaledGrid grid>
+void put(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size>& to) {
   put_codes<grid>(from, token, is_paired, to);
   put_sums<grid>(from, token, to);
   if constexpr (grid.group_size == 32) {
     to.scale[token] = from.scale[0];
     for (int group = 0; group < 8; ++group) {
       if (!is_paired) {
-        to.scale_codes[group * width + token] = from.scale_codes[group];
+        to.scale_codes[group * kScaledTile + token] = from.scale_codes[group];
       } else if (group % 2 == 0) {
-        to.scale_codes[group / 2 * width + token] =
+        to.scale_codes[group / 2 * kScaledTile + token] =
             two_words(from.scale_codes[group], from.scale_codes[group + 1]);
       }
     }
   } else {
-    for (int pair = 0; pair < 8; ++pair) to.scale[pair * width + token] = from.scale[pair];
+    for (int pair = 0; pair < 8; ++pair) to.scale[pair * kScaledTile + token] = from.scale[pair];
     for (int group = 0; group < 16; ++group) {
-      const int index =
-          is_paired ? 2 * (group / 2 * width + token) + group % 2 : group * width + token;
+      const int index = is_paired ? 2 * (group / 2 * kScaledTile + token) + group % 2
+                                  : group * kScaledTile + token;
       to.starts[index] = -grid.zero_point * from.sum16[group];
     }
   }
@@ -224,56 +223,28 @@ Quantized quantized_segment(const float* x, std::int64_t columns, std::int64_t s
   return quantized;
 }
 
-// The tiles of one token, segments as lanes, again and again.
-template <ScaledGrid grid>
-void put_lanes(const float* x, std::int64_t columns, ScaledTile<grid.group_size, kLanes>* tiles) {
-  const std::int64_t segments = segments_of(columns);
-  const std::int64_t lanes = lane_tiles(columns) * kLanes;
-  for (std::int64_t segment = 0; segment < segments; ++segment) {
-    const Quantized quantized = quantized_segment<grid>(x, columns, segment);
-    for (std::int64_t lane = segment; lane < lanes; lane += segments) {
-      put<grid>(quantized, static_cast<int>(lane % kLanes), false, tiles[lane / kLanes]);
-    }
-  }
-}
-
-// Tokens that fill up a tile are zeros; three are computed as four.
-inline std::int64_t stored_tokens(std::int64_t tokens) {
-  if (tokens > kLaneTokens) return round_up(tokens, kScaledTile);
-  return tokens > 2 ? kLaneTokens : tokens;
-}
-
 template <ScaledGrid grid>
 std::size_t scaled_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
-  const std::int64_t stored = stored_tokens(tokens);
-  if (tokens == 1) return int8_prepared_bytes(tokens, columns);
-  if (tokens <= kLaneTokens) {
-    return static_cast<std::size_t>(stored * lane_tiles(columns)) *
-           sizeof(ScaledTile<grid.group_size, kLanes>);
-  }
-  return static_cast<std::size_t>(stored / kScaledTile * segments_of(columns)) *
-         sizeof(ScaledTile<grid.group_size, kScaledTile>);
+  if (tokens <= kFewTokens) return int8_prepared_bytes(tokens, columns);
+  return static_cast<std::size_t>(divide_up(tokens, kScaledTile) * segments_of(columns)) *
+         sizeof(ScaledTile<grid.group_size>);
 }
 
 template <ScaledGrid grid>
 void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
                     std::int64_t columns, std::int64_t token_begin, std::int64_t token_end,
                     std::uint8_t* prepared) {
-  if (tokens == 1) {
+  if (tokens <= kFewTokens) {
     int8_prepare(x, x_stride, tokens, columns, token_begin, token_end, prepared);
     return;
   }
   const std::int64_t segments = segments_of(columns);
-  const std::int64_t end = token_end < tokens ? token_end : stored_tokens(tokens);
+  // Tokens that fill up the last tile are zeros.
+  const std::int64_t end = token_end < tokens ? token_end : round_up(tokens, kScaledTile);
   for (std::int64_t token = token_begin; token < end; ++token) {
     const float* row = token < tokens ? x + token * x_stride : nullptr;
-    if (tokens <= kLaneTokens) {
-      auto* tiles = reinterpret_cast<ScaledTile<grid.group_size, kLanes>*>(prepared);
-      put_lanes<grid>(row, columns, tiles + token * lane_tiles(columns));
-      continue;
-    }
-    auto* tiles = reinterpret_cast<ScaledTile<grid.group_size, kScaledTile>*>(prepared) +
-                  token / kScaledTile * segments;
+    auto* tiles =
+        reinterpret_cast<ScaledTile<grid.group_size>*>(prepared) + token / kScaledTile * segments;
     for (std::int64_t segment = 0; segment < segments; ++segment) {
       put<grid>(quantized_segment<grid>(row, columns, segment),
                 static_cast<int>(token % kScaledTile), kPairsGroups && tokens > kMostUnpairedTokens,

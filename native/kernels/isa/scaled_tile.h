@@ -15,39 +15,26 @@ struct ScaledKind {
   bool has_minimum;
 };
 
-// The inputs of a kernel whose lanes are rows: one number for all lanes.
-struct SharedInput {
-  static constexpr int lanes = 1;
-  static Int load(const std::int32_t* words) { return simd::broadcast(*words); }
-  static Float load(const float* numbers) { return simd::broadcast(*numbers); }
-};
-// Where lanes are segments: a number for each.
-struct LaneInput {
-  static constexpr int lanes = kLanes;
-  static Int load(const std::int32_t* words) { return simd::load_int(words); }
-  static Float load(const float* numbers) { return simd::load(numbers); }
-};
-
 // What is left of a segment once its integers are summed: its share of the result.
-template <ScaledKind kind, typename Input, typename Tile>
-inline Float finish(const Tile& input, int t, Float factor, Float minus_minimum_factor, Int total,
-                    Int minimums) {
+template <ScaledKind kind>
+inline Float finish(const ScaledTile<kind.group_size>& input, int t, Float factor,
+                    Float minus_minimum_factor, Int total, Int minimums) {
   Float product = simd::to_float(total) * factor;
   if constexpr (kind.has_minimum) {
-    const Int shifted = minimums << Input::load(input.sum_shift + t);
+    const Int shifted = minimums << simd::broadcast(input.sum_shift[t]);
     product = simd::fma(simd::to_float(shifted), minus_minimum_factor, product);
   }
-  return product * Input::load(input.scale + t);
+  return product * simd::broadcast(input.scale[t]);
 }
 
 // Groups of 16: the total carries the input's scales already.
-template <ScaledKind kind, typename Input, typename Tile>
-inline Float finish(const Tile& input, int t, Float factor, Float minus_minimum_factor, Float total,
-                    Int minimums) {
+template <ScaledKind kind>
+inline Float finish(const ScaledTile<kind.group_size>& input, int t, Float factor,
+                    Float minus_minimum_factor, Float total, Int minimums) {
   Float result = total * factor;
   if constexpr (kind.has_minimum) {
     const Float product = simd::to_float(minimums) * minus_minimum_factor;
-    result = simd::fma(product, Input::load(input.sum_scale + t), result);
+    result = simd::fma(product, simd::broadcast(input.sum_scale[t]), result);
   }
   return result;
 }
@@ -65,129 +52,83 @@ struct TotalOf<16> {
   using Type = Float;
 };
 
+template <ScaledKind kind>
+inline Int dot_minimums(const Int* pairs, const ScaledTile<kind.group_size>& input, int t) {
+  Int sum = {};
+  if constexpr (kind.has_minimum) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kSegment / kind.group_size / 2; ++i) {
+      sum = simd::dot_words(sum, pairs[i], simd::broadcast(input.sums[i * kScaledTile + t]));
+    }
+  }
+  return sum;
+}
+
 inline Int two_words(Int low, Int high) { return (low & simd::broadcast(0xffff)) | (high << 16); }
 
-// How the tiles of tokens lie. SharedTiles: tokens side by side in one tile. LaneTiles: a tile of
-// kLanes segments for each token.
-template <int group_size, int width>
-struct SharedTiles {
-  using Input = SharedInput;
-  using Tile = ScaledTile<group_size, width>;
-  static constexpr int tokens = width;
-  static constexpr int stride = width;
-  const Tile* tile;
-  const Tile& of(int) const { return *tile; }
-  static constexpr int offset(int t) { return t; }
-};
-template <int group_size, int width>
-struct LaneTiles {
-  using Input = LaneInput;
-  using Tile = ScaledTile<group_size, kLanes>;
-  static constexpr int tokens = width;
-  static constexpr int stride = kLanes;
-  const Tile* first;
-  std::int64_t tiles;  // of one token
-  const Tile& of(int t) const { return first[t * tiles]; }
-  static constexpr int offset(int) { return 0; }
-};
-
-// Multiplies codes as they are unpacked, so that they never leave the registers. What a format's
-// unpack_rows is given, as simd::RowLanes.
-template <ScaledKind kind, typename Tiles>
-struct DotLanes {
-  using Input = typename Tiles::Input;
-  static constexpr int kTokens = Tiles::tokens;
-  static constexpr int kStride = Tiles::stride;
-  static constexpr int kGroups = kSegment / kind.group_size;
-  static constexpr int kQuads = kind.group_size / 4;
-  Tiles tiles;
-  typename TotalOf<kind.group_size>::Type totals[kTokens];
-  Int dots[kGroups][kTokens];
-  Int scale[kGroups];
-  Int minimum[kGroups];
-  Float factor;
-  Float minimum_factor;
-
-  explicit DotLanes(const Tiles& tiles) : tiles(tiles), totals{} {}
-
-  [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
-    const int group = quad / kQuads;
-    if (quad % kQuads == 0) {
+// dots[t] = sum over one group of (code - zero point) * input, exact; fits int16.
+template <ScaledKind kind>
+inline void dot_group(const Int* codes, const ScaledTile<kind.group_size>& input, int group,
+                      Int (&dots)[kScaledTile]) {
+  constexpr int kQuads = kind.group_size / 4;
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        dots[group][t] = kind.has_zero_point
-                             ? Input::load(tiles.of(t).starts + group * kStride + Tiles::offset(t))
-                             : Int{};
-      }
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 4; i += 2) {
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        const std::int32_t* inputs = tiles.of(t).codes + (quad + i) * kStride + Tiles::offset(t);
-        dots[group][t] = simd::dot_unsigned(dots[group][t], codes[i], Input::load(inputs),
-                                            codes[i + 1], Input::load(inputs + kStride));
-      }
-    }
-    if (quad % kQuads + 4 == kQuads) add_group(group);
+  for (int t = 0; t < kScaledTile; ++t) {
+    dots[t] = kind.has_zero_point ? simd::broadcast(input.starts[group * kScaledTile + t]) : Int{};
   }
-
-  // A dot fits int16: of its two words the upper one meets a zero.
-  [[gnu::always_inline]] void add_group(int group) {
-    const Int low_word = scale[group] & simd::broadcast(0xffff);
+#pragma GCC unroll 4
+  for (int quad = group * kQuads; quad < (group + 1) * kQuads; quad += 2) {
 #pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) {
-      const auto& tile = tiles.of(t);
-      if constexpr (kind.group_size == 32) {
-        const Int code = Input::load(tile.scale_codes + group * kStride + Tiles::offset(t));
-        totals[t] =
-            simd::dot_words(totals[t], dots[group][t], simd::multiply_words(low_word, code));
-      } else if (group % 2 == 0) {
-        dots[group][t] = simd::dot_words(Int{}, dots[group][t], low_word);
-      } else {
-        const Int exact = simd::dot_words(dots[group - 1][t], dots[group][t], low_word);
-        const Float scales = Input::load(tile.scale + group / 2 * kStride + Tiles::offset(t));
-        totals[t] = simd::fma(simd::to_float(exact), scales, totals[t]);
-      }
+    for (int t = 0; t < kScaledTile; ++t) {
+      const std::int32_t* inputs = input.codes + quad * kScaledTile + t;
+      dots[t] = simd::dot_unsigned(dots[t], codes[quad], simd::broadcast(inputs[0]),
+                                   codes[quad + 1], simd::broadcast(inputs[kScaledTile]));
     }
   }
+}
 
-  // The share of this segment in the result of token t.
-  [[gnu::always_inline]] Float share(int t) const {
-    Int minimums = {};
-    if constexpr (kind.has_minimum) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kGroups / 2; ++i) {
-        const std::int32_t* sums = tiles.of(t).sums + i * kStride + Tiles::offset(t);
-        minimums = simd::dot_words(minimums, two_words(minimum[2 * i], minimum[2 * i + 1]),
-                                   Input::load(sums));
-      }
-    }
-    return finish<kind, Input>(tiles.of(t), Tiles::offset(t), factor, -minimum_factor, totals[t],
-                               minimums);
-  }
-};
-
-// sums[t] += one segment of kLanes rows whose codes were unpacked before, for more tokens than
-// registers hold.
-template <ScaledKind kind, int width>
-void multiply_lanes(const simd::RowLanes& rows, const ScaledTile<kind.group_size, width>& input,
+// sums[t] += one segment of kLanes rows.
+template <ScaledKind kind>
+void multiply_lanes(const simd::RowLanes& rows, const ScaledTile<kind.group_size>& input,
                     float* sums, std::int64_t stride) {
-  using Dots = DotLanes<kind, SharedTiles<kind.group_size, width>>;
-  Dots lanes({&input});
-  std::copy_n(rows.scale, Dots::kGroups, lanes.scale);
+  constexpr int kPairs = kSegment / kind.group_size / 2;
+  typename TotalOf<kind.group_size>::Type totals[kScaledTile] = {};
+#pragma GCC unroll 1
+  for (int pair = 0; pair < kPairs; ++pair) {
+    Int dots[2][kScaledTile];
+    dot_group<kind>(rows.codes, input, 2 * pair, dots[0]);
+    dot_group<kind>(rows.codes, input, 2 * pair + 1, dots[1]);
+    // A dot fits int16: of its two words the upper one meets a zero.
+    const Int scale0 = rows.scale[2 * pair] & simd::broadcast(0xffff);
+    const Int scale1 = rows.scale[2 * pair + 1] & simd::broadcast(0xffff);
+#pragma GCC unroll 8
+    for (int t = 0; t < kScaledTile; ++t) {
+      if constexpr (kind.group_size == 32) {
+        const std::int32_t* codes = input.scale_codes + 2 * pair * kScaledTile + t;
+        const Int both0 = simd::multiply_words(scale0, simd::broadcast(codes[0]));
+        const Int both1 = simd::multiply_words(scale1, simd::broadcast(codes[kScaledTile]));
+        totals[t] = simd::dot_words(totals[t], dots[0][t], both0);
+        totals[t] = simd::dot_words(totals[t], dots[1][t], both1);
+      } else {
+        const Int first = simd::dot_words(Int{}, dots[0][t], scale0);
+        const Int exact = simd::dot_words(first, dots[1][t], scale1);
+        const Float input_scale = simd::broadcast(input.scale[pair * kScaledTile + t]);
+        totals[t] = simd::fma(simd::to_float(exact), input_scale, totals[t]);
+      }
+    }
+  }
+  Int minimums[kPairs];
   if constexpr (kind.has_minimum) {
-    std::copy_n(rows.minimum, Dots::kGroups, lanes.minimum);
-    lanes.minimum_factor = rows.minimum_factor;
+    for (int i = 0; i < kPairs; ++i) {
+      minimums[i] = two_words(rows.minimum[2 * i], rows.minimum[2 * i + 1]);
+    }
   }
-  lanes.factor = rows.factor;
-#pragma GCC unroll 16
-  for (int quad = 0; quad < kSegment / 4; quad += 4) {
-    const Int codes[4] = {rows.codes[quad], rows.codes[quad + 1], rows.codes[quad + 2],
-                          rows.codes[quad + 3]};
-    lanes.put(quad, codes);
+#pragma GCC unroll 8
+  for (int t = 0; t < kScaledTile; ++t) {
+    const Int minimum = dot_minimums<kind>(minimums, input, t);
+    const Float share =
+        finish<kind>(input, t, rows.factor, -rows.minimum_factor, totals[t], minimum);
+    add_to(sums + t * stride, share);
   }
-  for (int t = 0; t < width; ++t) add_to(sums + t * stride, lanes.share(t));
 }
 
 // ---- many tokens: two groups side by side ----
@@ -229,55 +170,48 @@ inline Int broadcast_two(const std::int32_t* words) {
 }
 
 // sums[t] += one segment of kLanes rows.
-template <ScaledKind kind, int width>
-void multiply_paired(const PairedPanel& panel, const ScaledTile<kind.group_size, width>& input,
+template <ScaledKind kind>
+void multiply_paired(const PairedPanel& panel, const ScaledTile<kind.group_size>& input,
                      float* sums, std::int64_t stride) {
   constexpr int kQuads = kind.group_size / 4;
-  typename TotalOf<kind.group_size>::Type totals[width] = {};
+  typename TotalOf<kind.group_size>::Type totals[kScaledTile] = {};
 #pragma GCC unroll 1
   for (int pair = 0; pair < 32 / kQuads; ++pair) {
-    Int low[width];
-    Int high[width];
+    Int low[kScaledTile];
+    Int high[kScaledTile];
 #pragma GCC unroll 8
-    for (int t = 0; t < width; ++t) {
-      low[t] = kind.has_zero_point ? broadcast_two(input.starts + 2 * (pair * width + t)) : Int{};
+    for (int t = 0; t < kScaledTile; ++t) {
+      low[t] =
+          kind.has_zero_point ? broadcast_two(input.starts + 2 * (pair * kScaledTile + t)) : Int{};
       high[t] = low[t];
     }
 #pragma GCC unroll 8
     for (int i = pair * kQuads; i < (pair + 1) * kQuads; ++i) {
 #pragma GCC unroll 8
-      for (int t = 0; t < width; ++t) {
-        const Int codes = broadcast_two(input.codes + 2 * (i * width + t));
+      for (int t = 0; t < kScaledTile; ++t) {
+        const Int codes = broadcast_two(input.codes + 2 * (i * kScaledTile + t));
         low[t] = simd::dot_unsigned(low[t], panel.codes[2 * i], codes);
         high[t] = simd::dot_unsigned(high[t], panel.codes[2 * i + 1], codes);
       }
     }
     const Int scale = panel.scale[pair];
 #pragma GCC unroll 8
-    for (int t = 0; t < width; ++t) {
+    for (int t = 0; t < kScaledTile; ++t) {
       const Int dots = simd::pack_words(low[t], high[t]);
       if constexpr (kind.group_size == 32) {
-        const Int both = simd::broadcast(input.scale_codes[pair * width + t]);
+        const Int both = simd::broadcast(input.scale_codes[pair * kScaledTile + t]);
         totals[t] = simd::dot_words(totals[t], dots, simd::multiply_words(scale, both));
       } else {
         totals[t] = simd::fma(simd::to_float(simd::dot_words(Int{}, dots, scale)),
-                              simd::broadcast(input.scale[pair * width + t]), totals[t]);
+                              simd::broadcast(input.scale[pair * kScaledTile + t]), totals[t]);
       }
     }
   }
 #pragma GCC unroll 8
-  for (int t = 0; t < width; ++t) {
-    Int minimums = {};
-    if constexpr (kind.has_minimum) {
-#pragma GCC unroll 8
-      for (int i = 0; i < 32 / kQuads; ++i) {
-        minimums =
-            simd::dot_words(minimums, panel.minimum[i], simd::broadcast(input.sums[i * width + t]));
-      }
-    }
+  for (int t = 0; t < kScaledTile; ++t) {
+    const Int minimum = dot_minimums<kind>(panel.minimum, input, t);
     add_to(sums + t * stride,
-           finish<kind, SharedInput>(input, t, panel.factor, panel.minus_minimum_factor, totals[t],
-                                     minimums));
+           finish<kind>(input, t, panel.factor, panel.minus_minimum_factor, totals[t], minimum));
   }
 }
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from lilliput.arrays import FloatArray
 from lilliput.errors import RuntimeModelError
+from lilliput.runtime.prompt_lookup import PromptLookup
 from lilliput.runtime.sampler import Sampler, SamplingOptions
 from lilliput.runtime.session import Session
 
@@ -25,7 +27,8 @@ class FinishReason(StrEnum):
 class Timings:
     """What a generation cost.
 
-    prompt_tokens: of the prompt.  prefilled: those not in the cache already.  decoded: passes of one token.
+    prompt_tokens: of the prompt.  prefilled: those not in the cache already.  decoded: tokens run after it, wrong
+    guesses left out.  passes: of the engine that ran them; as many, unless guesses came true.
     Rates are tokens per second, None where nothing ran.
     """
 
@@ -34,6 +37,7 @@ class Timings:
     prefill_seconds: float
     decoded: int
     decode_seconds: float
+    passes: int = 0
 
     @property
     def prefill_tok_s(self) -> float | None:
@@ -52,7 +56,7 @@ class Generation:
     The stop token that ended it is not among the ids.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is the caller's own choice; a record of them would be made for this call alone
         self,
         session: Session,
         prompt: Sequence[int],
@@ -60,11 +64,14 @@ class Generation:
         *,
         max_tokens: int,
         stop_ids: frozenset[int] = frozenset(),
+        guesses: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepare; nothing runs yet.
 
         prompt: token ids, BOS included; what the session already holds of it is not run again.
+        guesses: tokens to guess from the text so far and verify in one pass (`prompt_lookup`); 0 guesses nothing.
+        The text is distributed as without, up to the engine's rounding.  Pays for text that repeats itself.
         progress: called with (prompt tokens done, prompt tokens to run) during prefill.
         Raises RuntimeModelError for an empty prompt or one that leaves no room in the context.
         """
@@ -80,6 +87,7 @@ class Generation:
         self._sampler = Sampler(sampling)
         self._max_tokens = max_tokens
         self._stop_ids = stop_ids
+        self._guesses = guesses
         self._progress = progress
         self.timings = Timings(len(self._prompt), 0, 0.0, 0, 0.0)
         self.finish_reason: FinishReason | None = None
@@ -100,26 +108,52 @@ class Generation:
         logits = session.forward(pending, progress=self._progress)[0]
         prefill_seconds = time.perf_counter() - start
         self.timings = Timings(len(self._prompt), len(pending), prefill_seconds, 0, 0.0)
-        decode_seconds = 0.0
-        for count in range(1, self._max_tokens + 1):
+        yield from self._decode(logits, previous)
+
+    def _decode(self, logits: FloatArray, previous: list[int]) -> Iterator[int]:
+        """Choose, yield and run tokens until the end; logits: [vocab_size] after the prompt."""
+        session, lookup = self._session, PromptLookup(previous) if self._guesses else None
+        rows, guessed = [logits], list[int]()
+        count = 0
+        while True:
+            for index, row in enumerate(rows):
+                start = time.perf_counter()
+                token = self._sampler.choose(row, previous)
+                self._count(seconds=time.perf_counter() - start)
+                came_true = index < len(guessed) and token == guessed[index]
+                if not came_true or token in self._stop_ids:
+                    # Guesses that the model did not choose leave the cache.
+                    session.truncate(len(previous))
+                if token in self._stop_ids:
+                    self.finish_reason = FinishReason.STOP
+                    return
+                yield token
+                count += 1
+                previous.append(token)
+                if count == self._max_tokens or len(previous) > session.context:
+                    session.truncate(len(previous) - 1)
+                    is_limit = count == self._max_tokens
+                    self.finish_reason = FinishReason.LENGTH if is_limit else FinishReason.CONTEXT
+                    return
+                if lookup is not None:
+                    lookup.append(token)
+                if not came_true:
+                    break
+                self._count(decoded=1)
             start = time.perf_counter()
-            token = self._sampler.choose(logits, previous)
-            decode_seconds += time.perf_counter() - start
-            if token in self._stop_ids:
-                self.finish_reason = FinishReason.STOP
-                return
-            yield token
-            previous.append(token)
-            if count == self._max_tokens:
-                self.finish_reason = FinishReason.LENGTH
-                return
-            if session.length == session.context:
-                self.finish_reason = FinishReason.CONTEXT
-                return
-            start = time.perf_counter()
-            logits = session.forward([token])[0]
-            decode_seconds += time.perf_counter() - start
-            self.timings = Timings(len(self._prompt), len(pending), prefill_seconds, count, decode_seconds)
+            room = min(self._max_tokens - count - 1, session.context - len(previous))
+            guessed = lookup.guess(min(self._guesses, room)) if lookup is not None else []
+            rows = list(session.forward([token, *guessed], "all") if guessed else session.forward([token]))
+            self._count(decoded=1, passes=1, seconds=time.perf_counter() - start)
+
+    def _count(self, *, decoded: int = 0, passes: int = 0, seconds: float = 0.0) -> None:
+        now = self.timings
+        self.timings = replace(
+            now,
+            decoded=now.decoded + decoded,
+            passes=now.passes + passes,
+            decode_seconds=now.decode_seconds + seconds,
+        )
 
 
 def shared_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:

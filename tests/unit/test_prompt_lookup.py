@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guesses from the text so far, and generation that verifies them, on a stand-in for the engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lilliput.runtime.generate import FinishReason, Generation
+from lilliput.runtime.prompt_lookup import PromptLookup
+from lilliput.runtime.sampler import SamplingOptions
+
+PERIOD = 7
+
+
+class CyclingSession:
+    """After position p come noisy logits that depend on p and the token alone, and mostly favour a cycle of PERIOD."""
+
+    def __init__(self, context: int = 200) -> None:
+        self.context = context
+        self.token_ids: tuple[int, ...] = ()
+        self.passes: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.token_ids)
+
+    def truncate(self, length: int) -> None:
+        assert length <= self.length
+        self.token_ids = self.token_ids[:length]
+
+    def forward(self, token_ids, output="last", *, progress=None):
+        start = self.length
+        self.token_ids += tuple(token_ids)
+        assert self.length <= self.context
+        self.passes.append(len(token_ids))
+        rows = [self.logits(start + index, token) for index, token in enumerate(token_ids)]
+        return np.stack(rows if output == "all" else rows[-1:])
+
+    def logits(self, position: int, token: int):
+        noise = np.random.default_rng([position, token]).standard_normal(PERIOD + 3).astype(np.float32)
+        noise[(token + 1) % PERIOD] += np.float32(3.0)
+        return noise
+
+
+def generated(guesses: int, sampling: SamplingOptions, **options):
+    session = CyclingSession()
+    generation = Generation(session, list(range(PERIOD)) * 2, sampling, max_tokens=80, guesses=guesses, **options)
+    return list(generation), generation, session
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("guesses", [1, 3, 10])
+def test_guesses_change_no_token(guesses: int, temperature: float):
+    sampling = SamplingOptions(temperature=temperature, seed=5)
+    expected, plain, held = generated(0, sampling)
+    tokens, generation, session = generated(guesses, sampling)
+    assert tokens == expected
+    assert session.token_ids == held.token_ids
+    assert generation.timings.decoded == plain.timings.decoded == 79
+    assert generation.timings.passes < plain.timings.passes == 79
+
+
+def test_a_stop_token_among_true_guesses_ends_it_and_leaves_the_cache():
+    sampling = SamplingOptions()
+    expected, _, held = generated(0, sampling, stop_ids=frozenset({5}))
+    tokens, generation, session = generated(4, sampling, stop_ids=frozenset({5}))
+    assert tokens == expected
+    assert session.token_ids == held.token_ids
+    assert generation.finish_reason is FinishReason.STOP
+
+
+def test_guesses_never_run_past_the_context_or_the_limit():
+    session = CyclingSession(context=20)
+    generation = Generation(session, list(range(PERIOD)) * 2, SamplingOptions(), max_tokens=80, guesses=8)
+    assert len(list(generation)) == 7
+    assert generation.finish_reason is FinishReason.CONTEXT
+    assert session.length == 20
+    session = CyclingSession()
+    list(Generation(session, list(range(PERIOD)) * 2, SamplingOptions(), max_tokens=3, guesses=8))
+    assert session.length == 2 * PERIOD + 2
+
+
+def test_the_latest_place_of_the_longest_match_is_continued():
+    lookup = PromptLookup([1, 2, 3, 9, 1, 2, 4, 8, 1, 2])
+    assert lookup.guess(2) == [4, 8]
+    lookup.append(3)
+    assert lookup.guess(3) == [9, 1, 2]
+    lookup.append(7)
+    assert lookup.guess(3) == []
+    assert PromptLookup([1, 2, 1, 2]).guess(0) == []
+    assert PromptLookup([5]).guess(3) == []
