@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.containers import open_model
@@ -27,7 +28,6 @@ from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.plan import resolve
 from lilliput.records import LayerInputs, QuantizedTensor, Role, TensorPlan
 from lilliput.workflows import CalibrateOptions, Guidance, Progress, QuantizeOptions, calibrate, quantize
-from tests.tiny_llama import TEXT, write_tiny_llama
 
 torch = pytest.importorskip("torch")
 

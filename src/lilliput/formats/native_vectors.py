@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from array_api_compat import is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, is_numpy_array, is_torch_array
 
 from lilliput.arrays import Array, FloatArray
 
@@ -23,10 +23,10 @@ def nearest_vectors(name: str, y: Array, metric: Array | None) -> Array | None:
     if is_numpy_array(y):
         return _native.nearest_vectors(name, np.ascontiguousarray(y), _square(metric, len(y)))
     if is_torch_array(y) and y.device.type == "cpu":  # type: ignore[attr-defined]  # Array stands for numpy's type
-        import torch
-
         square = _square(None if metric is None else np.asarray(metric), len(y))
-        return torch.from_numpy(_native.nearest_vectors(name, np.ascontiguousarray(np.asarray(y)), square))  # type: ignore[return-value]
+        found = _native.nearest_vectors(name, np.ascontiguousarray(np.asarray(y)), square)
+        codes: Array = array_namespace(y).asarray(found)
+        return codes
     return None
 
 
