@@ -121,6 +121,8 @@ def _remarks(row: TensorPlan, attempts: list[_Attempt], chosen: _Attempt) -> Ite
     """What the ledger adds to the plan's reason."""
     if len(attempts) == 1 and chosen.method != row.method:
         yield f"no token of the text reached it, so {chosen.method}"
+    elif len(attempts) == 1 and METHODS[row.method].needs == "hessian":
+        yield "kept unjudged: the text is too short to hold a part of it out"
     if chosen.overflows:
         yield f"{chosen.overflows} values beyond F16's range became infinite"
     if len(attempts) > 1:

@@ -35,6 +35,8 @@ LEDGER_ENTRY_BYTES = 600
 # A random matrix this large shows a method's speed; smaller ones show the cost of starting it.
 SAMPLE_ROWS, SAMPLE_COLUMNS = 64, 1024
 HESSIAN_COLUMNS = 256
+# torch and transformers loaded, over the rest of the process.
+TORCH_BYTES = 450_000_000
 SECONDS_PER_PROBE = 0.2
 WRITE_SAMPLE_BYTES = 16_000_000
 HASH_SAMPLE_BYTES = 4_000_000
@@ -82,8 +84,25 @@ def estimate(
     seconds["write"] = file_bytes / speeds.bytes_written_per_second()
     seconds["verify"] = weights / speeds.weights_decoded_per_second()
     ram = PROCESS_BYTES + max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
+    if any(_sees_hessian(row) for row in plan.rows):
+        ram += _block_bytes(plan)
     disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
     return CostEstimate(ram, disk, seconds)
+
+
+def _block_bytes(plan: Plan) -> int:
+    """Memory of the block loop: torch, the largest block in float32, its Hessians, and one factorization in float64."""
+    blocks: dict[str, int] = {}
+    hessians: dict[str, int] = {}
+    for row in plan.rows:
+        block = row.name.rpartition(".weight")[0].rpartition(".")[0]
+        blocks[block] = blocks.get(block, 0) + weights_of(row)
+        if _sees_hessian(row) and row.role in FIRST_READERS:
+            hessians[block] = hessians.get(block, 0) + row.shape[-1] ** 2
+    floats = max((size for name, size in blocks.items() if name.startswith("blk.")), default=0)
+    # One Hessian for the methods and one held out; Cholesky's input and output in float64, the result in float32.
+    largest = max((row.shape[-1] ** 2 for row in plan.rows if _sees_hessian(row)), default=0)
+    return TORCH_BYTES + FLOAT32_BYTES * (floats + 2 * max(hessians.values(), default=0)) + 28 * largest
 
 
 def _sees_hessian(row: TensorPlan) -> bool:
