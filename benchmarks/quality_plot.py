@@ -19,12 +19,12 @@ Line = Mapping[str, object]
 INK, MUTED, GRID, PEER = "#1f2328", "#6e7781", "#e6e8eb", "#8c959f"
 # Weakest first, so that the strongest is drawn last and lies on top; an unlisted method takes the next free colour.
 METHODS = {
-    "searched_scales": ("searched scales", "#54aeff"),
-    "fast": ("effort fast", "#54aeff"),
-    "feedback": ("feedback", "#1a7f64"),
-    "balanced": ("effort balanced", "#1a7f64"),
+    "searched_scales": ("searched scales (effort fast)", "#54aeff"),
+    "feedback": ("feedback (effort balanced)", "#1a7f64"),
     "best": ("effort best", "#cf5b1e"),
 }
+# Efforts that are one method under another name.
+ALIASES = {"fast": "searched_scales", "balanced": "feedback"}
 SPARE_COLOURS = ("#8250df", "#bf3989", "#9a6700")
 # Of no use in a picture of what to choose.
 LEFT_OUT = ("round_to_nearest",)
@@ -51,7 +51,7 @@ class Panel:
 
 def draw(lines: Iterable[Line], output: Path) -> None:
     """Write a PNG: a column for each model and text. Uniform types only: a mixture is no point of their curve."""
-    panels = _panels(lines)
+    panels = _panels({**line, "method": ALIASES.get(str(line["method"]), line["method"])} for line in lines)
     if not panels:
         raise SystemExit("no lines of uniform types: run `quality.py model` or `bart` with --out first")
     mpl.rcParams |= {

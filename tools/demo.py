@@ -17,7 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LILLIPUT = Path(sys.executable).parent / "lilliput"
 PRESET = "Q4_K_M"
 PROMPT = "# Summary\n\nThis document describes"
-COMPARED = ("Q8_0", "Q6_K", PRESET, "Q3_K_M", "Q2_K")
+# Preset and effort of each file; where both efforts are shown, only the codes differ.
+COMPARED = (
+    ("Q8_0", "fast"),
+    ("Q6_K", "fast"),
+    (PRESET, "fast"),
+    (PRESET, "balanced"),
+    ("Q2_K", "fast"),
+    ("Q2_K", "balanced"),
+)
 HELD_OUT = ROOT / "benchmarks" / "data" / "documentation.txt"
 
 
@@ -46,10 +54,23 @@ def main() -> None:
     shutil.copyfile(HELD_OUT, folder / HELD_OUT.name)
 
     lilliput(folder, "plan", "gulliver", "--to", PRESET, "--text", "sample.txt")
-    files = [f"gulliver-{preset}.gguf" for preset in COMPARED]
-    for preset, file in zip(COMPARED, files, strict=True):
-        lilliput(folder, "quantize", "gulliver", "--to", preset, "--text", "sample.txt", "-o", file, "--force")
-    words = ("run", f"gulliver-{PRESET}.gguf", "--prompt", PROMPT, "--max-tokens", "64", "--temperature", "0")
+    files = [f"gulliver-{preset}-{effort}.gguf" for preset, effort in COMPARED]
+    for (preset, effort), file in zip(COMPARED, files, strict=True):
+        lilliput(
+            folder,
+            "quantize",
+            "gulliver",
+            "--to",
+            preset,
+            "--effort",
+            effort,
+            "--text",
+            "sample.txt",
+            "-o",
+            file,
+            "--force",
+        )
+    words = ("run", f"gulliver-{PRESET}-balanced.gguf", "--prompt", PROMPT, "--max-tokens", "64", "--temperature", "0")
     lilliput(folder, *words)
     report = json.loads(lilliput(folder, "eval", "gulliver", *files, "--text", HELD_OUT.name, "--json", quiet=True))
     print_report(model, report)

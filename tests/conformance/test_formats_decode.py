@@ -78,6 +78,9 @@ def can_pack(number_format: NumberFormat) -> bool:
 @pytest.mark.parametrize("number_format", [f for f in BLOCK_FORMATS if can_pack(f)], ids=repr)
 def test_pack_is_the_inverse_of_unpack_on_random_bytes(number_format: BlockFormat) -> None:
     blocks = random_blocks(number_format)
+    if number_format.name == "tq1_0":
+        # 243 of 256 bytes stand for five ternary digits; the others are read as one of those and never written.
+        blocks = number_format.pack(number_format.unpack({"blocks": blocks}, COLUMNS))["blocks"]
     encoded = number_format.unpack({"blocks": blocks}, COLUMNS)
     np.testing.assert_array_equal(number_format.pack(encoded)["blocks"], blocks)
 
