@@ -47,8 +47,8 @@ def main() -> None:
         with WorkFolder(Path(folder) / "work", "benchmark") as work:
             finish = work.finish
 
-            def marked(step: str, done: object) -> None:
-                finish(step, done)  # type: ignore[arg-type]
+            def marked(*given: object) -> None:
+                finish(*given)  # type: ignore[arg-type]
                 marks.append(time.perf_counter())
 
             work.finish = marked  # type: ignore[method-assign, assignment]
