@@ -15,7 +15,10 @@ from lilliput.formats.scale_search import (
     finest_first,
     half_rounded,
     line_error,
+    nearest_integers,
+    nonzero,
     ordered_sum,
+    peak_of,
     row_mean_square,
     scale_error,
     search_line,
@@ -77,7 +80,10 @@ def test_an_all_positive_group_never_adds_where_only_subtraction_is_stored() -> 
 
 def test_an_outer_scale_that_divides_all_is_found() -> None:
     values = np.array([[3, -5, 31, 7, 0, 12, -20, 1]], dtype=np.float32).T * np.float32(0.125)
-    found = search_outer_scale(values, np.ones_like(values), (-32, 31), [31.5 - 0.5 * k for k in range(9)])
+    anchors = [31.5 - 0.5 * k for k in range(9)]
+    found = search_outer_scale(
+        values, np.ones_like(values), nonzero(peak_of(values)), anchors, nearest_integers(-32, 31)
+    )
     assert found[0] == 0.125
 
 

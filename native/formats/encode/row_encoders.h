@@ -221,6 +221,7 @@ class RowSearch {
   void fit_blocks(const std::vector<float>& values, const std::vector<float>& curvature,
                   const std::vector<float>& anchors, std::vector<float>& outer) const {
     const std::int64_t n_blocks = columns_ / 256;
+    const auto nearest = [](Float value) { return rounded_between(value, low_code, high_code); };
     resize_to_lanes(outer, n_blocks);
     for (std::int64_t first = 0; first < n_blocks; first += kLanes) {
       BlockLanes<groups> lanes;
@@ -229,7 +230,7 @@ class RowSearch {
       Float best = broadcast(std::numeric_limits<float>::infinity());
       Float chosen = simd::zero();
       for (const float anchor : anchors)
-        try_outer_scale<low_code, high_code>(lanes, peak, anchor, best, chosen);
+        try_outer_scale(lanes, peak, anchor, nearest, best, chosen);
       simd::store(outer.data() + first, chosen);
     }
   }

@@ -304,20 +304,21 @@ struct BlockLanes {
   Float curvature[groups];
 };
 
-template <int low_code, int high_code, int groups>
-inline void try_outer_scale(const BlockLanes<groups>& lanes, Float peak, float anchor, Float& best,
-                            Float& outer) {
+// nearest_multiple: rounds values, in units of the scale, to the multiples that the format has.
+template <int groups, typename NearestMultiple>
+inline void try_outer_scale(const BlockLanes<groups>& lanes, Float peak, float anchor,
+                            const NearestMultiple& nearest_multiple, Float& best, Float& outer) {
   Float candidate = half_rounded(peak / broadcast(anchor));
   for (int round = 0; round < 2; ++round) {
     const Float inverse = reciprocal(candidate);
     OrderedSum error_sum, along_sum, across_sum;
     for_each_term<groups>([&]<bool is_first>(int j, int slot) {
-      const Float code = rounded_between(lanes.values[j] * inverse, low_code, high_code);
-      const Float residual = candidate * code - lanes.values[j];
+      const Float multiple = nearest_multiple(lanes.values[j] * inverse);
+      const Float residual = candidate * multiple - lanes.values[j];
       error_sum.add<is_first>(slot, (lanes.curvature[j] * residual) * residual);
-      const Float weighted = lanes.curvature[j] * code;
+      const Float weighted = lanes.curvature[j] * multiple;
       along_sum.add<is_first>(slot, weighted * lanes.values[j]);
-      across_sum.add<is_first>(slot, weighted * code);
+      across_sum.add<is_first>(slot, weighted * multiple);
     });
     const Float error = error_sum.total(), across = across_sum.total();
     const Int is_better = error < best;

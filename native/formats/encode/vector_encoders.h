@@ -34,7 +34,7 @@ inline void fit_first_scales(std::int64_t n_blocks, VectorScratch& scratch) {
     BlockLanes<groups> lanes;
     load_blocks(scratch.scale, scratch.curvature, n_blocks, first, lanes);
     for (Float& value : lanes.values) value = value * broadcast(1.0f / S::kFactor);
-    simd::store(scratch.outer.data() + first, search_half_step_scale<S::kLastCode>(lanes));
+    simd::store(scratch.outer.data() + first, search_odd_halves_scale<S::kLastCode>(lanes));
   }
 }
 

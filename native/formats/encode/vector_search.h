@@ -375,36 +375,21 @@ inline ChosenCodes<S::kGroup> search_groups(const GroupLanes<S::kGroup>& lanes, 
   return chosen;
 }
 
-// search_half_step_scale in Python: values of kLanes blocks' groups, in units of the factor.
+// search_outer_scale for the multiples code + 1/2: values of kLanes blocks' groups, in units of the
+// factor. The peak of a block of zeros stays 0.
 template <int last_code, int groups>
-inline Float search_half_step_scale(const BlockLanes<groups>& lanes) {
+inline Float search_odd_halves_scale(const BlockLanes<groups>& lanes) {
   const Float half = broadcast(0.5f);
+  const auto nearest = [half](Float value) {
+    return rounded_between(value - half, 0, last_code) + half;
+  };
   Float peak = lanes.values[0];
   for (int g = 1; g < groups; ++g) peak = highest(peak, lanes.values[g]);
   Float best = broadcast(std::numeric_limits<float>::infinity());
   Float outer = simd::zero();
   for (int k = 0; k < 25; ++k) {
     const auto anchor = static_cast<float>((last_code + 1.0) * (1.0 - k / 48.0));
-    Float candidate = half_rounded(peak / broadcast(anchor));
-    for (int round = 0; round < 2; ++round) {
-      const Float inverse = reciprocal(candidate);
-      OrderedSum error_sum, along_sum, across_sum;
-      for_each_term<groups>([&]<bool is_first>(int g, int slot) {
-        const Float multiple =
-            rounded_between(lanes.values[g] * inverse - half, 0, last_code) + half;
-        const Float residual = candidate * multiple - lanes.values[g];
-        error_sum.add<is_first>(slot, (lanes.curvature[g] * residual) * residual);
-        const Float weighted = lanes.curvature[g] * multiple;
-        along_sum.add<is_first>(slot, weighted * lanes.values[g]);
-        across_sum.add<is_first>(slot, weighted * multiple);
-      });
-      const Float error = error_sum.total(), across = across_sum.total();
-      const Int is_better = error < best;
-      best = is_better ? error : best;
-      outer = is_better ? candidate : outer;
-      candidate =
-          half_rounded(along_sum.total() / (across > simd::zero() ? across : broadcast(1.0f)));
-    }
+    try_outer_scale(lanes, peak, anchor, nearest, best, outer);
   }
   return outer;
 }

@@ -26,6 +26,7 @@ from lilliput.formats.scale_search import (
     half_rounded,
     ordered_sum,
     reciprocal,
+    search_outer_scale,
     to_half,
 )
 from lilliput.formats.vector_metric import nearest_entries_under_metric, nearest_signed_under_metric
@@ -33,9 +34,9 @@ from lilliput.formats.vector_search import (
     Rounded,
     RoundGroups,
     VectorFit,
+    nearest_odd_halves,
     round_shifted,
     round_signed,
-    search_half_step_scale,
     search_positive_scale,
     vector_table,
 )
@@ -122,11 +123,11 @@ class CodebookVectors(BlockFormat):
         groups = self.block_size // self.group_size
         # The group of largest scale takes about the highest code, or one down to half of it.
         anchors = [(self.last_code + 1.0) * (1.0 - k / 48) for k in range(25)]
-        first = search_half_step_scale(
-            grouped(xp.reshape(found.scale * (1.0 / self.factor), (rows, -1)), groups),
-            grouped(xp.reshape(found.curvature, (rows, -1)), groups),
-            self.last_code,
-            anchors,
+        scales = grouped(xp.reshape(found.scale * (1.0 / self.factor), (rows, -1)), groups)
+        curvature = grouped(xp.reshape(found.curvature, (rows, -1)), groups)
+        # The peak of a block of zeros stays 0: no multiple of a scale is 0 here, so that the scale must be.
+        first = search_outer_scale(
+            scales, curvature, xp.max(scales, axis=0), anchors, nearest_odd_halves(self.last_code)
         )
         parameters = {"scale": xp.reshape(to_half(first), (rows, -1))}
         chosen = self._search_groups(x, w, found, parameters)

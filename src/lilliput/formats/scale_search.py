@@ -12,7 +12,7 @@ sides, and refines: see benchmarks/encoders.py for what that gains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from array_api_compat import array_namespace
@@ -223,27 +223,37 @@ def line_error(x: Array, w: Array, last_code: int, scale: Array, minimum: Array)
     return ordered_sum((w * residual) * residual)
 
 
-def search_outer_scale(values: Array, curvature: Array, codes: tuple[int, int], anchors: Sequence[float]) -> Array:
-    """Choose the fp16 number d whose multiples d * code suit the groups' own scales.
+# Rounds values, in units of a scale, to the multiples of it that a format has.
+NearestMultiple = Callable[[Array], Array]
 
-    values, curvature: [groups, n].  codes: lowest and highest integer.  anchors: codes that the largest value is tried
-    at.  Returns float32 [n], rounded to fp16.
+
+def nearest_integers(lowest: int, highest: int) -> NearestMultiple:
+    """The whole numbers from lowest to highest."""
+    return lambda values: rounded_between(values, float(lowest), float(highest))
+
+
+def search_outer_scale(
+    values: Array, curvature: Array, peak: Array, anchors: Sequence[float], nearest_multiple: NearestMultiple
+) -> Array:
+    """Choose the fp16 number whose multiples suit the groups' own scales.
+
+    values, curvature: [groups, n].  peak: [n], the value that is tried at each of `anchors`, multiples of the scale.
+    Returns float32 [n], rounded to fp16.
     """
     xp = array_namespace(values)
-    peak = nonzero(peak_of(values))
     best = xp.full_like(peak, float("inf"))
     outer = xp.zeros_like(peak)
     for anchor in anchors:
         candidate = half_rounded(peak / anchor)
         for _ in range(2):
-            code = rounded_between(values * reciprocal(candidate), float(codes[0]), float(codes[1]))
-            residual = candidate * code - values
+            multiple = nearest_multiple(values * reciprocal(candidate))
+            residual = candidate * multiple - values
             error = ordered_sum((curvature * residual) * residual)
             is_better = error < best
             best = xp.where(is_better, error, best)
             outer = xp.where(is_better, candidate, outer)
-            weighted = curvature * code
-            across = ordered_sum(weighted * code)
+            weighted = curvature * multiple
+            across = ordered_sum(weighted * multiple)
             candidate = half_rounded(ordered_sum(weighted * values) / xp.where(across > 0.0, across, 1.0))
     return outer
 

@@ -20,6 +20,8 @@ from lilliput.formats.scale_search import (
     grouped,
     grouped_importance,
     half_rounded,
+    nearest_integers,
+    nonzero,
     peak_of,
     reciprocal,
     scale_error,
@@ -79,11 +81,10 @@ class ScaledScales(BlockFormat):
         low, high = self.scale_codes
         # The group of largest scale takes about the lowest code, or about the highest.
         anchors = [low - 0.5 + 0.5 * k for k in range(9)] + [high + 0.5 - 0.5 * k for k in range(9)]
+        scales = grouped(xp.reshape(found.scale, (rows, -1)), groups)
+        curvature = grouped(xp.reshape(found.curvature, (rows, -1)), groups)
         scale = search_outer_scale(
-            grouped(xp.reshape(found.scale, (rows, -1)), groups),
-            grouped(xp.reshape(found.curvature, (rows, -1)), groups),
-            self.scale_codes,
-            anchors,
+            scales, curvature, nonzero(peak_of(scales)), anchors, nearest_integers(*self.scale_codes)
         )
         return {"scale": xp.reshape(to_half(scale), (rows, -1))}
 

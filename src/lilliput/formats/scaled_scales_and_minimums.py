@@ -23,6 +23,9 @@ from lilliput.formats.scale_search import (
     grouped_importance,
     half_rounded,
     line_error,
+    nearest_integers,
+    nonzero,
+    peak_of,
     reciprocal,
     search_line,
     search_outer_scale,
@@ -92,12 +95,10 @@ class ScaledScalesAndMinimums(BlockFormat):
         xp = array_namespace(values)
         groups = self.block_size // self.group_size
         last = self.last_parameter_code
-        return search_outer_scale(
-            grouped(xp.reshape(values, (rows, -1)), groups),
-            grouped(xp.reshape(curvature, (rows, -1)), groups),
-            (0, last),
-            [last + 0.5 - 0.5 * k for k in range(20 if last > 20 else 12)],
-        )
+        values = grouped(xp.reshape(values, (rows, -1)), groups)
+        curvature = grouped(xp.reshape(curvature, (rows, -1)), groups)
+        anchors = [last + 0.5 - 0.5 * k for k in range(20 if last > 20 else 12)]
+        return search_outer_scale(values, curvature, nonzero(peak_of(values)), anchors, nearest_integers(0, last))
 
     def _scale_codes(self, line: LineFit, scale: Array) -> tuple[Array, Array, Array]:
         """Block scales [blocks] -> scale per group, its nearest codes, and the minimum that then suits each group."""

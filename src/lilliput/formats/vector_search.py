@@ -24,7 +24,7 @@ from lilliput.formats.levels import rounded_between, take
 from lilliput.formats.scale_search import (
     REFINEMENTS,
     TIE,
-    half_rounded,
+    NearestMultiple,
     nonzero,
     ordered_sum,
     reciprocal,
@@ -249,26 +249,6 @@ def search_positive_scale(x: Array, w: Array, roundings: Sequence[RoundGroups], 
     return VectorFit(scale, curvature)
 
 
-def search_half_step_scale(values: Array, curvature: Array, last_code: int, anchors: Sequence[float]) -> Array:
-    """Choose the fp16 number d whose multiples d * (code + 1/2), code 0..last_code, suit the groups' own scales.
-
-    values, curvature: [groups, n].  anchors: numbers code + 1/2 that the largest value is tried at.
-    Returns float32 [n], rounded to fp16.
-    """
-    xp = array_namespace(values)
-    peak = xp.max(values, axis=0)
-    best = xp.full_like(peak, float("inf"))
-    outer = xp.zeros_like(peak)
-    for anchor in anchors:
-        candidate = half_rounded(peak / anchor)
-        for _ in range(2):
-            multiple = rounded_between(values * reciprocal(candidate) - 0.5, 0.0, float(last_code)) + 0.5
-            residual = candidate * multiple - values
-            error = ordered_sum((curvature * residual) * residual)
-            is_better = error < best
-            best = xp.where(is_better, error, best)
-            outer = xp.where(is_better, candidate, outer)
-            weighted = curvature * multiple
-            across = ordered_sum(weighted * multiple)
-            candidate = half_rounded(ordered_sum(weighted * values) / xp.where(across > 0.0, across, 1.0))
-    return outer
+def nearest_odd_halves(last_code: int) -> NearestMultiple:
+    """The numbers code + 1/2, code 0..last_code."""
+    return lambda values: rounded_between(values - 0.5, 0.0, float(last_code)) + 0.5
