@@ -14,7 +14,6 @@ from header_models import header_model
 from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput import workflows
-from lilliput.cli import main
 from lilliput.containers import open_model
 from lilliput.errors import ContainerError
 from lilliput.formats import get_format
@@ -38,23 +37,6 @@ NAMES = [
     ),
 ]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("LILLIPUT_CACHE", str(tmp_path / "cache"))
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.parametrize("name", NAMES)
