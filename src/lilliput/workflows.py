@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import lilliput
 from lilliput.architectures.architecture import Json
+from lilliput.arrays import IntArray
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, open_model
@@ -270,12 +271,8 @@ class _Job:
 
     def _stream(self, folder: WorkFolder, progress: Progress | None) -> tuple[Statistics, Done]:
         """Quantize what has inputs block by block; statistics for the file's metadata."""
-        from lilliput.calibration.data import calibration_chunks
-
         texts = _text_files(self.guidance.text)
-        size = min(CalibrateOptions().chunk_size, self.source.config.context_length)
-        tokens = self.options.tokens or STREAM_TOKENS
-        chunks = calibration_chunks(self.source.vocabulary(), texts, chunk_size=size, tokens=tokens)
+        chunks = _chunks(self.source, texts, self.options.tokens or STREAM_TOKENS)
         stream = StreamOptions(device=self.options.device, threads=self.options.threads or default_threads())
         done = quantize_blocks(self.source, self.plan, chunks, folder, stream, progress)
         if self.options.effort == "best":
@@ -534,11 +531,15 @@ def _tokens_to_calibrate(source: ModelSource, guidance: Guidance, tokens: int | 
     """Tokens that this run will calibrate on; 0 where it does not."""
     if not guidance.text:
         return 0
+    return int(_chunks(source, _text_files(guidance.text), tokens).size)
+
+
+def _chunks(source: ModelSource, texts: Sequence[Path], tokens: int | None) -> IntArray:
+    """Token ids [chunks, chunk_size] of the text to quantize on."""
     from lilliput.calibration.data import calibration_chunks
 
     size = min(CalibrateOptions().chunk_size, source.config.context_length)
-    texts = _text_files(guidance.text)
-    return int(calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens).size)
+    return calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens)
 
 
 def _first_token(vocabulary: Vocabulary) -> list[int]:

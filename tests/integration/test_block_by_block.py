@@ -301,7 +301,7 @@ def test_where_feedback_loses_on_unseen_text_the_baseline_stays_and_the_ledger_s
 
 
 def test_a_layer_that_saw_no_token_gets_the_baseline_and_the_ledger_says_so() -> None:
-    sums = HessianSums("blk.0.x.weight", CHUNKS)
+    sums = HessianSums("blk.0.x.weight")
     for _ in range(CHUNKS):
         sums.add(torch.zeros(0, 32))
     inputs = sums.layer_inputs()
@@ -315,14 +315,14 @@ def test_a_layer_that_saw_no_token_gets_the_baseline_and_the_ledger_says_so() ->
 
 
 def test_a_layer_seen_only_in_held_out_text_gets_the_baseline() -> None:
-    sums = HessianSums("blk.0.x.weight", CHUNKS)
+    sums = HessianSums("blk.0.x.weight")
     for chunk in range(CHUNKS):
         sums.add(torch.ones(4 if chunk == CHUNKS - 1 else 0, 32))
     assert quantize_tensor(TENSOR, ROW, sums.layer_inputs(), threads=1)[1].method == "searched_scales"
 
 
 def test_a_hessian_that_overflows_names_its_tensor() -> None:
-    sums = HessianSums("blk.0.x.weight", 1)
+    sums = HessianSums("blk.0.x.weight")
     sums.add(torch.full((4, 32), 1e19))
     with pytest.raises(CalibrationError, match=r"^blk\.0\.x\.weight: the Hessian .* holds NaN or Inf"):
         quantize_tensor(TENSOR, ROW, sums.layer_inputs(), threads=1)

@@ -7,9 +7,9 @@ source (any container), used, and dropped again. torch and transformers are impo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -18,11 +18,12 @@ from lilliput.arrays import FloatArray, IntArray
 from lilliput.calibration.transformers_config import transformers_config
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
-from lilliput.records import QuantizedTensor
+from lilliput.records import QuantizedTensor, Role
 
 if TYPE_CHECKING:
     import torch
 
+Sums = TypeVar("Sums")
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm."
 
@@ -86,6 +87,13 @@ class BlockStream:
         """Canonical name of the token embedding."""
         return self._table[EMBEDDING].name
 
+    @property
+    def output_names(self) -> list[str]:
+        """Canonical names of the output head, and of the embedding where that serves as one."""
+        entries = self.source.architecture.tensor_table(self.source.config)
+        heads = [entry for entry in entries if entry.role is Role.OUTPUT]
+        return [name for entry in heads for name in (entry.name, entry.tied_to) if name is not None]
+
     def embed(self, tokens: IntArray, table: QuantizedTensor | None = None) -> torch.Tensor:
         """[n] token ids -> [n, hidden_size] on the CPU, read row by row: the embedding is never whole in memory.
 
@@ -125,6 +133,49 @@ class BlockStream:
                 groups.setdefault(entry.input_group, []).append((module_name, entry))
         return {members[0][0]: tuple(entry for _, entry in members) for members in groups.values()}
 
+    @contextmanager
+    def watching(
+        self,
+        block: torch.nn.Module,
+        layer: int,
+        sums_of: Callable[[str], Sums],
+        see: Callable[[Sums, torch.Tensor], None],
+    ) -> Iterator[list[tuple[tuple[TensorEntry, ...], Sums]]]:
+        """Inside the `with`, `see(sums, inputs)` for what enters each group of linears that share an input.
+
+        sums_of: makes the sums of a group, given the name of its first tensor.
+        """
+        groups: list[tuple[tuple[TensorEntry, ...], Sums]] = []
+        handles = []
+        for module_name, entries in self.linears(layer).items():
+            sums = sums_of(entries[0].name)
+            groups.append((entries, sums))
+            module = block.get_submodule(module_name)
+            handles.append(module.register_forward_pre_hook(_seeing(sums, see)))
+        try:
+            yield groups
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def forward(
+        self, block: torch.nn.Module, layer: int, chunk: int, hidden: torch.Tensor, arguments: Mapping[str, object]
+    ) -> torch.Tensor:
+        """One chunk [tokens, hidden_size] through a block, on the CPU again.
+
+        Raises CalibrationError for NaN or Inf, naming block and chunk.
+        """
+        import torch
+
+        output = block(hidden[None].to(self.device), **arguments)
+        states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+        if not bool(states.isfinite().all()):
+            raise CalibrationError(
+                f"blk.{layer}: its output holds NaN or Inf in chunk {chunk}; "
+                "the model overflows on this text, or its weights are damaged"
+            )
+        return states[0].cpu()
+
     def replace(self, block: torch.nn.Module, layer: int, tensor: QuantizedTensor) -> None:
         """Give a loaded block the values of `tensor` in place of its own, until it is dropped."""
         import torch
@@ -149,10 +200,7 @@ class BlockStream:
         entry = next((entry for entry in self._table.values() if entry.name == name), None)
         if entry is None:
             return None
-        rows = np.arange(int(np.prod(entry.shape[:-1])), dtype=np.int32)
-        if isinstance(entry.source, PermutedHeads):
-            rows = rows.reshape(entry.source.heads, -1, 2).swapaxes(1, 2).reshape(-1)
-        return rows
+        return _row_order(entry)
 
     def logits(self, tokens: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[batch, length] token ids -> [batch, length, vocab_size] of the whole model with `tensors` for its own.
@@ -215,35 +263,26 @@ class BlockStream:
             rotary.get_buffer("inv_freq").div_(divisors.to(self.device))
 
 
-def finite_output(output: torch.Tensor, layer: int, chunk: int) -> torch.Tensor:
-    """[1, tokens, hidden] -> [tokens, hidden]. Raises CalibrationError for NaN or Inf."""
-    if not bool(output.isfinite().all()):
-        raise CalibrationError(
-            f"blk.{layer}: its output holds NaN or Inf in chunk {chunk}; "
-            "the model overflows on this text, or its weights are damaged"
-        )
-    return output[0]
+def _seeing(sums: Sums, see: Callable[[Sums, torch.Tensor], None]) -> Callable[..., None]:
+    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        see(sums, arguments[0])
+
+    return hook
 
 
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Let torch use so many threads inside the `with`; None leaves its own choice."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _row_order(entry: TensorEntry) -> IntArray:
+    """Canonical row of each row of the checkpoint's matrix; of each number of a vector."""
+    rows = np.arange(int(np.prod(entry.shape[:-1] or entry.shape)), dtype=np.int32)
+    if isinstance(entry.source, PermutedHeads):
+        rows = rows.reshape(entry.source.heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    return rows
 
 
 def _in_checkpoint_order(entry: TensorEntry, tensor: QuantizedTensor) -> FloatArray:
     """Float32 values as the Hugging Face checkpoint orders them."""
     values = tensor.dequantize().reshape(entry.shape)
     if isinstance(entry.source, PermutedHeads):
-        pairs = values.reshape(entry.source.heads, -1, 2, *entry.shape[1:])
-        values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(entry.shape)
+        values = values[_row_order(entry)]
     return values if values.flags.writeable else values.copy()
 
 

@@ -7,7 +7,6 @@ weight is read once. Hidden states of all chunks wait in memory, or in a tempora
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,15 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lilliput.architectures.architecture import TensorEntry
 from lilliput.arrays import FloatArray, IntArray
-from lilliput.calibration.block_stream import BlockStream, finite_output, torch_threads
+from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.data import calibration_chunks
 from lilliput.calibration.input_sums import InputSums
+from lilliput.calibration.mapped_file import mapped_floats
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
-from lilliput.records import InputStatistics, Role, Statistics
+from lilliput.methods.torch_threads import torch_threads
+from lilliput.records import InputStatistics, Statistics
 
 if TYPE_CHECKING:
     import torch
@@ -90,12 +90,9 @@ def collect(
         hidden = stack.enter_context(_hidden_states(stream, chunks, options.memory_limit))
         arguments = stream.block_arguments(chunks.shape[1])
         for layer in range(stream.layers):
-            with stream.block(layer) as block, _watching(block, stream, layer) as sums:
+            with stream.block(layer) as block, stream.watching(block, layer, InputSums, _see) as sums:
                 for index in range(len(chunks)):
-                    output = block(hidden[index : index + 1].to(stream.device), **arguments[layer])
-                    hidden[index] = finite_output(
-                        output if isinstance(output, torch.Tensor) else output[0], layer, index
-                    )
+                    hidden[index] = stream.forward(block, layer, index, hidden[index], arguments[layer])
                     done += 1
                     if progress is not None:
                         progress(done, steps)
@@ -105,44 +102,16 @@ def collect(
         head = InputSums("output.weight")
         with stream.final_norm() as norm:
             for index in range(len(chunks)):
-                head.add(norm(hidden[index].to(stream.device)).cpu().numpy())
+                _see(head, norm(hidden[index].to(stream.device)))
                 done += 1
                 if progress is not None:
                     progress(done, steps)
-    inputs |= dict.fromkeys(_output_names(source), head.statistics())
+    inputs |= dict.fromkeys(stream.output_names, head.statistics())
     return inputs
 
 
-@contextmanager
-def _watching(
-    block: torch.nn.Module, stream: BlockStream, layer: int
-) -> Iterator[list[tuple[tuple[TensorEntry, ...], InputSums]]]:
-    """Sum what enters one linear of each group that shares an input."""
-    watched: list[tuple[tuple[TensorEntry, ...], InputSums]] = []
-    handles = []
-    for module_name, entries in stream.linears(layer).items():
-        sums = InputSums(entries[0].name)
-        watched.append((entries, sums))
-        handles.append(block.get_submodule(module_name).register_forward_pre_hook(_adding_to(sums)))
-    try:
-        yield watched
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _adding_to(sums: InputSums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        sums.add(arguments[0].cpu().numpy())
-
-    return hook
-
-
-def _output_names(source: ModelSource) -> list[str]:
-    """The head, and the tensor whose bytes it is where embeddings are tied."""
-    table = source.architecture.tensor_table(source.config)
-    heads = [entry for entry in table if entry.role == Role.OUTPUT]
-    return [name for entry in heads for name in (entry.name, entry.tied_to) if name is not None]
+def _see(sums: InputSums, inputs: torch.Tensor) -> None:
+    sums.add(inputs.cpu().numpy())
 
 
 @contextmanager
@@ -155,7 +124,7 @@ def _hidden_states(stream: BlockStream, chunks: IntArray, memory_limit: int | No
     with ExitStack() as stack:
         if memory_limit is not None and needed + stream.block_bytes() > memory_limit:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-calibrate-"))
-            hidden = torch.from_numpy(_disk_array(Path(folder) / "hidden_states", shape))
+            hidden = torch.from_numpy(_on_disk(Path(folder), shape))
         else:
             hidden = torch.empty(shape)
         for index, chunk in enumerate(chunks):
@@ -163,15 +132,11 @@ def _hidden_states(stream: BlockStream, chunks: IntArray, memory_limit: int | No
         yield hidden
 
 
-def _disk_array(path: Path, shape: tuple[int, ...]) -> FloatArray:
-    """A float32 array in a file whose space is taken now: a full disk is an error here and not a crash later."""
-    needed = 4 * int(np.prod(shape, dtype=np.int64))
+def _on_disk(folder: Path, shape: tuple[int, ...]) -> FloatArray:
     try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, needed)
+        return mapped_floats(folder / "hidden_states", shape)
     except OSError as failure:
         raise CalibrationError(
-            f"{path.parent}: no room for {needed} bytes of hidden states ({failure.strerror}); "
-            "use fewer tokens, a larger memory limit, or set TMPDIR to a larger disk"
+            f"{folder}: no room for {4 * int(np.prod(shape, dtype=np.int64))} bytes of hidden states "
+            f"({failure.strerror}); use fewer tokens, a larger memory limit, or set TMPDIR to a larger disk"
         ) from failure
-    return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)

@@ -20,6 +20,11 @@ ROWS_AT_ONCE = 16
 HELD_OUT_EVERY = 8
 
 
+def is_held_out(chunk: int) -> bool:
+    """Whether the chunk of that number is kept from the methods, to judge their results by; none of the first seven."""
+    return chunk % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+
 class InputSums:
     """Running sums over the inputs of one or more linears. Sums are float64, on one thread, in order.
 
@@ -62,14 +67,10 @@ class InputSums:
 
 
 class HessianSums:
-    """InputSums and the Hessian E[x x^T], with every eighth chunk held out. Products are float32, on any device.
+    """InputSums and the Hessian E[x x^T], those of held-out chunks apart. Products are float32, on any device."""
 
-    With fewer than `HELD_OUT_EVERY` chunks nothing is held out.
-    """
-
-    def __init__(self, name: str, chunks: int) -> None:
+    def __init__(self, name: str) -> None:
         self.squares = InputSums(name)
-        self._holds_out = chunks >= HELD_OUT_EVERY
         self._chunk = 0
         # Of the chunks that methods see, and of those held out.
         self._sums: list[torch.Tensor | None] = [None, None]
@@ -78,7 +79,7 @@ class HessianSums:
     def add(self, inputs: torch.Tensor) -> None:
         """One chunk: [..., in_features] float32, of no token too. Raises CalibrationError for NaN or Inf."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        part = int(self._holds_out and self._chunk % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
+        part = int(is_held_out(self._chunk))
         self._chunk += 1
         if not len(rows):
             return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from lilliput.errors import CalibrationError
+from lilliput.methods.torch_threads import torch_threads
 from lilliput.records import LayerInputs
 
 if TYPE_CHECKING:
@@ -117,12 +118,8 @@ def _upper_triangle(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor |
     import torch
 
     backward = order.flip(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         lower, failed = torch.linalg.cholesky_ex(matrix[backward][:, backward].double())
-    finally:
-        torch.set_num_threads(threads)
     return None if int(failed) else lower.flip(0, 1)
 
 

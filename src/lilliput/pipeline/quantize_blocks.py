@@ -9,25 +9,21 @@ hidden states lie in files that are mapped. Each block is a step that a killed r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
-from lilliput.architectures.architecture import TensorEntry
-from lilliput.arrays import Array, FloatArray, IntArray
-from lilliput.calibration.block_stream import BlockStream, finite_output, torch_threads
+from lilliput.arrays import Array, IntArray
+from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.methods import METHODS
+from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.ledger import LedgerEntry
 from lilliput.recipes.plan import Plan
-from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, Role, TensorPlan
-
-if TYPE_CHECKING:
-    import torch
+from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, TensorPlan
 
 Progress = Callable[[int, int], None]
 # What a lookup adds to the diagonal of a tied embedding's Hessian, in parts of its mean. On the built-in model:
@@ -134,12 +130,14 @@ class _Loop:
 
     def _quantize_layer(self, layer: int, arguments: dict[str, object]) -> Done:
         """One block: watch, quantize, advance."""
-        before, after = (self._folder.stream(layer + step, self._shape) for step in (0, 1))
+        import torch
+
+        before, after = (torch.from_numpy(self._folder.stream(layer + step, self._shape)) for step in (0, 1))
         done: dict[str, tuple[QuantizedTensor, LedgerEntry]] = {}
         with self._stream.block(layer) as block:
-            with self._watching(block, layer) as groups:
+            with self._stream.watching(block, layer, HessianSums, HessianSums.add) as groups:
                 for index in range(len(self._chunks)):
-                    self._forward(block, before[index], layer, index, arguments)
+                    self._stream.forward(block, layer, index, before[index], arguments)
                     self._advance(1)
             while groups:
                 entries, sums = groups.pop(0)
@@ -153,22 +151,20 @@ class _Loop:
                 for tensor, _ in done.values():
                     self._stream.replace(block, layer, tensor)
             for index in range(len(self._chunks)):
-                after[index] = self._forward(block, before[index], layer, index, arguments).numpy()
+                after[index] = self._stream.forward(block, layer, index, before[index], arguments)
                 self._advance(1)
         return done
 
     def _head(self) -> Done:
         """The output head, or the embedding that serves as one."""
-        entries = self._source.architecture.tensor_table(self._source.config)
-        names = [name for entry in entries if entry.role is Role.OUTPUT for name in (entry.name, entry.tied_to)]
-        rows = [self._rows[name] for name in names if name in self._rows]
+        rows = [self._rows[name] for name in self._stream.output_names if name in self._rows]
         known = self._folder.finished("output", rows)
         if known is not None or not rows:
             return known or {}
         import torch
 
         hidden = self._folder.stream(self._stream.layers, self._shape)
-        sums = HessianSums("output.weight", len(self._chunks))
+        sums = HessianSums("output.weight")
         with self._stream.final_norm() as norm:
             for index in range(len(self._chunks)):
                 sums.add(norm(torch.from_numpy(hidden[index]).to(self._stream.device)))
@@ -182,33 +178,6 @@ class _Loop:
         }
         self._folder.finish("output", done)
         return done
-
-    def _forward(
-        self, block: torch.nn.Module, hidden: FloatArray, layer: int, chunk: int, arguments: dict[str, object]
-    ) -> torch.Tensor:
-        """One chunk [chunk_size, hidden_size] through a block, on the CPU again."""
-        import torch
-
-        output = block(torch.from_numpy(hidden)[None].to(self._stream.device), **arguments)
-        return finite_output(output if isinstance(output, torch.Tensor) else output[0], layer, chunk).cpu()
-
-    @contextmanager
-    def _watching(
-        self, block: torch.nn.Module, layer: int
-    ) -> Iterator[list[tuple[tuple[TensorEntry, ...], HessianSums]]]:
-        """Sum what enters one linear of each group that shares an input."""
-        groups: list[tuple[tuple[TensorEntry, ...], HessianSums]] = []
-        handles = []
-        for module_name, entries in self._stream.linears(layer).items():
-            sums = HessianSums(entries[0].name, len(self._chunks))
-            groups.append((entries, sums))
-            module = block.get_submodule(module_name)
-            handles.append(module.register_forward_pre_hook(_adding_to(sums)))
-        try:
-            yield groups
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _rows_of_layer(self, layer: int) -> list[TensorPlan]:
         entries = (entry for group in self._stream.linears(layer).values() for entry in group)
@@ -232,10 +201,3 @@ def with_lookups(inputs: LayerInputs) -> LayerInputs:
         return cast("Array", matrix + torch.eye(len(matrix), device=matrix.device) * share)
 
     return replace(inputs, hessian=added(inputs.hessian), held_out=added(inputs.held_out))
-
-
-def _adding_to(sums: HessianSums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        sums.add(arguments[0])
-
-    return hook

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lilliput.arrays import IntArray
-from lilliput.calibration.block_stream import BlockStream, torch_threads
-from lilliput.calibration.input_sums import HELD_OUT_EVERY
+from lilliput.calibration.block_stream import BlockStream
+from lilliput.calibration.input_sums import is_held_out
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.methods.torch_format import TorchFormat, to_encoded
+from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_tensors import Done
 from lilliput.recipes.ledger import LedgerEntry, entry_for
 from lilliput.recipes.plan import Plan
@@ -163,7 +164,7 @@ class _Training:
         for name, row in rows.items():
             if row.role in TUNED_VECTORS and name in self._fixed:
                 self._vectors[name] = torch.zeros_like(self._fixed[name])
-        held = np.arange(len(chunks)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        held = np.array([is_held_out(chunk) for chunk in range(len(chunks))], dtype=bool)
         self._held_out = torch.from_numpy(chunks[held].astype(np.int64))
         self._text = torch.from_numpy(chunks[~held].astype(np.int64))
 

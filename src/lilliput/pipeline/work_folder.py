@@ -26,6 +26,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from lilliput.arrays import Array, FloatArray
+from lilliput.calibration.mapped_file import mapped_floats
 from lilliput.checkpoints.safetensors_reader import SafetensorsFile
 from lilliput.containers.part_writer import disk_error
 from lilliput.errors import LilliputError, PublishError
@@ -111,18 +112,14 @@ class WorkFolder:
     def stream(self, index: int, shape: tuple[int, int, int]) -> FloatArray:
         """The hidden states before (even) or after (odd) a block, mapped and writable. Raises PublishError."""
         path = self.path / f"stream.{index % 2}"
-        size = 4 * int(np.prod(shape, dtype=np.int64))
         try:
-            if not path.exists() or path.stat().st_size != size:
-                with path.open("wb") as file:
-                    # The space is taken now: a full disk is an error here and not a crash later.
-                    os.posix_fallocate(file.fileno(), 0, size)
+            return mapped_floats(path, shape)
         except OSError as failure:
+            size = 4 * int(np.prod(shape, dtype=np.int64))
             raise PublishError(
                 f"{path}: no room for {size} bytes of hidden states ({failure.strerror}); use fewer calibration tokens "
                 "or write to a larger disk"
             ) from failure
-        return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
 
     def _step(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
