@@ -19,6 +19,43 @@ def nearest_vectors(
     name: str, y: NDArray[np.float32], metric: NDArray[np.float32], threads: int = 1, isa: str = ""
 ) -> NDArray[np.int32]: ...
 
+class GroupLines:
+    def __init__(
+        self,
+        *,
+        scale: NDArray[np.float32],
+        inverse: NDArray[np.float32],
+        offset: NDArray[np.float32] | None,
+        zero_point: NDArray[np.float32] | None,
+        group: int,
+        numbers: NDArray[np.float32],
+        codes: NDArray[np.uint8],
+    ) -> None: ...
+
+def feed_back_columns(
+    *,
+    lines: GroupLines,
+    order: NDArray[np.int32],
+    target: NDArray[np.float32],
+    original: NDArray[np.float32],
+    feedback: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    error: NDArray[np.float32],
+    threads: int = 1,
+    isa: str = "",
+) -> None: ...
+def descend_columns(
+    *,
+    lines: GroupLines,
+    hessian: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    values: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    moves: NDArray[np.float32],
+    threads: int = 1,
+    isa: str = "",
+) -> None: ...
+
 class Program:
     def __init__(self) -> None: ...
     def add_buffer(self, width: int) -> int: ...

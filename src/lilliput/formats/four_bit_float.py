@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, device
 
 from lilliput.arrays import Array, FloatArray
 from lilliput.formats.codebooks import codebook
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
 from lilliput.formats.levels import Levels, take
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
 from lilliput.formats.scale_search import bounded, grouped, grouped_importance, reciprocal, scale_error
@@ -41,6 +42,12 @@ class FourBitFloat(BlockFormat):
         scale = expand(take(self.half_scales, parameters["scale_code"]), self.group_size, columns)
         xp = array_namespace(codes)
         return scale * xp.reshape(take(codebook("e2m1_doubled"), codes), codes.shape)
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Half scales, doubled numbers."""
+        scale = take(self.half_scales, parameters["scale_code"])
+        levels = WrittenLevels(LEVELS.table, CODES.astype(np.uint8))
+        return GroupLines(levels, self.group_size, scale, reciprocal(scale))
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

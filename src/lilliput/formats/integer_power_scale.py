@@ -17,6 +17,7 @@ from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
 from lilliput.errors import FormatError
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Parameters
 from lilliput.formats.region_search import covering_exponent, power_of_two, search_region_exponent
@@ -42,6 +43,11 @@ class PowerScaleInteger(ScopedNumber):
     def values(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Array:
         """Gives 2^exponent * level(code)."""
         return self._power(parameters, codes.shape[0], columns) * self.grid.of(codes)
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Powers of two; their inverses are exact."""
+        scale = self.region.of_rows(power_of_two(parameters["exponent"]), rows)
+        return GroupLines(WrittenLevels.of(self.grid), self.region.columns, scale, 1.0 / scale)
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

@@ -16,6 +16,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
+from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Parameters
 from lilliput.formats.region_search import clipping_fractions, rounded_code, search_region_line
 from lilliput.formats.regions import Region
@@ -36,6 +38,15 @@ class ZeroPointInteger(ScopedNumber):
     def values(self, codes: Array, parameters: Parameters, columns: slice | None = None) -> Array:
         """Gives scale * (code - zero_point)."""
         return self._spread("scale", parameters, codes, columns) * self._level(codes, parameters, columns)
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Scales and zero points."""
+        xp = array_namespace(parameters["scale"])
+        scale, zero_point = (
+            self.region.of_rows(xp.astype(parameters[name], xp.float32), rows) for name in ("scale", "zero_point")
+        )
+        levels = WrittenLevels.of(Levels.integers(0, self.last_code))
+        return GroupLines(levels, self.region.columns, scale, reciprocal(scale), zero_point=zero_point)
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

@@ -11,12 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm, prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array, ByteArray, FloatArray
 from lilliput.errors import FormatError
+
+if TYPE_CHECKING:
+    from lilliput.formats.group_lines import GroupLines
 
 # Parameters by plane name, exactly as stored: fp16 values rounded, small codes as integers.
 Parameters = Mapping[str, Array]
@@ -139,6 +143,10 @@ class NumberFormat(ABC):
         if self.scopes:
             raise FormatError(f"{self.name}: decoding only; its values have no linear terms here yet")
         return {}
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """The values of `rows` whole rows under these parameters as lines per group; None where they are not lines."""
+        return None
 
     def encode(self, weight: Array, importance: Array | None = None) -> Encoded:
         """Fit every scope from the outermost inward, then round to the nearest codes."""

@@ -48,10 +48,13 @@ class Region:
 
     def spread(self, parameter: Array, rows: int, columns: slice | None) -> Array:
         """Parameter [region rows, region columns] -> broadcastable to the weights [rows, columns]."""
-        wide = parameter if self.columns is None else expand(parameter, self.columns, columns)
+        return self.of_rows(parameter if self.columns is None else expand(parameter, self.columns, columns), rows)
+
+    def of_rows(self, parameter: Array, rows: int) -> Array:
+        """Parameter [region rows, n] -> [rows, n], or [1, n] where all rows share one region."""
         if self.rows is None or self.rows == 1:
-            return wide
-        return array_namespace(wide).repeat(wide, self.rows, axis=0)[:rows]
+            return parameter
+        return array_namespace(parameter).repeat(parameter, self.rows, axis=0)[:rows]
 
     def sum(self, values: Array) -> Array:
         """[rows, columns] -> [region rows, region columns]."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
-from lilliput.formats.levels import rounded_between
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
+from lilliput.formats.levels import Levels, rounded_between
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
 from lilliput.formats.scale_search import (
     LineCandidate,
@@ -34,6 +35,13 @@ class ScaleAndMinimum(BlockFormat):
         scale = expand(xp.astype(parameters["scale"], xp.float32), self.block_size, columns)
         minimum = expand(xp.astype(parameters["minimum"], xp.float32), self.block_size, columns)
         return scale * xp.astype(codes, xp.float32) + minimum
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Scales and minimums."""
+        xp = array_namespace(parameters["scale"])
+        scale, minimum = (xp.astype(parameters[name], xp.float32) for name in ("scale", "minimum"))
+        levels = WrittenLevels.of(Levels.integers(0, self.last_code))
+        return GroupLines(levels, self.block_size, scale, reciprocal(scale), minimum)
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

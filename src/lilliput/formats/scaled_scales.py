@@ -12,6 +12,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
 from lilliput.formats.levels import Levels, rounded_between
 from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, expand
 from lilliput.formats.scale_search import (
@@ -55,6 +56,11 @@ class ScaledScales(BlockFormat):
         xp = array_namespace(parameters["scale_code"])
         scale = expand(xp.astype(parameters["scale"], xp.float32), self.block_size // self.group_size, None)
         return scale * xp.astype(parameters["scale_code"], xp.float32)
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Group scales."""
+        scale = self.group_scale(parameters)
+        return GroupLines(WrittenLevels.of(self.levels), self.group_size, scale, reciprocal(scale))
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

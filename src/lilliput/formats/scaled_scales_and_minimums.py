@@ -13,7 +13,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array, ByteArray
-from lilliput.formats.levels import rounded_between
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
+from lilliput.formats.levels import Levels, rounded_between
 from lilliput.formats.number_format import BlockFormat, Encoded, Parameters, expand
 from lilliput.formats.scale_search import (
     LineCandidate,
@@ -61,6 +62,12 @@ class ScaledScalesAndMinimums(BlockFormat):
         xp = array_namespace(parameters[f"{name}_code"])
         outer = expand(xp.astype(parameters[name], xp.float32), self.block_size // self.group_size, None)
         return outer * xp.astype(parameters[f"{name}_code"], xp.float32)
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Group scales, and minimums as negative offsets: subtracting is adding the negative."""
+        scale, minimum = self.group_parameter(parameters, "scale"), self.group_parameter(parameters, "minimum")
+        levels = WrittenLevels.of(Levels.integers(0, self.last_code))
+        return GroupLines(levels, self.group_size, scale, reciprocal(scale), -minimum)
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

@@ -16,8 +16,11 @@ from array_api_compat import array_namespace
 from lilliput.arrays import Array, ByteArray
 from lilliput.errors import FormatError
 from lilliput.formats.bit_packing import pack_fields, unpack_fields
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
+from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, NumberFormat, Parameters, Planes, PlaneSpec
-from lilliput.formats.region_search import Grid, outermost_level, outermost_peak, search_region_scale
+from lilliput.formats.pattern_levels import PatternLevels
+from lilliput.formats.region_search import outermost_level, outermost_peak, search_region_scale
 from lilliput.formats.regions import PIECE_WEIGHTS, Region
 from lilliput.formats.scale_search import bounded, reciprocal, to_half
 
@@ -113,7 +116,9 @@ class ScopedNumber(NumberFormat):
 class ScaledLevels(ScopedNumber):
     """One float scale a region; value = scale * level(code)."""
 
-    def __init__(self, name: str, region: Region, code_bits: int, grid: Grid, fractions: Sequence[float]) -> None:
+    def __init__(
+        self, name: str, region: Region, code_bits: int, grid: Levels | PatternLevels, fractions: Sequence[float]
+    ) -> None:
         """Describe a format. fractions: what `fit` tries, see `region_search.clipping_fractions`."""
         super().__init__(name, region, code_bits, {"scale": StoredParameter(scale_dtype(region))})
         self.grid = grid
@@ -127,6 +132,12 @@ class ScaledLevels(ScopedNumber):
         """float32 scales, broadcastable to [rows, n]."""
         xp = array_namespace(parameters["scale"])
         return self.region.spread(xp.astype(parameters["scale"], xp.float32), rows, columns)
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Scales alone."""
+        xp = array_namespace(parameters["scale"])
+        scale = self.region.of_rows(xp.astype(parameters["scale"], xp.float32), rows)
+        return GroupLines(WrittenLevels.of(self.grid), self.region.columns, scale, reciprocal(scale))
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

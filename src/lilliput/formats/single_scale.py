@@ -9,6 +9,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from lilliput.arrays import Array
+from lilliput.formats.group_lines import GroupLines, WrittenLevels
 from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import BlockFormat, Parameters, expand
 from lilliput.formats.scale_search import (
@@ -41,6 +42,12 @@ class SingleScale(BlockFormat):
         xp = array_namespace(codes)
         scale = expand(xp.astype(parameters["scale"], xp.float32), self.block_size, columns)
         return scale * self.levels.of(codes)
+
+    def group_lines(self, parameters: Parameters, rows: int) -> GroupLines | None:
+        """Scales alone."""
+        xp = array_namespace(parameters["scale"])
+        scale = xp.astype(parameters["scale"], xp.float32)
+        return GroupLines(WrittenLevels.of(self.levels, self.search_levels), self.block_size, scale, reciprocal(scale))
 
     def fit(
         self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None

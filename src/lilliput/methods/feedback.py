@@ -30,6 +30,7 @@ from lilliput.formats.outliers import WithOutliers
 from lilliput.methods.descent import DescentOptions, descend
 from lilliput.methods.factor import factor_of
 from lilliput.methods.method import Needs
+from lilliput.methods.native_columns import FeedbackColumns
 from lilliput.methods.torch_format import TorchFormat, to_encoded
 from lilliput.records import LayerInputs
 
@@ -81,10 +82,10 @@ def feed_back(
 
     options = options or FeedbackOptions()
     number_format.check_columns("weight", weight.shape[1])
-    torch_format = TorchFormat(number_format, weight.shape[1])
-    work = _Feedback(torch_format, torch.from_numpy(np.ascontiguousarray(weight)), inputs, threads)
-    for first in range(0, weight.shape[1], torch_format.block):
-        work.decide_block(first)
+    torch_format = TorchFormat(number_format, weight.shape[1], threads=threads)
+    work = _Feedback(torch_format, torch.from_numpy(np.ascontiguousarray(weight)), inputs)
+    for first in range(0, weight.shape[1], torch_format.panel):
+        work.decide_panel(first)
     assert work.codes is not None
     if options.descent is not None:
         descend(torch_format, work.weight, work.factor.hessian, work.codes, work.parameters, options.descent)
@@ -98,9 +99,8 @@ class _Feedback:
     parameters: of the whole matrix; filled block by block where their scope lies inside a block.
     """
 
-    def __init__(self, torch_format: TorchFormat, weight: torch.Tensor, inputs: LayerInputs, threads: int) -> None:
+    def __init__(self, torch_format: TorchFormat, weight: torch.Tensor, inputs: LayerInputs) -> None:
         self.format = torch_format
-        self.threads = threads
         self.factor = factor_of(inputs, torch_format.block, torch_format.unit)
         if len(self.factor.order) != weight.shape[1]:
             raise CalibrationError(f"the Hessian has {len(self.factor.order)} inputs, the weight {weight.shape[1]}")
@@ -112,20 +112,38 @@ class _Feedback:
         self._original = self.weight[:, self.factor.order]
         self._error = self.weight.new_zeros(self.weight.shape)
 
-    def decide_block(self, first: int) -> None:
-        """Scales, then codes of the block that is decided at place `first` of the order."""
-        factor, unit, block = self.factor, self.format.unit, self.format.block
-        places = slice(first, first + block)
+    def decide_panel(self, first: int) -> None:
+        """Blocks of the panel at place `first` of the order, from what the panels before it left."""
+        panel = slice(first, first + self.format.panel)
+        target = self._original[:, panel]
+        if first:
+            target = target - self._error[:, :first] @ self.factor.feedback[:first, panel]
+        for start in range(first, panel.stop, self.format.block):
+            places = slice(start, start + self.format.block)
+            wanted = target[:, start - first : places.stop - first]
+            if start > first:
+                wanted = wanted - self._error[:, first:start] @ self.factor.feedback[first:start, places]
+            self._decide_block(places, wanted)
+
+    def _decide_block(self, places: slice, target: torch.Tensor) -> None:
+        """Scales, then codes of the block that is decided at these places of the order."""
+        import torch
+
+        factor, unit = self.factor, self.format.unit
         columns = factor.order[places]
         start = int(columns.min())
         local: list[int] = (columns - start).tolist()
-        target = self._original[:, places]
-        if first:
-            target = target - self._error[:, :first] @ factor.feedback[:first, places]
-        metric = factor.metric[first // unit : (first + block) // unit]
+        metric = factor.metric[places.start // unit : places.stop // unit]
         parameters = self._fit(target, start, local, metric)
         feedback, error, original = factor.feedback[places, places], self._error[:, places], self._original[:, places]
-        for place in range(0, block, unit):
+        lines = self.format.lines(parameters, target)
+        if lines is not None:
+            if self.codes is None:
+                self.codes = self.weight.new_zeros(self.weight.shape, dtype=torch.uint8)
+            codes = self.codes[:, start : start + len(local)]
+            lines.feed_back(FeedbackColumns(local, target, original, feedback, codes, error), self.format.threads)
+            return
+        for place in range(0, len(local), unit):
             here = slice(place, place + unit)
             wanted = target[:, here]
             if place:
@@ -150,7 +168,7 @@ class _Feedback:
         wanted[:, local] = target
         importance = target.new_empty(block)
         importance[local] = metric.diagonal(dim1=1, dim2=2).reshape(-1)
-        fitted = self.format.fit_block(wanted, importance, self._wide, threads=self.threads)
+        fitted = self.format.fit_block(wanted, importance, self._wide)
         for name, part in fitted.items():
             if name in self._wide:
                 continue

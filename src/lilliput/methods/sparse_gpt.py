@@ -54,12 +54,12 @@ class SparseGpt:
 
         check_zero(number_format, self.name)
         number_format.check_columns("weight", weight.shape[1])
-        torch_format = TorchFormat(number_format, weight.shape[1])
+        torch_format = TorchFormat(number_format, weight.shape[1], threads=threads)
         factor = factor_of(inputs, torch_format.block, 1)
         matrix = torch.from_numpy(np.ascontiguousarray(weight)).to(factor.hessian.device)
         work = _Pruning(torch_format, factor, matrix, self._pattern)
         for first in range(0, weight.shape[1], torch_format.block):
-            work.decide_block(first, threads)
+            work.decide_block(first)
         return number_format.pack(to_encoded(work.codes, work.parameters))
 
 
@@ -82,7 +82,7 @@ class _Pruning:
         self._original = weight[:, factor.order]
         self._error = torch.zeros_like(weight)
 
-    def decide_block(self, first: int, threads: int) -> None:
+    def decide_block(self, first: int) -> None:
         """Mask, scales, then codes of the block at place `first` of the order."""
         import torch
 
@@ -96,7 +96,7 @@ class _Pruning:
         # The mask looks at neighbours, so that its columns stand in natural order.
         stays = _kept(((target * target) * importance)[:, natural], self._pattern)
         wanted = torch.where(stays, target[:, natural], 0.0)
-        parameters = self._format.fit_block(wanted, importance[natural], self._wide, threads=threads)
+        parameters = self._format.fit_block(wanted, importance[natural], self._wide)
         self._keep(parameters, start)
         places_of = (columns - start).tolist()
         error = self._error[:, places]

@@ -15,6 +15,7 @@ import numpy as np
 from lilliput.arrays import Array
 from lilliput.errors import FormatError
 from lilliput.formats import Encoded, NumberFormat
+from lilliput.methods.native_columns import NativeLines, native_lines
 from lilliput.methods.searched_scales import native_encoders
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Columns decided between two updates of all later ones where the format has no blocks of its own.
 FREE_BLOCK = 128
+# Columns of a panel, at most: a product with fewer is bound by memory.
+PANEL = 256
 # `error_weights` with so large a share is the importance alone.
 IMPORTANCE_ALONE = 1e8
 IMPORTANCE_FLOOR = 1e-6
@@ -33,15 +36,18 @@ class TorchFormat:
     """unit: columns decided together.  scopes: as the format's.
 
     block: columns whose parameters are chosen together: the widest scope narrower than the whole row.
+    panel: columns, whole blocks, between two matrix products with all the others.  threads: of native loops.
     """
 
-    def __init__(self, number_format: NumberFormat, columns: int) -> None:
+    def __init__(self, number_format: NumberFormat, columns: int, *, threads: int = 1) -> None:
         self.format = number_format
         self.unit = number_format.unit
         self.scopes = number_format.scopes
         inner = [scope.columns for scope in self.scopes if scope.columns is not None]
         self.has_blocks = bool(inner)
         self.block = max(inner) if inner else _free_block(columns, self.unit)
+        self.panel = _panel(columns, self.block)
+        self.threads = threads
         # Names of parameters that reach beyond one block.
         self.wide = frozenset(name for scope in self.scopes if scope.columns is None for name in scope.parameters)
 
@@ -56,6 +62,15 @@ class TorchFormat:
         used = _array(metric) if self.unit > 1 else None
         found = self.format.nearest_codes(_array(target), _arrays(parameters), columns, metric=used)
         return cast("torch.Tensor", found)
+
+    def lines(self, parameters: Tensors, like: torch.Tensor) -> NativeLines | None:
+        """The native form of the values of rows and columns such as `like` [rows, columns]; None where there is none.
+
+        parameters: whole ones, or those of the block as `fit_block` and `narrowed` give them.
+        """
+        if self.unit > 1 or like.device.type != "cpu":
+            return None
+        return native_lines(self.format, _arrays(parameters), (like.shape[0], like.shape[1]))
 
     def linear_terms(self, codes: torch.Tensor, parameters: Tensors) -> Tensors:
         """What the values are linear in, by parameter of the outermost scope; nothing for palettes and their like."""
@@ -72,9 +87,7 @@ class TorchFormat:
                 fitted |= self.format.fit(_array(weight), _array(importance), scope=index, outer=fitted)
         return cast("dict[str, torch.Tensor]", fitted)
 
-    def fit_block(
-        self, target: torch.Tensor, importance: torch.Tensor, wide: Tensors, *, threads: int
-    ) -> dict[str, torch.Tensor]:
+    def fit_block(self, target: torch.Tensor, importance: torch.Tensor, wide: Tensors) -> dict[str, torch.Tensor]:
         """All parameters for target [rows, block], natively where that is possible. importance: [block].
 
         Their columns count from the start of the block; the wide ones are among them.
@@ -86,7 +99,7 @@ class TorchFormat:
             from lilliput import _native
 
             matrix = target.contiguous().numpy()
-            blocks = _native.encode(self.format.name, matrix, scaled.numpy(), IMPORTANCE_ALONE, threads)
+            blocks = _native.encode(self.format.name, matrix, scaled.numpy(), IMPORTANCE_ALONE, self.threads)
             parameters = self.format.unpack({"blocks": blocks}, target.shape[1]).parameters
             return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()}
         fitted: dict[str, Array] = dict(_arrays(wide))
@@ -115,6 +128,12 @@ def _free_block(columns: int, unit: int) -> int:
     """The largest size that divides the row into equal blocks of whole units."""
     sizes = range(min(FREE_BLOCK, columns), 0, -1)
     return next((size for size in sizes if columns % size == 0 and size % unit == 0), columns)
+
+
+def _panel(columns: int, block: int) -> int:
+    """The largest run of whole blocks up to PANEL columns that divides the row, one block at least."""
+    blocks = columns // block
+    return next((n * block for n in range(max(PANEL // block, 1), 0, -1) if blocks % n == 0), block)
 
 
 def _array(tensor: torch.Tensor) -> Array:
