@@ -84,6 +84,7 @@ class EvaluationResult:
     """Everything that was measured in one run.
 
     files: in the order given.  paired: all pairs, a before b.
+    base_nll: of the base at every scored position, float64 [scored].
     floor: one of the models in the engine's other arithmetic against itself: what the engine alone adds, so that a
     smaller divergence says nothing about a file; None if not measured.
     """
@@ -94,6 +95,7 @@ class EvaluationResult:
     chunks: int
     files: tuple[FileResult, ...]
     paired: tuple[PairedRatio, ...]
+    base_nll: DoubleArray
     floor: FileResult | None = None
 
     def to_json(self) -> JsonReport:
@@ -147,6 +149,7 @@ def evaluate(
         chunks=len(chunks),
         files=measured,
         paired=tuple(_pair(a, b, len(chunks), seed) for a, b in combinations(measured, 2)),
+        base_nll=nll[0],
         floor=results[-1] if floor is not None else None,
     )
 

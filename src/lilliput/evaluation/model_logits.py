@@ -88,7 +88,7 @@ def compare_models(
     chunks = tokenize(base[1], text, options)
     reference = ModelLogits(base[1], base[0], options)
     sources = [ModelLogits(source, name, options) for name, source in files]
-    floor = _floor(files, options)
+    floor = engine_floor(files, options)
     return evaluate(reference, sources, chunks, floor=floor, seed=options.seed, progress=progress)
 
 
@@ -103,7 +103,7 @@ def tokenize(source: ModelSource, text: str, options: EvaluationOptions) -> Chun
     return cut(token_ids, options.context, bos_token_id=bos, limit=options.tokens)
 
 
-def _floor(files: Sequence[tuple[str, ModelSource]], options: EvaluationOptions) -> Floor | None:
+def engine_floor(files: Sequence[tuple[str, ModelSource]], options: EvaluationOptions) -> Floor | None:
     """The first file with quantized weights, in the engine's other arithmetic."""
     if not options.measure_floor:
         return None

@@ -61,7 +61,7 @@ def paired_ratio(a: str, b: str, kld_a: DoubleArray, kld_b: DoubleArray, *, seed
         return PairedRatio(a, b, ratio, ratio, ratio, chunks)
     if chunks < FEWEST_CHUNKS:
         return PairedRatio(a, b, ratio, math.nan, math.nan, chunks)
-    counts = _resampled_counts(chunks, seed)
+    counts = resampled_counts(chunks, seed)
     # KL sums are positive but for rounding; the smallest positive number keeps the logarithm defined.
     tiny = np.finfo(np.float64).tiny
     logs = np.log(np.maximum(counts @ sums_a, tiny)) - np.log(np.maximum(counts @ sums_b, tiny))
@@ -71,7 +71,7 @@ def paired_ratio(a: str, b: str, kld_a: DoubleArray, kld_b: DoubleArray, *, seed
 
 
 @lru_cache(maxsize=1)
-def _resampled_counts(chunks: int, seed: int) -> DoubleArray:
+def resampled_counts(chunks: int, seed: int) -> DoubleArray:
     """How often each chunk is drawn: float64 [RESAMPLES, chunks]. Kept, for all pairs of a run draw the same."""
     # Drawing chunks with replacement is drawing how often each occurs.
     counts = np.random.default_rng(seed).multinomial(chunks, np.full(chunks, 1.0 / chunks), size=RESAMPLES)

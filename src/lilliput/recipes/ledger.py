@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 
-from lilliput.errors import PublishError
+from pydantic import TypeAdapter, ValidationError
+
+from lilliput.errors import ContainerError, PublishError
 from lilliput.recipes.plan import Plan
 from lilliput.records import TensorPlan
 
@@ -145,6 +147,21 @@ def check_complete(plan: Plan, entries: Iterable[LedgerEntry]) -> None:
 def ledger_path(output: Path) -> Path:
     """`model.gguf` -> `model.gguf.ledger.json`, beside it."""
     return output.with_name(output.name + ".ledger.json")
+
+
+def read_ledger(path: Path) -> Ledger:
+    """A ledger as `Ledger.write` wrote it; fields that are not known here are ignored. Raises ContainerError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(Ledger).validate_python(content)
+    except OSError as error:
+        raise ContainerError(f"{path}: the ledger cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ContainerError(f"{path.name}: no ledger of lilliput: {where or 'content'}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ContainerError(f"{path.name}: no ledger of lilliput: {error}") from error
 
 
 def versions() -> dict[str, str]:
