@@ -125,7 +125,7 @@ class LayerInputs:
     tokens: how many inputs were seen.  mean_square: [columns] float32, the imatrix.
     hessian: [columns, columns] float32, mean of x x^T over the stream that the quantized layer will see.
     held_out: the same over tokens that `hessian` has not seen.
-    cross: [columns, columns] float32, mean of x_float x^T: the float model's inputs with the stream's.
+    retargeting: [columns, columns] float32 R: codes are chosen for W + W R instead of W (methods/retarget.py).
     None where nothing is known. The mean square is numpy, the matrices torch tensors (on CPU or GPU) or numpy.
     """
 
@@ -133,7 +133,7 @@ class LayerInputs:
     mean_square: Array | None = None
     hessian: Array | None = None
     held_out: Array | None = None
-    cross: Array | None = None
+    retargeting: Array | None = None
 
 
 NO_INPUTS = LayerInputs()

@@ -31,7 +31,7 @@ from lilliput.evaluation.compare import EvaluationResult
 from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
 from lilliput.methods import METHODS
 from lilliput.models import BUILT_IN, gulliver
-from lilliput.pipeline.quantize_blocks import StreamOptions, needs_stream, quantize_blocks
+from lilliput.pipeline.quantize_blocks import StreamInputs, StreamOptions, needs_stream, quantize_blocks
 from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
 from lilliput.pipeline.tune import TuneOptions, tune, tuned_rows
 from lilliput.pipeline.work_folder import WorkFolder, work_path
@@ -90,7 +90,9 @@ class QuantizeOptions:
 
     effort: one of EFFORTS, None means "balanced" with a text to calibrate on and "fast" without.  method: replaces it.
     tokens: of the text; None means all, or STREAM_TOKENS for methods that run the model on them block by block.
-    split: parts of a split set.  threads: None means all.  announce: called with the plan before any work.
+    inputs: what those methods fit each layer to, see `StreamOptions`; None means "both" for effort "best", else
+    "quantized".  split: parts of a split set.
+    threads: None means all.  announce: called with the plan before any work.
     """
 
     force: bool = False
@@ -98,10 +100,16 @@ class QuantizeOptions:
     effort: str | None = None
     method: str | None = None
     tokens: int | None = None
+    inputs: StreamInputs | None = None
     device: str = "cpu"
     threads: int | None = None
     revision: str | None = None
     announce: Callable[[Plan], None] | None = None
+
+    @property
+    def stream_inputs(self) -> StreamInputs:
+        """`inputs`, or what the effort asks for."""
+        return self.inputs or ("both" if self.effort == "best" else "quantized")
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +281,9 @@ class _Job:
         """Quantize what has inputs block by block; statistics for the file's metadata."""
         texts = _text_files(self.guidance.text)
         chunks = _chunks(self.source, texts, self.options.tokens or STREAM_TOKENS)
-        stream = StreamOptions(device=self.options.device, threads=self.options.threads or default_threads())
+        stream = StreamOptions(
+            self.options.stream_inputs, device=self.options.device, threads=self.options.threads or default_threads()
+        )
         done = quantize_blocks(self.source, self.plan, chunks, folder, stream, progress)
         if self.options.effort == "best":
             known = folder.finished("tuned", tuned_rows(self.plan, done))
@@ -477,6 +487,16 @@ def activation_kind(name: str) -> Activations:
     return known[name]
 
 
+def stream_inputs(name: str | None) -> StreamInputs | None:
+    """Parse --inputs. Raises RecipeError."""
+    if name is None:
+        return None
+    known: dict[str, StreamInputs] = {"quantized": "quantized", "float": "float", "both": "both"}
+    if name not in known:
+        raise RecipeError(f"unknown --inputs '{name}'; known: {', '.join(known)}")
+    return known[name]
+
+
 def thread_counts(words: str) -> tuple[int, ...]:
     """Parse a comma list of thread counts; empty means all cores. Raises RecipeError."""
     if not words:
@@ -619,7 +639,8 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
     content = [
         lilliput.__version__, source.fingerprint(), plan.fingerprint,
         [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name for path in files],
-        [options.split.max_bytes, options.split.max_tensors, options.tokens, options.device, options.effort == "best"],
+        [options.split.max_bytes, options.split.max_tensors, options.tokens, options.device, options.effort == "best",
+         options.stream_inputs],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

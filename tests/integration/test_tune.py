@@ -18,7 +18,8 @@ from lilliput.calibration.data import calibration_chunks
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
-from lilliput.pipeline.tune import TuneOptions, _Training, _Weight, tune, tuned_rows
+from lilliput.pipeline.trained_weight import TrainedWeight
+from lilliput.pipeline.tune import TuneOptions, _Training, tune, tuned_rows
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.records import NO_INPUTS
 
@@ -50,7 +51,7 @@ def chunks(source: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Int
 def test_training_starts_from_the_stored_values(source: ModelSource, preset: str) -> None:
     _, done = quantized(source, preset)
     tensor, _ = done["blk.0.ffn_up.weight"]
-    weight = _Weight(tensor, torch.arange(tensor.rows))
+    weight = TrainedWeight(tensor, torch.arange(tensor.rows), trains_rounding=True)
     # Scale times code in another order of multiplications: one float32 rounding each, against values below 1.
     np.testing.assert_allclose(weight.value().numpy(), tensor.dequantize(), atol=1e-6)
     assert weight.stored().dequantize().tobytes() == tensor.dequantize().tobytes()
@@ -71,7 +72,7 @@ def test_tuning_lowers_the_divergence_on_text_it_has_not_seen(source: ModelSourc
 def test_training_that_gains_nothing_changes_no_byte(source: ModelSource, chunks: IntArray) -> None:
     plan, done = quantized(source, "Q4_0")
     # So large a rate ruins the model at once.
-    result = tune(source, plan, done, chunks, TuneOptions(epochs=1, batch=2, scale_rate=10.0, norm_rate=10.0))
+    result = tune(source, plan, done, chunks, TuneOptions(epochs=1, batch=2, rate=10.0))
     for name, (tensor, _) in done.items():
         assert result[name][0].dequantize().tobytes() == tensor.dequantize().tobytes()
         assert "tuning gained nothing" in result[name][1].reason

@@ -180,10 +180,14 @@ class BlockStream:
         """Give a loaded block the values of `tensor` in place of its own, until it is dropped."""
         import torch
 
-        prefix = f"model.layers.{layer}."
-        name, entry = next((name, entry) for name, entry in self._table.items() if entry.name == tensor.name)
+        entry = next(entry for entry in self._table.values() if entry.name == tensor.name)
         values = torch.from_numpy(_in_checkpoint_order(entry, tensor)).to(self.device)
-        block.load_state_dict({name.removeprefix(prefix): values}, strict=False, assign=True)
+        block.load_state_dict({self.name_in_block(layer, tensor.name): values}, strict=False, assign=True)
+
+    def name_in_block(self, layer: int, name: str) -> str:
+        """What the block's own code calls a tensor: `blk.0.ffn_up.weight` -> `mlp.up_proj.weight`."""
+        found = next(source for source, entry in self._table.items() if entry.name == name)
+        return found.removeprefix(f"model.layers.{layer}.")
 
     def all_values(self) -> dict[str, torch.Tensor]:
         """Every tensor whole, float32, in the checkpoint's order, by canonical name: for training."""

@@ -67,14 +67,23 @@ class InputSums:
 
 
 class HessianSums:
-    """InputSums and the Hessian E[x x^T], those of held-out chunks apart. Products are float32, on any device."""
+    """InputSums and the Hessian E[x x^T], those of held-out chunks apart. Products are float32, on any device.
+
+    Given the float model's inputs x_f as well, also E[x_f x^T], of the chunks that methods see.
+    """
 
     def __init__(self, name: str) -> None:
         self.squares = InputSums(name)
+        self._float_inputs: torch.Tensor | None = None
+        self._cross: torch.Tensor | None = None
         self._chunk = 0
         # Of the chunks that methods see, and of those held out.
         self._sums: list[torch.Tensor | None] = [None, None]
         self._tokens = [0, 0]
+
+    def add_float(self, inputs: torch.Tensor) -> None:
+        """The float model's inputs for the chunk that `add` gets next."""
+        self._float_inputs = inputs.reshape(-1, inputs.shape[-1])
 
     def add(self, inputs: torch.Tensor) -> None:
         """One chunk: [..., in_features] float32, of no token too. Raises CalibrationError for NaN or Inf."""
@@ -85,11 +94,15 @@ class HessianSums:
             return
         self.squares.add(rows.cpu().numpy())
         self._tokens[part] += len(rows)
-        total = self._sums[part]
-        if total is None:
-            self._sums[part] = rows.T @ rows
-        else:
-            total.addmm_(rows.T, rows)
+        self._sums[part] = _with_product(self._sums[part], rows, rows)
+        if self._float_inputs is not None and part == 0:
+            self._cross = _with_product(self._cross, self._float_inputs, rows)
+        self._float_inputs = None
+
+    @property
+    def cross(self) -> torch.Tensor | None:
+        """[in_features, in_features] float32, mean of x_f x^T; None where no x_f was given."""
+        return None if self._cross is None else self._cross / self._tokens[0]
 
     def layer_inputs(self) -> LayerInputs:
         """Means of what was seen, nothing where no token was; the sums are given up."""
@@ -102,3 +115,8 @@ class HessianSums:
         self._sums = [None, None]
         hessian, held_out = cast("tuple[Array | None, Array | None]", tuple(means))
         return LayerInputs(self._tokens[0], statistics.input_mean_square, hessian, held_out)
+
+
+def _with_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Total plus left^T right; a new total where there is none yet."""
+    return left.T @ right if total is None else total.addmm_(left.T, right)

@@ -32,5 +32,9 @@ Effort = Annotated[
 Method = Annotated[str | None, typer.Option("--method", help="One method by name, instead of --effort.")]
 Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of the text.")]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs while calibrating, e.g. cuda.")]
+Inputs = Annotated[
+    str | None,
+    typer.Option("--inputs", help="Fit layers to quantized inputs, float ones, or both (the default of effort best)."),
+]
 StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Statistics from `lilliput calibrate`.")]
 ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="llama.cpp's imatrix.gguf (or legacy .dat).")]

@@ -23,6 +23,7 @@ def command(
     effort: options.Effort = None,
     method: options.Method = None,
     tokens: options.Tokens = None,
+    inputs: options.Inputs = None,
     device: options.Device = "cpu",
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Split files, e.g. 5GB.")] = None,
     threads: options.Threads = None,
@@ -44,7 +45,7 @@ def command(
     split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
     chosen = workflows.QuantizeOptions(
         force=force, split=split, effort=effort, method=method, tokens=tokens, device=device, threads=threads,
-        revision=revision, announce=announce,
+        revision=revision, announce=announce, inputs=workflows.stream_inputs(inputs),
     )  # fmt: skip
     with progress("quantizing") as advance:
         result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)

@@ -7,6 +7,7 @@ from lilliput.methods.cast import Copy
 from lilliput.methods.clipped_range import EntropyClipping, PercentileClipping
 from lilliput.methods.feedback import Feedback
 from lilliput.methods.half_quadratic import HalfQuadratic
+from lilliput.methods.learned_rounding import LearnedRounding
 from lilliput.methods.masks import MagnitudeMask, Wanda
 from lilliput.methods.method import TensorMethod
 from lilliput.methods.round_to_nearest import RoundToNearest
@@ -14,11 +15,12 @@ from lilliput.methods.searched_clipping import SearchedClipping
 from lilliput.methods.searched_scales import SearchedScales
 from lilliput.methods.sparse_gpt import SparseGpt
 
-__all__ = ["MASKS", "METHODS", "TensorMethod"]
+__all__ = ["BLOCK_METHODS", "MASKS", "METHODS", "TensorMethod"]
 
 _ALL: tuple[TensorMethod, ...] = (
     SearchedScales(),
     Feedback(),
+    LearnedRounding(),
     RoundToNearest(),
     HalfQuadratic(),
     SearchedClipping(),
@@ -35,3 +37,5 @@ _ALL: tuple[TensorMethod, ...] = (
 METHODS: dict[str, TensorMethod] = {method.name: method for method in _ALL}
 # Those that leave weights out, which only matrices inside the layers bear.
 MASKS = frozenset(method.name for method in _ALL if isinstance(method, MagnitudeMask | Wanda | SparseGpt))
+# Those whose tensors are trained together once all of their block are quantized (pipeline/learn_block.py).
+BLOCK_METHODS = frozenset(method.name for method in _ALL if isinstance(method, LearnedRounding))

@@ -87,7 +87,7 @@ def factorize(hessian: torch.Tensor, tokens: int, block: int, unit: int) -> Fact
     # A dead column costs nothing whatever it holds; a weight of the mean keeps the factor well conditioned.
     filled = hessian + torch.diag(torch.where(is_dead, mean, 0.0))
     order = decision_order(filled.diagonal(), block, unit)
-    damping = DAMPING * max(1.0, TOKENS_PER_COLUMN * columns / max(tokens, 1))
+    damping = damping_of(columns, tokens)
     for _ in range(6):
         damped = filled + torch.eye(columns, device=hessian.device) * (damping * mean)
         triangle = _upper_triangle(damped, order)
@@ -98,6 +98,11 @@ def factorize(hessian: torch.Tensor, tokens: int, block: int, unit: int) -> Fact
         raise CalibrationError(f"the Hessian of {columns} inputs cannot be factorized even when damped; use more text")
     feedback, metric = _normalized(triangle, unit)
     return Factor(order, damped, feedback, metric, damping, int(is_dead.sum()))
+
+
+def damping_of(columns: int, tokens: int) -> float:
+    """Part of the mean diagonal to add to a Hessian of so many columns that is the mean over so many tokens."""
+    return DAMPING * max(1.0, TOKENS_PER_COLUMN * columns / max(tokens, 1))
 
 
 def decision_order(diagonal: torch.Tensor, block: int, unit: int) -> torch.Tensor:

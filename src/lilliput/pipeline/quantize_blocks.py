@@ -11,21 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from lilliput.arrays import Array, IntArray
+from lilliput.arrays import Array, FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.methods import METHODS
+from lilliput.methods import BLOCK_METHODS, METHODS
+from lilliput.methods.retarget import retargeting
 from lilliput.methods.torch_threads import torch_threads
+from lilliput.pipeline.learn_block import BlockText, LearnOptions, learn_block
 from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.ledger import LedgerEntry
 from lilliput.recipes.plan import Plan
 from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, TensorPlan
 
+if TYPE_CHECKING:
+    import torch
+
 Progress = Callable[[int, int], None]
+StreamInputs = Literal["quantized", "float", "both"]
+# How far `both` goes from the weights towards those of least squares; all the way overfits (docs/log.md).
+RETARGETED_SHARE = 0.5
 # What a lookup adds to the diagonal of a tied embedding's Hessian, in parts of its mean. On the built-in model:
 # without it feedback on the embedding is worse than the baseline, from 0.3 to 3 it is better by a fifth (docs/log.md).
 LOOKUP_SHARE = 1.0
@@ -35,10 +43,11 @@ LOOKUP_SHARE = 1.0
 class StreamOptions:
     """inputs: of each block, from the blocks before it as quantized, or as in the float model.
 
+    "both": codes are chosen for quantized inputs so that the outputs come near the float model's (methods/retarget.py).
     device: a torch device.  threads: of torch and of the encoders.
     """
 
-    inputs: Literal["quantized", "float"] = "quantized"
+    inputs: StreamInputs = "quantized"
     device: str = "cpu"
     threads: int = 1
 
@@ -86,8 +95,10 @@ class _Loop:
         self._progress = progress
         self._stream = BlockStream(source, options.device)
         self._shape = (*chunks.shape, source.config.hidden_size)
-        # Two passes through each block, one through the final norm.
-        self._steps = (2 * self._stream.layers + 1) * len(chunks)
+        self._follows_float = options.inputs == "both"
+        # Passes through each block, and one through the final norm.
+        self._passes = 3 if self._follows_float else 2
+        self._steps = (self._passes * self._stream.layers + 1) * len(chunks)
         self._steps_done = 0
 
     def run(self) -> Done:
@@ -97,18 +108,18 @@ class _Loop:
         steps = [f"blk.{layer}" for layer in range(self._stream.layers)]
         known = [self._folder.finished(step, self._rows_of_layer(layer)) for layer, step in enumerate(steps)]
         finished = next((index for index, found in enumerate(known) if found is None), len(known))
-        if finished and not self._folder.left(steps[finished - 1], self._folder.stream(finished, self._shape)):
+        if finished and not self._folder.left(steps[finished - 1], *self._states(finished)):
             finished = 0  # what the next block would start from is gone
         for found in known[:finished]:
             done |= found or {}
-        self._advance(2 * finished * len(self._chunks))
+        self._advance(self._passes * finished * len(self._chunks))
         embedding = self._embedding()
         done |= embedding
         if finished == 0:
             self._embed(embedding)
         for layer in range(finished, len(steps)):
             result = self._quantize_layer(layer, arguments[layer])
-            self._folder.finish(steps[layer], result, self._folder.stream(layer + 1, self._shape))
+            self._folder.finish(steps[layer], result, *self._states(layer + 1))
             done |= result
         done |= self._head()
         return done
@@ -123,37 +134,60 @@ class _Loop:
     def _embed(self, done: Done) -> None:
         """Hidden states before the first block, from the embedding as quantized where that is done."""
         name = self._stream.embedding
-        table = done[name][0] if name in done and self._options.inputs == "quantized" else None
-        hidden = self._folder.stream(0, self._shape)
-        for index, chunk in enumerate(self._chunks):
-            hidden[index] = self._stream.embed(chunk, table).numpy()
+        table = done[name][0] if name in done and self._options.inputs != "float" else None
+        for hidden, used in zip(self._states(0), (table, None), strict=False):
+            for index, chunk in enumerate(self._chunks):
+                hidden[index] = self._stream.embed(chunk, used).numpy()
+
+    def _states(self, index: int) -> list[FloatArray]:
+        """Hidden states before or after a block: of the stream, and of the float model where that is followed."""
+        names = ["stream", "float"] if self._follows_float else ["stream"]
+        return [self._folder.stream(index, self._shape, name) for name in names]
 
     def _quantize_layer(self, layer: int, arguments: dict[str, object]) -> Done:
         """One block: watch, quantize, advance."""
         import torch
 
-        before, after = (torch.from_numpy(self._folder.stream(layer + step, self._shape)) for step in (0, 1))
+        before, after = ([torch.from_numpy(array) for array in self._states(layer + step)] for step in (0, 1))
         done: dict[str, tuple[QuantizedTensor, LedgerEntry]] = {}
         with self._stream.block(layer) as block:
-            with self._stream.watching(block, layer, HessianSums, HessianSums.add) as groups:
+            # One chunk after the other goes through as in the float model, then as in the stream.
+            is_float = [self._follows_float]
+
+            def see(sums: HessianSums, inputs: torch.Tensor) -> None:
+                (sums.add_float if is_float[0] else sums.add)(inputs)
+
+            with self._stream.watching(block, layer, HessianSums, see) as groups:
                 for index in range(len(self._chunks)):
-                    self._stream.forward(block, layer, index, before[index], arguments)
+                    if self._follows_float:
+                        is_float[0] = True
+                        after[1][index] = self._stream.forward(block, layer, index, before[1][index], arguments)
+                        is_float[0] = False
+                        self._advance(1)
+                    after[0][index] = self._stream.forward(block, layer, index, before[0][index], arguments)
                     self._advance(1)
             while groups:
                 entries, sums = groups.pop(0)
-                inputs = sums.layer_inputs()
+                inputs = _inputs(sums)
                 for row in (self._rows[entry.name] for entry in entries if entry.name in self._rows):
                     done[row.name] = quantize_tensor(
                         self._source.tensor(row.name), row, inputs, threads=self._options.threads
                     )
                     self._source.release(row.name)
-            if self._options.inputs == "quantized":
+            text = BlockText(before[0], after[1] if self._follows_float else after[0], arguments)
+            done |= self._learned(block, layer, done, text)
+            if self._options.inputs != "float":
                 for tensor, _ in done.values():
                     self._stream.replace(block, layer, tensor)
             for index in range(len(self._chunks)):
-                after[index] = self._stream.forward(block, layer, index, before[index], arguments)
+                after[0][index] = self._stream.forward(block, layer, index, before[0][index], arguments)
                 self._advance(1)
         return done
+
+    def _learned(self, block: torch.nn.Module, layer: int, done: Done, text: BlockText) -> Done:
+        """The tensors of this block that its method trains together, trained."""
+        chosen = {name: result for name, result in done.items() if self._rows[name].method in BLOCK_METHODS}
+        return learn_block(self._stream, block, layer, chosen, text, LearnOptions()) if chosen else {}
 
     def _head(self) -> Done:
         """The output head, or the embedding that serves as one."""
@@ -163,13 +197,16 @@ class _Loop:
             return known or {}
         import torch
 
-        hidden = self._folder.stream(self._stream.layers, self._shape)
+        states = self._states(self._stream.layers)
         sums = HessianSums("output.weight")
         with self._stream.final_norm() as norm:
             for index in range(len(self._chunks)):
-                sums.add(norm(torch.from_numpy(hidden[index]).to(self._stream.device)))
+                # A tied embedding is also read by lookups, which must stay what they are.
+                if self._follows_float and not self._source.config.tied:
+                    sums.add_float(norm(torch.from_numpy(states[1][index]).to(self._stream.device)))
+                sums.add(norm(torch.from_numpy(states[0][index]).to(self._stream.device)))
                 self._advance(1)
-        inputs = sums.layer_inputs()
+        inputs = _inputs(sums)
         if self._source.config.tied:
             inputs = with_lookups(inputs)
         done = {
@@ -187,6 +224,19 @@ class _Loop:
         self._steps_done += steps
         if self._progress is not None and steps:
             self._progress(self._steps_done, self._steps)
+
+
+def _inputs(sums: HessianSums) -> LayerInputs:
+    """What methods are told; retargeted where the float model's inputs were seen too."""
+    import torch
+
+    cross = sums.cross
+    inputs = sums.layer_inputs()
+    if cross is None or inputs.hessian is None:
+        return inputs
+    hessian = torch.as_tensor(inputs.hessian)
+    found = retargeting(hessian, cross, inputs.tokens, share=RETARGETED_SHARE)
+    return replace(inputs, retargeting=cast("Array | None", found))
 
 
 def with_lookups(inputs: LayerInputs) -> LayerInputs:

@@ -90,8 +90,9 @@ def quantize_tensor(
     attempts = [_Attempt(method, np.zeros(tensor.columns), np.zeros(tensor.columns)) for method in methods]
     for weight in _slabs(tensor, tensor.format if is_kept else row.format, threads):
         _check_finite(row.name, weight)
+        target = weight if inputs.retargeting is None else retargeted(weight, inputs.retargeting)
         for attempt in attempts:
-            _quantize_slab(weight, row, attempt, inputs, threads)
+            _quantize_slab(target, row, attempt, inputs, threads)
     if is_kept:
         errors = (0.0, None if inputs.mean_square is None else 0.0)
         entry = entry_for(row, errors=errors, tokens=inputs.tokens)
@@ -101,7 +102,7 @@ def quantize_tensor(
     entry = entry_for(
         row,
         method=chosen.method,
-        reason="; ".join([row.reason, *_remarks(row, attempts, chosen)]),
+        reason="; ".join([row.reason, *_remarks(row, attempts, chosen, inputs)]),
         errors=chosen.errors(inputs),
         tokens=inputs.tokens,
     )
@@ -117,8 +118,10 @@ def _methods_to_try(row: TensorPlan, inputs: LayerInputs) -> list[str]:
     return [row.method] if inputs.held_out is None else [row.method, method.baseline]
 
 
-def _remarks(row: TensorPlan, attempts: list[_Attempt], chosen: _Attempt) -> Iterator[str]:
+def _remarks(row: TensorPlan, attempts: list[_Attempt], chosen: _Attempt, inputs: LayerInputs) -> Iterator[str]:
     """What the ledger adds to the plan's reason."""
+    if inputs.retargeting is not None:
+        yield "retargeted to quantized inputs"
     if len(attempts) == 1 and chosen.method != row.method:
         yield f"no token of the text reached it, so {chosen.method}"
     elif len(attempts) == 1 and METHODS[row.method].needs == "hessian":
@@ -145,6 +148,15 @@ def _quantize_slab(weight: FloatArray, row: TensorPlan, attempt: _Attempt, input
     attempt.error += np.square(residual, out=residual).sum(axis=0, dtype=np.float64)
     attempt.energy += np.square(weight).sum(axis=0, dtype=np.float64)
     attempt.planes.append(planes)
+
+
+def retargeted(weight: FloatArray, retargeting: Array) -> FloatArray:
+    """W + W R of weight W [rows, columns]: what to round instead of it."""
+    import torch
+
+    change = torch.from_numpy(weight) @ torch.as_tensor(retargeting, dtype=torch.float32).cpu()
+    target: FloatArray = weight + change.numpy()
+    return target
 
 
 def quadratic_loss(residual: FloatArray, hessian: Array) -> float:

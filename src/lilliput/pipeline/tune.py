@@ -2,13 +2,14 @@
 """End-to-end tuning: what a finished quantization still has free, trained so that the model's predictions come back.
 
 Problem   each layer was fitted to its own outputs; what counts is the distribution over next tokens.
-Idea      KL divergence from the float model's predictions, on the calibration text, minimised by Adam over what costs
-          no bytes: the outermost float scales and minimums of each matrix, and the norms. Codes stay.
-Paper     the end-to-end stage (E2E-QP) of EfficientQAT, https://arxiv.org/abs/2407.11062
-Changes   minimums and norms as well as scales; the best state on held-out chunks is kept, rounded as it will be stored,
-          and the start where none is better. Moving codes by straight-through gradients at the same time gained nothing
-          (docs/log.md).
-Cost      memory for about ten float32 arrays of the model; per step a forward pass of the original, forward and
+Idea      KL divergence from the float model's predictions, on the calibration text, minimised over what costs no bytes:
+          by Adam the outermost float scales and minimums of each matrix and the norms, by SignSGD the rounding.
+Paper     the end-to-end stage (E2E-QP) of EfficientQAT, https://arxiv.org/abs/2407.11062; the rounding of AutoRound,
+          https://arxiv.org/abs/2309.05516
+Changes   minimums, norms, embedding and head as well as the blocks' scales; rounding starts from codes that feedback
+          chose, and is trained on the model's KL instead of a block's outputs; the best state on held-out chunks is
+          kept, as it will be stored, and the start where none is better.
+Cost      memory for about fourteen float32 arrays of the model; per step a forward pass of the original, forward and
           backward of the quantized model. A model that does not fit is refused before any work.
 Not when  the text is much smaller than what it stands for: training fits what it sees.
 """
@@ -27,9 +28,9 @@ from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.input_sums import is_held_out
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
-from lilliput.methods.torch_format import TorchFormat, to_encoded
 from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_tensors import Done
+from lilliput.pipeline.trained_weight import Descent, TrainedWeight
 from lilliput.recipes.ledger import LedgerEntry, entry_for
 from lilliput.recipes.plan import Plan
 from lilliput.records import QuantizedTensor, Role, TensorPlan
@@ -40,21 +41,23 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 # Tuned beside the scales: vectors that every container stores as float32.
 TUNED_VECTORS = (Role.NORM,)
-# Float32: the original, the fixed copy, terms of two parameters and what autograd keeps of each, codes, gradients.
-BYTES_PER_WEIGHT = 4 * 10
+# Float32: the original, the fixed copy, terms of two parameters and what autograd keeps of each, codes and their
+# neighbours, offsets, gradients.
+BYTES_PER_WEIGHT = 4 * 14
 
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
     """epochs: passes over the text.  batch: chunks a step.
 
-    scale_rate, norm_rate: about the largest relative change a step; they fall to zero over the run.
+    rate: about the largest relative change of a scale or norm in a step; it falls to zero over the run.
+    trains_rounding: whether codes may move.
     """
 
-    epochs: int = 4
+    epochs: int = 6
     batch: int = 4
-    scale_rate: float = 3e-3
-    norm_rate: float = 3e-3
+    rate: float = 3e-3
+    trains_rounding: bool = True
     threads: int = 1
 
 
@@ -93,48 +96,6 @@ def _check_memory(plan: Plan) -> None:
         )
 
 
-class _Weight:
-    """One quantized matrix as a differentiable function of its outermost float parameters.
-
-    changes: relative change of each of them, what training moves.  order: canonical row of each checkpoint row.
-    """
-
-    def __init__(self, tensor: QuantizedTensor, order: torch.Tensor) -> None:
-        import torch
-
-        encoded = tensor.format.unpack(tensor.planes, tensor.columns)
-        self.tensor = tensor
-        self.format = TorchFormat(tensor.format, tensor.columns)
-        self.order = order
-        self.codes = torch.from_numpy(np.array(encoded.codes))
-        self.parameters = {name: torch.from_numpy(np.array(value)) for name, value in encoded.parameters.items()}
-        terms = self.format.linear_terms(self.codes, self.parameters)
-        self.terms = {name: term for name, term in terms.items() if self.parameters[name].is_floating_point()}
-        self.changes = {name: torch.zeros(self.parameters[name].shape) for name in self.terms}
-
-    def value(self) -> torch.Tensor:
-        """Float32 [rows, columns] in the checkpoint's row order, differentiable."""
-        total: torch.Tensor | None = None
-        for name, term in self.terms.items():
-            parameter = self.parameters[name].float() * (1.0 + self.changes[name])
-            groups = term.reshape(len(parameter), parameter.shape[1], -1)
-            part = (groups * parameter[:, :, None]).reshape(term.shape)
-            total = part if total is None else total + part
-        values = self.format.values(self.codes, self.parameters) if total is None else total
-        return values[self.order]
-
-    def stored(self) -> QuantizedTensor:
-        """As the file would hold the present state."""
-        import torch
-
-        parameters = dict(self.parameters)
-        for name, change in self.changes.items():
-            old = self.parameters[name]
-            new = (old.float() * (1.0 + change.detach())).to(old.dtype)
-            parameters[name] = torch.where(new.isfinite(), new, old)
-        return replace(self.tensor, planes=self.tensor.format.pack(to_encoded(self.codes, parameters)))
-
-
 class _Training:
     def __init__(
         self,
@@ -153,14 +114,16 @@ class _Training:
         self._float = self._model.all_values()
         # What the quantized model has and training does not touch.
         self._fixed = dict(self._float)
-        self._weights: dict[str, _Weight] = {}
+        self._weights: dict[str, TrainedWeight] = {}
         self._vectors: dict[str, torch.Tensor] = {}
         for name, (tensor, _) in done.items():
             order = self._model.row_order(name)
-            if order is None or not tensor.format.scopes or rows[name].role in (Role.OUTPUT, Role.TOKEN_EMBEDDING):
+            if order is None or not tensor.format.scopes:
                 self._fixed[name] = torch.from_numpy(tensor.dequantize())
                 continue
-            self._weights[name] = _Weight(tensor, torch.from_numpy(order))
+            self._weights[name] = TrainedWeight(
+                tensor, torch.from_numpy(order), trains_rounding=options.trains_rounding
+            )
         for name, row in rows.items():
             if row.role in TUNED_VECTORS and name in self._fixed:
                 self._vectors[name] = torch.zeros_like(self._fixed[name])
@@ -174,32 +137,19 @@ class _Training:
 
         if not self._weights or not len(self._held_out):
             return self._stored(1.0), 1.0
-        scales = [change for weight in self._weights.values() for change in weight.changes.values()]
-        norms = list(self._vectors.values())
-        for change in (*scales, *norms):
-            change.requires_grad_(True)
         options = self._options
-        optimizer = torch.optim.Adam(
-            [{"params": scales, "lr": options.scale_rate}, {"params": norms, "lr": options.norm_rate}]
-        )
-        steps = max(1, len(self._text) // self._options.batch) * self._options.epochs
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
+        steps = max(1, len(self._text) // options.batch) * options.epochs
+        descent = Descent(tuple(self._weights.values()), tuple(self._vectors.values()), steps=steps, rate=options.rate)
         start = best = self.held_out_divergence()
         kept = self._stored(1.0)
         draw = torch.Generator().manual_seed(0)
-        taken = 0
-        for _ in range(self._options.epochs):
-            for batch in torch.split(torch.randperm(len(self._text), generator=draw), self._options.batch):
-                if taken == steps:
+        for _ in range(options.epochs):
+            for batch in torch.split(torch.randperm(len(self._text), generator=draw), options.batch):
+                if descent.taken == steps:
                     break
-                optimizer.zero_grad()
-                loss = self._divergence(self._text[batch], self._present())
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                taken += 1
+                descent.step(self._divergence(self._text[batch], self._present()))
                 if progress is not None:
-                    progress(taken, steps)
+                    progress(descent.taken, steps)
             now = self.held_out_divergence()
             if now < best:
                 best, kept = now, self._stored(now / start)

@@ -5,7 +5,7 @@ layout   a folder beside the output, `<output>.work/`. One safetensors file a st
          its tensors as `<tensor>.<plane>`, and as metadata the run's key, a digest of the hidden states it left
          (`states`) and, per tensor, its ledger entry (JSON).
          `stream.0`, `stream.1`: hidden states float32 [chunks, chunk_size, hidden_size] before and after a block, by
-         turns.
+         turns. `float.0`, `float.1`: the same of the float model, where both are followed.
 promise  a step's file appears whole or not at all, and after everything it rests on. A folder of another key (another
          model, text, recipe or version) is never continued: it is emptied.
 """
@@ -83,20 +83,20 @@ class WorkFolder:
             return None
         return {row.name: _read(file, row) for row in rows}
 
-    def left(self, step: str, states: FloatArray) -> bool:
+    def left(self, step: str, *states: FloatArray) -> bool:
         """Whether `states` are the hidden states that this finished step left behind.
 
         They are not where a later step has written over them, or a power cut came before they were on disk.
         """
         with closing(SafetensorsFile(self._step(step))) as file:
-            return file.metadata.get("states") == _digest(states)
+            return file.metadata.get("states") == _digest(*states)
 
-    def finish(self, step: str, done: Done, states: FloatArray | None = None) -> None:
+    def finish(self, step: str, done: Done, *states: FloatArray) -> None:
         """Write a step's tensors. states: the hidden states it leaves to the next one. Raises PublishError."""
         arrays: dict[str, Array] = {}
         metadata = {"key": self.key}
-        if states is not None:
-            metadata["states"] = _digest(states)
+        if states:
+            metadata["states"] = _digest(*states)
         for name, (tensor, entry) in done.items():
             arrays |= {f"{name}.{plane}": np.ascontiguousarray(array) for plane, array in tensor.planes.items()}
             metadata[name] = json.dumps(asdict(entry))
@@ -109,9 +109,9 @@ class WorkFolder:
         except OSError as failure:
             raise disk_error(part.name, failure) from failure
 
-    def stream(self, index: int, shape: tuple[int, int, int]) -> FloatArray:
+    def stream(self, index: int, shape: tuple[int, int, int], name: str = "stream") -> FloatArray:
         """The hidden states before (even) or after (odd) a block, mapped and writable. Raises PublishError."""
-        path = self.path / f"stream.{index % 2}"
+        path = self.path / f"{name}.{index % 2}"
         try:
             return mapped_floats(path, shape)
         except OSError as failure:
@@ -136,8 +136,11 @@ def work_path(output: Path) -> Path:
     return output.with_name(output.name + ".work")
 
 
-def _digest(states: FloatArray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(states).data, digest_size=16).hexdigest()
+def _digest(*states: FloatArray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in states:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _read(file: SafetensorsFile, row: TensorPlan) -> tuple[QuantizedTensor, LedgerEntry]:
