@@ -38,7 +38,7 @@ from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
-from lilliput.recipes.recipe import parse_method
+from lilliput.recipes.recipe import Recipe, parse_method
 from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.processors import default_threads
@@ -167,7 +167,7 @@ def chosen_method(guidance: Guidance, options: QuantizeOptions) -> str:
 
 
 def plan(
-    model: PathLike, to: str, *, guidance: Guidance | None = None, options: QuantizeOptions | None = None
+    model: PathLike, to: str | Recipe, *, guidance: Guidance | None = None, options: QuantizeOptions | None = None
 ) -> PlanReport:
     """What `quantize` will do, from headers alone, with its exact size and what it will take."""
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
@@ -190,14 +190,14 @@ def plan(
 
 def quantize(
     model: PathLike,
-    to: str,
+    to: str | Recipe,
     output: PathLike | None = None,
     *,
     guidance: Guidance | None = None,
     options: QuantizeOptions | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
-    """Quantize `model` to a preset, number format or recipe; verify, publish, write the ledger.
+    """Quantize `model` to a preset, number format or recipe (by name or as rules); verify, publish, write the ledger.
 
     output: a GGUF file (or .safetensors for our own layout); None means `<Model>-<Size>-<QUANT>.gguf` here.
     progress: called with (weights done, weights in all).
