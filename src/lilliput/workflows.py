@@ -279,7 +279,7 @@ class _Job:
 
     def _stream(self, folder: WorkFolder, progress: Progress | None) -> tuple[Statistics, Done]:
         """Quantize what has inputs block by block; statistics for the file's metadata."""
-        texts = _text_files(self.guidance.text)
+        texts = text_files(self.guidance.text)
         chunks = _chunks(self.source, texts, self.options.tokens or STREAM_TOKENS)
         stream = StreamOptions(
             self.options.stream_inputs, device=self.options.device, threads=self.options.threads or default_threads()
@@ -303,7 +303,7 @@ class _Job:
             chosen = CalibrationOptions(
                 tokens=self.options.tokens, device=self.options.device, threads=self.options.threads
             )
-            return collect_statistics(self.source, _text_files(self.guidance.text), chosen, progress)
+            return collect_statistics(self.source, text_files(self.guidance.text), chosen, progress)
         file = self.guidance.statistics or self.guidance.imatrix
         statistics = read_statistics(file) if file else None
         if statistics is not None:
@@ -351,7 +351,7 @@ def calibrate(
             chunk_size=options.chunk_size, tokens=options.tokens, device=options.device, threads=options.threads,
             memory_limit=options.memory_limit,
         )  # fmt: skip
-        statistics = collect_statistics(source, _text_files([Path(path) for path in text]), chosen, progress)
+        statistics = collect_statistics(source, text_files([Path(path) for path in text]), chosen, progress)
     for other in earlier:
         statistics = merge(statistics, other)
     if target is not None:
@@ -551,7 +551,7 @@ def _tokens_to_calibrate(source: ModelSource, guidance: Guidance, tokens: int | 
     """Tokens that this run will calibrate on; 0 where it does not."""
     if not guidance.text:
         return 0
-    return int(_chunks(source, _text_files(guidance.text), tokens).size)
+    return int(_chunks(source, text_files(guidance.text), tokens).size)
 
 
 def _chunks(source: ModelSource, texts: Sequence[Path], tokens: int | None) -> IntArray:
@@ -597,7 +597,7 @@ def _expected_statistics(guidance: Guidance) -> Statistics | None:
         return read_statistics(file)
     if not guidance.text:
         return None
-    names = tuple(path.name for path in _text_files(guidance.text)) or (BUILT_IN_DATASET,)
+    names = tuple(path.name for path in text_files(guidance.text)) or (BUILT_IN_DATASET,)
     return Statistics(inputs={}, chunks=0, chunk_size=0, datasets=names, model="")
 
 
@@ -654,7 +654,7 @@ def _is_up_to_date(paths: Sequence[Path], fingerprint: str) -> bool:
         return False
 
 
-def _text_files(text: Sequence[Path]) -> list[Path]:
+def text_files(text: Sequence[Path]) -> list[Path]:
     """The files to read; an empty list means the built-in mix. Raises CalibrationError."""
     if [path.name for path in text] == [BUILT_IN_TEXT] and not text[0].exists():
         return []

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput fit`: a budget goes in, the best model within it comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from lilliput.cli import options
+from lilliput.cli.output import human_bytes, print_json, progress, tell, warn
+
+
+def command(
+    model: Annotated[str | None, typer.Argument(help="As for quantize; left out with --from.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Largest file, e.g. 6GB.")] = None,
+    ram: Annotated[str | None, typer.Option("--ram", help="Largest file and KV cache together, e.g. 8GB.")] = None,
+    context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of the KV cache for --ram.")] = None,
+    bpw: Annotated[float | None, typer.Option("--bpw", help="Most bits per weight, all tensors.")] = None,
+    max_kld: Annotated[float | None, typer.Option("--max-kld", help="Most KL from the original, nats a token.")] = None,
+    min_speed: Annotated[float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .gguf file; default: named here.")] = None,
+    text: options.Text = None,
+    selection: Annotated[Path | None, typer.Option("--selection", help="Text to compare on, not a part of --text.")] = None,
+    held_out: Annotated[Path | None, typer.Option("--held-out", help="Text to measure on, not a part of --text.")] = None,
+    runtime: Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput or vllm.")] = "llama.cpp",
+    formats: Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")] = "",
+    search: Annotated[str, typer.Option("--search", help="evolution, agent or none.")] = "evolution",
+    evaluations: Annotated[int, typer.Option("--evaluations", min=0, help="How much the search may measure.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", help="Of the search.")] = 0,
+    effort: options.Effort = None,
+    method: options.Method = None,
+    tokens: options.Tokens = None,
+    work: Annotated[Path | None, typer.Option("--work", help="Folder that keeps the search; default OUTPUT.fit.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="Work folder of a search: another point of it.")] = None,
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Find the best mix of formats within a budget by measuring, and quantize with it."""
+    from lilliput import fitting, workflows
+    from lilliput.errors import RecipeError
+
+    goal = fitting.Goal(
+        size=workflows.parse_bytes(size) if size else None,
+        ram=workflows.parse_bytes(ram) if ram else None,
+        context=context, bits_per_weight=bpw, max_kld=max_kld, min_speed=min_speed,
+    )  # fmt: skip
+    chosen = fitting.FitOptions(
+        runtime=runtime, formats=tuple(name.strip().lower() for name in formats.split(",") if name.strip()),
+        effort=effort, method=method, search=cast("fitting.SearchKind", search), evaluations=evaluations, seed=seed,
+        tokens=tokens, threads=threads, revision=revision, work=work, selection=selection, held_out=held_out,
+        force=force,
+    )  # fmt: skip
+    if from_ is not None:
+        if model is not None or output is None:
+            raise RecipeError("--from WORK knows its model: leave MODEL out, and say where to write with -o")
+        result = fitting.fit_again(from_, goal, output, options=chosen, stages=progress)
+    elif model is None:
+        raise RecipeError("fit needs a MODEL, or --from with the work folder of an earlier search")
+    elif not text:
+        raise RecipeError("fit measures on text: give --text FILE, or --text builtin")
+    else:
+        result = fitting.fit(model, goal, output, text=text, options=chosen, stages=progress)
+    for note in result.notes:
+        warn(note)
+    if json:
+        print_json(result.to_json())
+        return
+    _tell(result)
+
+
+def _tell(result: object) -> None:
+    from lilliput.fitting import FitResult
+
+    assert isinstance(result, FitResult)
+    held, chosen = result.held_out, result.selection
+    tell(f"{result.output}: {human_bytes(result.bytes)}, {result.bits_per_weight:.3f} bits per weight"
+         + (" (up to date)" if result.is_up_to_date else ""))  # fmt: skip
+    tell(f"KL on held-out text {held.value:.5f} nats a token [{held.low:.5f}, {held.high:.5f}]; "
+         f"on the text it was chosen by {chosen.value:.5f}")  # fmt: skip
+    if result.tokens_per_second is not None:
+        tell(f"{result.tokens_per_second:.1f} tokens a second, measured")
+    if result.ram_bytes is not None:
+        tell(f"{human_bytes(result.ram_bytes)} of file and KV cache")
+    tell(f"found by: {result.search}; predictions against measurements: R² {result.agreement.r_squared:.3f} "
+         f"of {result.agreement.configurations} random configurations")  # fmt: skip
+    tell(f"other sizes without searching again: lilliput fit --from {result.work} --size SIZE -o NAME.gguf")

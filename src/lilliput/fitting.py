@@ -1,0 +1,749 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fit`: a budget goes in, a model comes out. Joins search with quantize, as workflows.py joins the other rooms.
+
+A module of its own because it stands above `quantize`: it searches, then quantizes with what it found, and measures.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+import lilliput
+from lilliput import workflows
+from lilliput.architectures.architecture import Json
+from lilliput.arrays import IntArray
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.containers.gguf_metadata import file_name
+from lilliput.errors import CalibrationError, PublishError, RecipeError
+from lilliput.evaluation.chunks import Chunks
+from lilliput.evaluation.compare import evaluate
+from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits, tokenize
+from lilliput.formats import NumberFormat, get_format
+from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.recipes.ledger import ledger_path
+from lilliput.recipes.recipe import Method, Recipe, Rule, parse_method
+from lilliput.runtime.session import checked_context
+from lilliput.search.candidates import Candidates, make_candidates
+from lilliput.search.choices import RUNTIMES, Picks, Runtime, choices_of, formats_by_tensor
+from lilliput.search.evolve import Refined, SearchOptions, evolve
+from lilliput.search.frontier import Point, frontier_sizes, pareto, point, read_records, write_records
+from lilliput.search.measure import AssembledModel, MeasuredKl, Meter
+from lilliput.search.predict import Agreement, CostTable, agreement, fitted_factors, predicted_costs
+from lilliput.search.problem import Limits, Problem, cache_bytes, reasons
+from lilliput.search.reinforce import reinforce
+from lilliput.search.sensitivity import measure_sensitivity
+from lilliput.search.speed_costs import SpeedTable, decode_seconds, speed_table
+from lilliput.text.documents import read_text
+
+Stages = Callable[[str], AbstractContextManager[workflows.Progress]]
+SearchKind = Literal["evolution", "agent", "none"]
+SEARCHES = {"evolution": evolve, "agent": reinforce}
+# Windows of the text that candidates are compared on, and that only the result is measured on, at most.
+SELECTION_WINDOWS = 32
+HELD_OUT_WINDOWS = 32
+# Windows of the backward pass; its averages are over thousands of tokens then.
+SENSITIVITY_WINDOWS = 16
+FEWEST_WINDOWS = 8
+# Configurations measured along the frontier, and drawn at random to judge the predictions by.
+FRONTIER_POINTS = 12
+RANDOM_CONFIGURATIONS = 20
+# Where --max-kld aims inside [0.9 X, X], and how often it may try.
+AIM, LOWEST_SHARE, TRIES = 0.96, 0.9, 6
+HALVINGS = 10
+IDENTITY, FRONTIER, RESULT = "identity.json", "frontier.json", "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What the model must stay within; at least one.
+
+    size: bytes of the file.  ram: bytes of file and KV cache at `context`.  bits_per_weight: of tensors.
+    max_kld: mean KL from the original on the selection text, nats.  min_speed: generated tokens a second, here.
+    """
+
+    size: int | None = None
+    ram: int | None = None
+    context: int | None = None
+    bits_per_weight: float | None = None
+    max_kld: float | None = None
+    min_speed: float | None = None
+
+    def __post_init__(self) -> None:
+        targets = (self.size, self.ram, self.bits_per_weight, self.max_kld, self.min_speed)
+        if all(target is None for target in targets):
+            raise RecipeError("fit needs a target: give --size, --ram, --bpw, --max-kld or --min-speed")
+        for name, target in zip(("size", "ram", "bpw", "max-kld", "min-speed"), targets, strict=True):
+            if target is not None and not target > 0:
+                raise RecipeError(f"--{name} is {target}, must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How to search.
+
+    runtime: a name in RUNTIMES.  formats: candidates, None of them means the runtime's.  effort, method: how codes are
+    chosen, as in `quantize`.  evaluations: of the selection text, for the search.  work: folder that keeps everything.
+    selection, held_out: texts in place of parts of the calibration text.
+    """
+
+    runtime: str = "llama.cpp"
+    formats: tuple[str, ...] = ()
+    effort: str | None = None
+    method: str | None = None
+    search: SearchKind = "evolution"
+    evaluations: int = 60
+    seed: int = 0
+    tokens: int | None = None
+    threads: int | None = None
+    revision: str | None = None
+    work: Path | None = None
+    selection: Path | None = None
+    held_out: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and its 95 % interval; NaN where there is too little text for one."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What `fit` wrote. KL in nats a token, of the written file.
+
+    predicted: of the chosen configuration.  selection, held_out: measured; no part of the search saw the held-out text.
+    agreement: of predictions with measurements.  search: which search, and its history of (evaluations, KL).
+    tokens_per_second: measured, where speed was asked for.  ram_bytes: file and KV cache, where that was asked for.
+    """
+
+    output: Path
+    bytes: int
+    bits_per_weight: float
+    predicted: float
+    selection: Interval
+    held_out: Interval
+    agreement: Agreement
+    search: str
+    history: tuple[tuple[float, float], ...]
+    tokens_per_second: float | None
+    ram_bytes: int | None
+    work: Path
+    notes: tuple[str, ...] = ()
+    is_up_to_date: bool = False
+
+    def to_json(self) -> dict[str, Json]:
+        """The contract of `lilliput fit --json`."""
+        content = cast("dict[str, Json]", json.loads(json.dumps(asdict(self), default=str)))
+        return {**content, "frontier": str(self.work / FRONTIER)}
+
+
+def fit(
+    model: workflows.PathLike,
+    goal: Goal,
+    output: workflows.PathLike | None = None,
+    *,
+    text: Sequence[Path],
+    options: FitOptions | None = None,
+    stages: Stages | None = None,
+) -> FitResult:
+    """Find the best configuration within the goal, quantize with it, measure the result.
+
+    text: calibration text, or ("builtin",); parts of it are set aside to compare configurations and to measure the
+    result.  stages: called with the name of each stage; a context that gives a progress callback.
+    Raises RecipeError for a goal out of reach, naming the nearest that is not; LilliputError in general.
+    """
+    options = options or FitOptions()
+    with workflows.opened(model, options.revision) as source:
+        target = Path(output) if output is not None else _default_name(source, goal)
+        folder = options.work or target.with_name(target.name + ".fit")
+        fitting = _Fitting(str(model), source, tuple(text), goal, options, folder, target, stages or _silent)
+        known = fitting.earlier_result()
+        if known is not None:
+            return known
+        if target.exists() and not options.force:
+            raise PublishError(f"{target} exists already; pass --force to replace it or choose another name with -o")
+        with _locked(folder):
+            return fitting.run()
+
+
+def fit_again(
+    work: Path,
+    goal: Goal,
+    output: workflows.PathLike,
+    *,
+    options: FitOptions | None = None,
+    stages: Stages | None = None,
+) -> FitResult:
+    """Another point of an earlier search, without searching again: `fit --from WORK`.
+
+    options: threads, force and held_out count; all else is as in the search.  Raises RecipeError for a folder that
+    holds no search.
+    """
+    identity = read_records(work, IDENTITY)
+    request = identity.get("request")
+    if not isinstance(request, dict):
+        raise RecipeError(f"{work}: holds no finished search; run `lilliput fit MODEL ...` first and keep its work folder")
+    options = options or FitOptions()
+    texts = request["text"]
+    formats = request["formats"]
+    assert isinstance(texts, list)
+    assert isinstance(formats, list)
+    earlier = replace(
+        options,
+        runtime=str(request["runtime"]),
+        formats=tuple(str(name) for name in formats),
+        method=str(request["method"]),
+        effort=None,
+        search="none",
+        tokens=cast("int | None", request["tokens"]),
+        revision=cast("str | None", request["revision"]),
+        selection=Path(str(request["selection"])) if request["selection"] else None,
+        work=work,
+    )
+    return fit(
+        str(request["model"]), goal, output, text=[Path(str(path)) for path in texts], options=earlier, stages=stages
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """calibration: [n, chunk_size].  selection, held_out: windows that the calibration does not hold."""
+
+    calibration: IntArray
+    selection: Chunks
+    held_out: Chunks
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A quantized file on trial."""
+
+    path: Path
+    bits_per_weight: float
+    picks: Picks
+    selection: MeasuredKl
+    warnings: tuple[str, ...]
+
+
+class _Fitting:
+    """One run of `fit`."""
+
+    def __init__(
+        self,
+        model: str,
+        source: ModelSource,
+        text: tuple[Path, ...],
+        goal: Goal,
+        options: FitOptions,
+        folder: Path,
+        target: Path,
+        stages: Stages,
+    ) -> None:
+        self._model = model
+        self._source = source
+        self._text = text
+        self._goal = goal
+        self._options = options
+        self._folder = folder
+        self._target = target
+        self._stages = stages
+        self._threads = options.threads or workflows.default_threads()
+        self._method = _method(text, options)
+        self._choices = choices_of(source, _runtime(options.runtime), options.formats)
+        self._texts = _texts(source, text, options)
+        self._notes: list[str] = []
+
+    def earlier_result(self) -> FitResult | None:
+        """What the same command wrote before, where the file is still what it was."""
+        known = read_records(self._folder, RESULT)
+        if self._options.force or known.get("request") != self._request_key() or not self._target.is_file():
+            return None
+        if known.get("fingerprint") != _file_fingerprint(self._target):
+            return None
+        return _result_from_json(cast("dict[str, Json]", known["result"]), self._target, self._folder)
+
+    def run(self) -> FitResult:
+        """Search, quantize, measure, publish."""
+        self._claim_folder()
+        problem, meter, points, quality = self._explore()
+        limits = self._limits(problem)
+        if self._goal.max_kld is not None:
+            made, refined = self._within_divergence(problem, meter, limits, self._goal.max_kld), None
+        else:
+            start = self._best_known(problem, meter, limits, points)
+            refined = self._refine(problem, limits, start, meter)
+            made = self._fast_enough(problem, meter, limits, refined)
+        points.append(self._point(problem, made.picks, meter, "chosen"))
+        self._write_frontier(points, quality)
+        return self._publish(problem, made, refined, quality)
+
+    # -- exploring ----------------------------------------------------------------------------------------------
+
+    def _claim_folder(self) -> None:
+        """Write what the folder is about, or refuse one that is about something else. Raises RecipeError."""
+        identity: dict[str, Json] = {
+            "version": lilliput.__version__,
+            "model": self._source.fingerprint(),
+            "text": [_digest(path) for path in self._text],
+            "selection": _digest(self._options.selection) if self._options.selection else None,
+            "tokens": self._options.tokens,
+            "method": self._method,
+        }
+        known = read_records(self._folder, IDENTITY).get("identity")
+        if known is not None and known != identity:
+            assert isinstance(known, dict)
+            changed = ", ".join(name for name in identity if known.get(name) != identity[name])
+            raise RecipeError(
+                f"{self._folder} belongs to another search (different: {changed}); give another folder with --work, or "
+                "remove this one"
+            )
+        request: dict[str, Json] = {
+            "model": self._model if self._model == workflows.BUILT_IN else _absolute(self._model),
+            "text": [_absolute(str(path)) for path in self._text],
+            "selection": str(self._options.selection.resolve()) if self._options.selection else None,
+            "runtime": self._options.runtime,
+            "formats": list(self._options.formats),
+            "method": self._method,
+            "tokens": self._options.tokens,
+            "revision": self._options.revision,
+        }
+        write_records(self._folder, IDENTITY, {"identity": identity, "request": request})
+
+    def _explore(self) -> tuple[Problem, Meter, list[Point], Agreement]:
+        """Candidates, their costs, and real KL along the frontier and at random configurations."""
+        with WorkFolder(self._folder / "candidates", _key(self._source, self._texts, self._method)) as store:
+            with self._stages("making candidates") as advance:
+                candidates = make_candidates(
+                    self._source, self._choices, self._texts.calibration, store, self._method,
+                    threads=self._threads, progress=advance,
+                )  # fmt: skip
+            costs = self._costs(candidates)
+            speed = self._speed(candidates) if self._goal.min_speed is not None else None
+            problem = Problem(self._choices, costs, self._overhead(), speed)
+            meter = Meter(
+                self._source, self._choices, candidates, self._texts.selection, self._folder / "measured.jsonl",
+                threads=self._options.threads,
+            )  # fmt: skip
+            exact = [problem.solve(Limits(size)) for size in frontier_sizes(problem, FRONTIER_POINTS)]
+            drawn = _random_configurations(problem, RANDOM_CONFIGURATIONS)
+            with self._stages("measuring") as advance:
+                for place, picks in enumerate((*exact, *drawn)):
+                    meter.kl(picks)
+                    advance(place + 1, len(exact) + len(drawn))
+        quality = agreement([problem.predicted(picks) for picks in drawn], [meter.kl(picks).mean for picks in drawn])
+        points = [self._point(problem, picks, meter, "exact") for picks in dict.fromkeys(exact)]
+        points += [self._point(problem, picks, meter, "random") for picks in drawn]
+        # What was measured corrects the predictions: a factor a tensor, drawn towards a common one.
+        measured = {picks: meter.kl(picks).mean for picks in (*exact, *drawn)}
+        corrected = problem.with_costs(costs.scaled(fitted_factors(costs, measured).tolist()))
+        return corrected, meter, points, quality
+
+    def _costs(self, candidates: Candidates) -> CostTable:
+        """Predicted KL of every candidate; the backward pass is kept like all else."""
+        path = self._folder / "costs.json"
+        key = [[*choice.names, *(item.name for item in choice.formats)] for choice in self._choices]
+        known = read_records(self._folder, path.name)
+        table = known.get("costs")
+        if known.get("choices") == cast("Json", key) and isinstance(table, list):
+            return CostTable(tuple(tuple(cast("list[float]", row)) for row in table))
+        with self._stages("measuring sensitivity") as advance:
+            chunks = self._texts.calibration[:SENSITIVITY_WINDOWS]
+            sensitivity = measure_sensitivity(
+                self._source, chunks, self._folder, threads=self._threads, progress=advance
+            )
+        costs = predicted_costs(self._source, self._choices, candidates, sensitivity)
+        rows: list[Json] = [list[Json](row) for row in costs.by_choice]
+        write_records(self._folder, path.name, {"choices": cast("Json", key), "costs": rows})
+        return costs
+
+    def _speed(self, candidates: Candidates) -> SpeedTable:
+        def assembled(formats: Mapping[str, str]) -> ModelSource:
+            tensors = {name: candidates.get(name, get_format(item)).tensor for name, item in formats.items()}
+            return AssembledModel(self._source, tensors)
+
+        known = self._folder / f"speed-{self._threads}.json"
+        with self._stages("measuring speed") as advance:
+            return speed_table(
+                self._source, self._choices, assembled, known, threads=self._threads, progress=advance
+            )
+
+    def _overhead(self) -> int:
+        """Bytes of the file beside the chosen tensors: exactly for names as long as the longest."""
+        largest = tuple(0 for _ in self._choices)
+        recipe = _recipe(formats_by_tensor(self._choices, largest), {}, 16.0)
+        report = workflows.plan(self._model, recipe, guidance=self._guidance(), options=self._quantize_options())
+        return report.bytes - sum(choice.sizes[0] for choice in self._choices)
+
+    def _point(self, problem: Problem, picks: Picks, meter: Meter, found_by: str) -> Point:
+        weights = sum(header.rows * header.columns for header in self._source.headers.values())
+        return point(problem, picks, meter.kl(picks), found_by, weights)
+
+    def _write_frontier(self, points: Sequence[Point], quality: Agreement) -> None:
+        write_records(
+            self._folder, FRONTIER,
+            {
+                "agreement": {**asdict(quality)},
+                "frontier": [item.to_json() for item in pareto(points)],
+                "measured": [item.to_json() for item in points],
+            },
+        )  # fmt: skip
+
+    # -- choosing -----------------------------------------------------------------------------------------------
+
+    def _limits(self, problem: Problem) -> Limits:
+        """The goal as bytes of the file and seconds of a token."""
+        goal, config = self._goal, self._source.config
+        sizes = [problem.file_bytes(problem.largest)]
+        if goal.size is not None:
+            sizes.append(goal.size)
+        if goal.ram is not None:
+            context = checked_context(goal.context, config.context_length)
+            left = goal.ram - cache_bytes(config, context)
+            if left < problem.file_bytes(problem.smallest):
+                least = problem.file_bytes(problem.smallest) + cache_bytes(config, context)
+                raise RecipeError(
+                    f"--ram {goal.ram:,} bytes: the cache of {context} tokens takes {cache_bytes(config, context):,} and "
+                    f"the smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,} or a shorter "
+                    "--context"
+                )
+            sizes.append(left)
+        if goal.bits_per_weight is not None:
+            headers = self._source.headers.values()
+            weights = sum(header.rows * header.columns for header in headers)
+            chosen = {name for choice in self._choices for name in choice.names}
+            vectors = sum(4 * h.rows * h.columns for h in headers if h.name not in chosen)
+            sizes.append(int(goal.bits_per_weight * weights / 8) - vectors + problem.overhead)
+        limits = Limits(min(sizes), None if goal.min_speed is None else 1 / goal.min_speed)
+        problem.check(limits)
+        return limits
+
+    def _best_known(self, problem: Problem, meter: Meter, limits: Limits, points: Sequence[Point]) -> Picks:
+        """The exact solution of the corrected problem, or a measured configuration that is better."""
+        found = {problem.solve(limits)}
+        found |= {picks for picks in map(self._picks, points) if problem.is_within(picks, limits)}
+        return min(sorted(found), key=lambda picks: meter.kl(picks).mean)
+
+    def _picks(self, known: Point) -> Picks:
+        return tuple(choice.index(known.formats[choice.names[0]]) for choice in self._choices)
+
+    def _refine(self, problem: Problem, limits: Limits, start: Picks, meter: Meter) -> Refined:
+        search = SEARCHES.get(self._options.search)
+        if search is None:
+            return Refined(start, meter.kl(start).mean, 1.0, ())
+        options = SearchOptions(self._options.evaluations, self._options.seed)
+        with self._stages("searching") as advance:
+            return search(problem, limits, start, meter, options, advance)
+
+    def _within_divergence(self, problem: Problem, meter: Meter, limits: Limits, most: float) -> _Made:
+        """The smallest file whose own KL lies in [0.9 most, most]: quantized, measured, and corrected for."""
+        ratio, kept, tried = 1.0, None, []
+        for _ in range(TRIES):
+            picks = self._smallest_within(problem, meter, limits, AIM * most / ratio)
+            if picks in tried:
+                break
+            tried.append(picks)
+            made = self._quantize(problem, picks)
+            found = made.selection.mean
+            if found <= most and (kept is None or found > kept.selection.mean):
+                kept = made
+            if LOWEST_SHARE * most <= found <= most:
+                return made
+            ratio = found / max(meter.kl(picks).mean, 1e-12)
+        if kept is None:
+            raise RecipeError(
+                f"--max-kld {most:g}: the largest file within the other limits has a KL of "
+                f"{min(self._quantize(problem, p).selection.mean for p in tried):.3g} on the selection text; ask for "
+                "that, or allow more bytes"
+            )
+        if problem.file_bytes(kept.picks) == problem.file_bytes(problem.smallest):
+            self._notes.append(f"the smallest file of these formats stays below KL {most:g}; nothing smaller exists")
+        return kept
+
+    def _smallest_within(self, problem: Problem, meter: Meter, limits: Limits, most: float) -> Picks:
+        """The smallest exact solution whose measured KL is at most that, or the best within the limits."""
+        low, high = problem.file_bytes(problem.smallest), limits.file_bytes
+        smallest = problem.solve(replace(limits, file_bytes=low))
+        if meter.kl(smallest).mean <= most:
+            return smallest
+        best = problem.solve(limits)
+        with self._stages("narrowing down") as advance:
+            for step in range(HALVINGS):
+                middle = (low + high) // 2
+                picks = problem.solve(replace(limits, file_bytes=middle))
+                if meter.kl(picks).mean <= most:
+                    best, high = picks, problem.file_bytes(picks)
+                else:
+                    low = middle
+                advance(step + 1, HALVINGS)
+        return best
+
+    def _fast_enough(self, problem: Problem, meter: Meter, limits: Limits, refined: Refined) -> _Made:
+        """Quantize; where the file is slower than predicted, search again with as much less time."""
+        made = self._quantize(problem, refined.picks)
+        for _ in range(TRIES):
+            if self._goal.min_speed is None or limits.seconds is None:
+                return made
+            with workflows.opened(made.path) as written:
+                seconds = decode_seconds(written, self._threads)
+            if seconds <= 1 / self._goal.min_speed:
+                return made
+            tighter = limits.seconds * (1 / self._goal.min_speed) / seconds * 0.99
+            limits = replace(limits, seconds=tighter)
+            start = problem.solve(limits)
+            made = self._quantize(problem, start)
+        raise RecipeError(f"--min-speed {self._goal.min_speed:g}: not reached when measured; {made.path} is the fastest tried")
+
+    # -- making -------------------------------------------------------------------------------------------------
+
+    def _guidance(self) -> workflows.Guidance:
+        return workflows.Guidance(text=self._text)
+
+    def _quantize_options(self) -> workflows.QuantizeOptions:
+        effort = "best" if self._options.effort == "best" else None
+        return workflows.QuantizeOptions(
+            effort=effort,
+            method=None if effort else self._method,
+            tokens=int(self._texts.calibration.size),
+            threads=self._options.threads,
+            revision=self._options.revision,
+        )
+
+    def _quantize(self, problem: Problem, picks: Picks) -> _Made:
+        """The configuration through the whole pipeline, into the work folder; measured on the selection text."""
+        weights = sum(header.rows * header.columns for header in self._source.headers.values())
+        formats = formats_by_tensor(problem.choices, picks)
+        recipe = _recipe(formats, reasons(problem, picks), 8 * problem.file_bytes(picks) / weights)
+        digest = hashlib.sha256(json.dumps(sorted((n, f.name) for n, f in formats.items())).encode()).hexdigest()
+        path = self._folder / "made" / digest[:16] / self._target.name
+        with self._stages("quantizing") as advance:
+            done = workflows.quantize(
+                self._model, recipe, path,
+                guidance=self._guidance(), options=self._quantize_options(), progress=advance,
+            )  # fmt: skip
+        selection = self._measure(path, self._texts.selection, "measuring")
+        return _Made(path, done.bits_per_weight, picks, selection, done.warnings)
+
+    def _measure(self, path: Path, chunks: Chunks, label: str) -> MeasuredKl:
+        options = EvaluationOptions(context=chunks.context, threads=self._options.threads, measure_floor=False)
+        with workflows.opened(path) as written, self._stages(label) as advance:
+            base = ModelLogits(self._source, self._source.path.name, options)
+            found = evaluate(base, [ModelLogits(written, path.name, options)], chunks, progress=advance)
+        kld = found.files[0].scores.kld.reshape(len(chunks), -1)
+        return MeasuredKl(kld.sum(axis=1), chunks.scored_per_chunk)
+
+    def _publish(self, problem: Problem, made: _Made, refined: Refined | None, quality: Agreement) -> FitResult:
+        """Measure on the held-out text, move file and ledger into place, write the record."""
+        held_out = self._measure(made.path, self._texts.held_out, "measuring held-out text")
+        speed = None
+        if self._goal.min_speed is not None:
+            with workflows.opened(made.path) as written:
+                speed = 1 / decode_seconds(written, self._threads)
+        size = made.path.stat().st_size
+        config, goal = self._source.config, self._goal
+        ram = None if goal.ram is None else size + cache_bytes(config, checked_context(goal.context, config.context_length))
+        _move(made.path, self._target)
+        _move(ledger_path(made.path), ledger_path(self._target))
+        shutil.rmtree(self._folder / "made", ignore_errors=True)
+        result = FitResult(
+            output=self._target,
+            bytes=size,
+            bits_per_weight=made.bits_per_weight,
+            predicted=problem.predicted(made.picks),
+            selection=_interval(made.selection),
+            held_out=_interval(held_out),
+            agreement=quality,
+            search=self._options.search if refined is not None and refined.history else "exact",
+            history=tuple((step.evaluations, step.kl) for step in refined.history) if refined is not None else (),
+            tokens_per_second=speed,
+            ram_bytes=ram,
+            work=self._folder,
+            notes=(*self._notes, *made.warnings),
+        )
+        write_records(
+            self._folder, RESULT,
+            {
+                "request": self._request_key(),
+                "fingerprint": _file_fingerprint(self._target),
+                "result": result.to_json(),
+            },
+        )  # fmt: skip
+        return result
+
+    def _request_key(self) -> str:
+        """Of everything that decides the output."""
+        chosen = replace(self._options, threads=None, work=None, force=False, selection=None, held_out=None)
+        selection = self._texts.selection.token_ids.tobytes() + self._texts.held_out.token_ids.tobytes()
+        content = [
+            lilliput.__version__, self._source.fingerprint(), [_digest(path) for path in self._text],
+            hashlib.sha256(selection).hexdigest(), asdict(self._goal), asdict(chosen), self._method,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+def _runtime(name: str) -> Runtime:
+    if name not in RUNTIMES:
+        raise RecipeError(f"unknown --for '{name}'; known: {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def _method(text: tuple[Path, ...], options: FitOptions) -> Method:
+    """The method that candidates and the result are made with."""
+    if options.search not in (*SEARCHES, "none"):
+        raise RecipeError(f"unknown --search '{options.search}'; known: {', '.join((*SEARCHES, 'none'))}")
+    asked = workflows.QuantizeOptions(effort=options.effort, method=parse_method(options.method))
+    return workflows.chosen_method(workflows.Guidance(text=text), asked)
+
+
+def _texts(source: ModelSource, text: tuple[Path, ...], options: FitOptions) -> _Texts:
+    """Cut the text: calibration first, then what is selected on, then what is held out.
+
+    Raises CalibrationError for too little text.
+    """
+    from lilliput.calibration.data import calibration_chunks
+
+    size = min(workflows.CalibrateOptions().chunk_size, source.config.context_length)
+    wanted = (options.tokens or workflows.STREAM_TOKENS) + (SELECTION_WINDOWS + HELD_OUT_WINDOWS) * size
+    chunks = calibration_chunks(source.vocabulary(), workflows.text_files(text), chunk_size=size, tokens=wanted)
+    if len(chunks) < FEWEST_WINDOWS or chunks.shape[1] < size:
+        raise CalibrationError(
+            f"the text has {chunks.size} tokens; fit needs at least {FEWEST_WINDOWS * size}, to calibrate, to choose and "
+            "to measure on; give more text"
+        )
+    held_out = min(HELD_OUT_WINDOWS, len(chunks) // 8)
+    selection = min(SELECTION_WINDOWS, len(chunks) // 4)
+    rest = len(chunks) - held_out - selection
+    own = [Chunks(chunks[rest : rest + selection]), Chunks(chunks[rest + selection :])]
+    for place, (file, most) in enumerate(
+        ((options.selection, SELECTION_WINDOWS), (options.held_out, HELD_OUT_WINDOWS))
+    ):
+        if file is not None:
+            own[place] = tokenize(source, read_text(file), EvaluationOptions(context=size, tokens=most * size))
+    count = rest if options.tokens is None else max(1, min(rest, options.tokens // size))
+    return _Texts(chunks[:count], own[0], own[1])
+
+
+def _random_configurations(problem: Problem, count: int) -> list[Picks]:
+    """Configurations around random widths, every tensor within 1.6 bits of it where it can be."""
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        width = draw.uniform(2.3, 8.0)
+        picks = []
+        for choice in problem.choices:
+            distances = [abs(item.bits_per_weight - width) for item in choice.formats]
+            near = [place for place, distance in enumerate(distances) if distance < 1.6]
+            picks.append(int(draw.choice(near)) if near else int(np.argmin(distances)))
+        found.append(tuple(picks))
+    return found
+
+
+def _recipe(formats: Mapping[str, NumberFormat], why: Mapping[str, str], bits_per_weight: float) -> Recipe:
+    """One rule a tensor, and F16 for what was not searched."""
+    rules = [
+        Rule(match=f"gguf:{name}", format=item.name, reason=why.get(name, "candidate")) for name, item in formats.items()
+    ]
+    rest = Rule(match="*", format="f16", reason="no part of the search")
+    return Recipe(name=f"FIT-{bits_per_weight:.2f}BPW", rules=(*rules, rest))
+
+
+def _key(source: ModelSource, texts: _Texts, method: Method) -> str:
+    """Of everything that decides a candidate."""
+    calibration = hashlib.sha256(np.ascontiguousarray(texts.calibration).tobytes()).hexdigest()
+    content = [lilliput.__version__, source.fingerprint(), calibration, texts.calibration.shape, method]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _default_name(source: ModelSource, goal: Goal) -> Path:
+    weights = sum(header.rows * header.columns for header in source.headers.values())
+    words = [
+        f"{goal.size or goal.ram}B" if goal.size or goal.ram else "",
+        f"{goal.bits_per_weight:g}bpw" if goal.bits_per_weight else "",
+        f"kl{goal.max_kld:g}" if goal.max_kld else "",
+        f"{goal.min_speed:g}tps" if goal.min_speed else "",
+    ]
+    return Path(file_name(source.provenance.general, weights, "-".join(["FIT", *filter(None, words)])))
+
+
+def _interval(measured: MeasuredKl) -> Interval:
+    return Interval(measured.mean, *measured.interval())
+
+
+def _result_from_json(content: dict[str, Json], output: Path, work: Path) -> FitResult:
+    """The record of an earlier run, as the run gave it."""
+    nested = {
+        "selection": Interval(**cast("dict[str, float]", content["selection"])),
+        "held_out": Interval(**cast("dict[str, float]", content["held_out"])),
+        "agreement": Agreement(**cast("dict[str, float]", content["agreement"])),  # type: ignore[arg-type]
+        "history": tuple(tuple(pair) for pair in cast("list[list[float]]", content["history"])),
+        "notes": tuple(cast("list[str]", content["notes"])),
+        "output": output,
+        "work": work,
+        "is_up_to_date": True,
+    }
+    plain = {name: value for name, value in content.items() if name not in nested and name != "frontier"}
+    return FitResult(**plain, **nested)  # type: ignore[arg-type]
+
+
+def _file_fingerprint(path: Path) -> str:
+    """What `quantize` wrote into the file about itself."""
+    return str(workflows.inspect(path).metadata.get(workflows.FINGERPRINT_KEY))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name
+
+
+def _absolute(path: str) -> str:
+    """A path that holds from any folder; names that are no path (hub ids, builtin) stay."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename into place, across file systems through a copy beside the target. Raises PublishError."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(source, target)
+        except OSError:
+            part = target.with_name(f".{target.name}.partial")
+            shutil.copyfile(source, part)
+            os.replace(part, target)
+    except OSError as failure:
+        raise PublishError(f"{target}: cannot be written: {failure.strerror or failure}") from failure
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the work folder; a second run on it is refused. Raises PublishError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as failure:
+        raise PublishError(f"{folder}: cannot be used as work folder: {failure.strerror or failure}") from failure
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as taken:
+            raise PublishError(f"{folder}: another run works in this folder; wait for it or give --work") from taken
+        yield
+    finally:
+        os.close(lock)
+
+
+def _silent(_stage: str) -> AbstractContextManager[workflows.Progress]:
+    return nullcontext(lambda _done, _total: None)

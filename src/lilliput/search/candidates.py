@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every tensor in every candidate format, made once: one pass over the blocks of the float model.
+
+Inputs are those of the float model, so that a candidate does not depend on what is chosen for other tensors. All
+candidates of a block are made while its Hessians are in memory, and kept in the work folder, a step a block and format;
+a killed run makes only what is missing. Beside each candidate lies its loss row by row, which with the sensitivity of
+the outputs predicts its cost (`predict.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from lilliput.architectures.architecture import TensorEntry
+from lilliput.arrays import FloatArray, IntArray
+from lilliput.calibration.block_stream import BlockStream, finite_output, torch_threads
+from lilliput.calibration.input_sums import HessianSums
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.formats import NumberFormat
+from lilliput.formats.native_decode import decode
+from lilliput.methods import METHODS
+from lilliput.pipeline.quantize_blocks import with_lookups
+from lilliput.pipeline.quantize_tensors import quantize_tensor
+from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.recipes.plan import PLAIN_FLOATS
+from lilliput.recipes.recipe import Method
+from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, TensorPlan
+from lilliput.search.choices import Choice
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+# Weights in float32 at once while losses are computed.
+LOSS_WEIGHTS = 1 << 22
+OUTSIDE = "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One tensor in one format. row_losses: [rows] float32, d H d^T of each row's error d, H the mean of x x^T."""
+
+    tensor: QuantizedTensor
+    row_losses: FloatArray
+
+
+class Candidates:
+    """What `make_candidates` made: tensors by name and format, mapped from disk."""
+
+    def __init__(self, made: Mapping[tuple[str, str], Candidate]) -> None:
+        self._made = made
+
+    def get(self, name: str, number_format: NumberFormat) -> Candidate:
+        """One candidate. Raises KeyError."""
+        return self._made[name, number_format.name]
+
+
+def make_candidates(
+    source: ModelSource,
+    choices: Sequence[Choice],
+    chunks: IntArray,
+    folder: WorkFolder,
+    method: Method,
+    *,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Candidates:
+    """Make what `folder` does not hold yet.
+
+    chunks: token ids [n, chunk_size].  method: for formats with scales.  progress: called with (candidates done, all).
+    Raises CalibrationError, FormatError naming the tensor.
+    """
+    import torch
+
+    with torch.inference_mode(), torch_threads(threads):
+        return Candidates(_Maker(source, choices, chunks, folder, method, threads, progress).run())
+
+
+class _Maker:
+    def __init__(
+        self,
+        source: ModelSource,
+        choices: Sequence[Choice],
+        chunks: IntArray,
+        folder: WorkFolder,
+        method: Method,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self._source = source
+        self._formats = {name: choice.formats for choice in choices for name in choice.names}
+        self._table = {entry.name: entry for entry in source.architecture.tensor_table(source.config)}
+        self._chunks = chunks
+        self._folder = folder
+        self._method = method
+        self._threads = threads
+        self._progress = progress
+        self._stream = BlockStream(source)
+        self._all = sum(len(formats) for formats in self._formats.values())
+        self._made: dict[tuple[str, str], Candidate] = {}
+
+    def run(self) -> dict[tuple[str, str], Candidate]:
+        layers = range(self._stream.layers)
+        steps = {layer: self._names_of_layer(layer) for layer in layers}
+        inside = {name for names in steps.values() for name in names}
+        outside = [name for name in self._formats if name not in inside]
+        missing = [layer for layer in layers if not self._known(f"blk.{layer}", steps[layer])]
+        is_outside_known = self._known(OUTSIDE, outside)
+        self._advance()
+        if not missing and is_outside_known:
+            return self._made
+        # Hidden states are computed anew by a run that continues: a forward pass is cheap beside the candidates.
+        arguments = self._stream.block_arguments(self._chunks.shape[1])
+        hidden = self._folder.stream(0, (*self._chunks.shape, self._source.config.hidden_size))
+        for index, chunk in enumerate(self._chunks):
+            hidden[index] = self._stream.embed(chunk).numpy()
+        for layer in layers:
+            self._run_layer(layer, hidden, arguments[layer], is_missing=layer in missing)
+            if is_outside_known and layer == missing[-1]:
+                break
+        if not is_outside_known:
+            self._outside(outside, hidden)
+        return self._made
+
+    def _run_layer(self, layer: int, hidden: FloatArray, arguments: dict[str, object], *, is_missing: bool) -> None:
+        """All chunks through a block, in place; its candidates where there are any to be made."""
+        import torch
+
+        with self._stream.block(layer) as block:
+            with self._watching(block, layer, is_missing) as groups:
+                for index in range(len(self._chunks)):
+                    states = torch.from_numpy(np.array(hidden[index]))[None].to(self._stream.device)
+                    output = block(states, **arguments)
+                    output = output if isinstance(output, torch.Tensor) else output[0]
+                    hidden[index] = finite_output(output, layer, index).cpu().numpy()
+            while groups:
+                entries, sums = groups.pop(0)
+                inputs = sums.layer_inputs()
+                self._make(f"blk.{layer}", [entry.name for entry in entries], inputs, inputs)
+
+    def _outside(self, names: Sequence[str], hidden: FloatArray) -> None:
+        """Embedding and output head."""
+        import torch
+
+        sums = HessianSums("output.weight", len(self._chunks))
+        with self._stream.final_norm() as norm:
+            for index in range(len(self._chunks)):
+                sums.add(norm(torch.from_numpy(np.array(hidden[index])).to(self._stream.device)))
+        inputs = sums.layer_inputs()
+        is_tied = self._source.config.tied
+        for name in names:
+            is_head = is_tied or name != self._stream.embedding
+            fitted = with_lookups(inputs) if is_tied else inputs
+            self._make(OUTSIDE, [name], fitted if is_head else NO_INPUTS, inputs if is_head else NO_INPUTS)
+
+    def _make(self, step: str, names: Sequence[str], inputs: LayerInputs, judged: LayerInputs) -> None:
+        """Candidates of tensors that share an input. judged: the inputs that losses are for."""
+        for name in names:
+            if name not in self._formats:
+                continue
+            stored = self._source.tensor(name)
+            for number_format in self._formats[name]:
+                if (name, number_format.name) in self._made:
+                    continue
+                row = self._row(name, number_format)
+                tensor, entry = quantize_tensor(stored, row, inputs, threads=self._threads)
+                losses = row_losses(stored, tensor, judged, threads=self._threads)
+                place = f"{name}.{number_format.name}"
+                _save(self._losses_path(place), losses)
+                self._folder.finish(place, {name: (tensor, entry)})
+                # What is on disk now need not stay in memory.
+                if not self._load(name, number_format):
+                    self._made[name, number_format.name] = Candidate(tensor, losses)
+                self._advance()
+            self._source.release(name)
+
+    def _known(self, step: str, names: Sequence[str]) -> bool:
+        """Whether all candidates of these tensors are there; loads those that are."""
+        found = [self._load(name, number_format) for name in names for number_format in self._formats[name]]
+        return all(found)
+
+    def _load(self, name: str, number_format: NumberFormat) -> bool:
+        place = f"{name}.{number_format.name}"
+        known = self._folder.finished(place, [self._row(name, number_format)])
+        path = self._losses_path(place)
+        if known is None or not path.is_file():
+            return False
+        self._made[name, number_format.name] = Candidate(known[name][0], load_file(path)["row_losses"])
+        return True
+
+    def _losses_path(self, place: str) -> Path:
+        return self._folder.path / f"{place}.losses"
+
+    def _row(self, name: str, number_format: NumberFormat) -> TensorPlan:
+        header, entry = self._source.headers[name], self._table[name]
+        method = self._method
+        if number_format.name in PLAIN_FLOATS or number_format.name == header.format.name:
+            method = "copy"
+        elif not METHODS[method].supports(number_format) or not self._has_inputs(entry):
+            method = "searched_scales"
+        return TensorPlan(name, name, header.shape, entry.role, number_format, method, "candidate")
+
+    def _has_inputs(self, entry: TensorEntry) -> bool:
+        return entry.input_group is not None or self._source.config.tied or entry.name != self._stream.embedding
+
+    def _names_of_layer(self, layer: int) -> list[str]:
+        entries = (entry for group in self._stream.linears(layer).values() for entry in group)
+        return [entry.name for entry in entries if entry.name in self._formats]
+
+    @contextmanager
+    def _watching(
+        self, block: torch.nn.Module, layer: int, is_missing: bool
+    ) -> Iterator[list[tuple[tuple[TensorEntry, ...], HessianSums]]]:
+        """Sum what enters one linear of each group that shares an input; nothing where all is made."""
+        groups: list[tuple[tuple[TensorEntry, ...], HessianSums]] = []
+        handles = []
+        for module_name, entries in self._stream.linears(layer).items() if is_missing else ():
+            sums = HessianSums(entries[0].name, len(self._chunks))
+            groups.append((entries, sums))
+            handles.append(block.get_submodule(module_name).register_forward_pre_hook(_adding_to(sums)))
+        try:
+            yield groups
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _advance(self) -> None:
+        if self._progress is not None:
+            self._progress(len(self._made), self._all)
+
+
+def row_losses(
+    original: QuantizedTensor, candidate: QuantizedTensor, inputs: LayerInputs, *, threads: int = 1
+) -> FloatArray:
+    """[rows] float32: d H d^T of each row's error d, H the held-out Hessian where there is one.
+
+    Without inputs (a table of lookups) plain sums of squares.
+    """
+    import torch
+
+    hessian = inputs.held_out if inputs.held_out is not None else inputs.hessian
+    matrix = None if hessian is None else torch.as_tensor(hessian, dtype=torch.float32).cpu()
+    found = np.empty(original.rows, dtype=np.float32)
+    for part, error in error_slabs(original, candidate, threads=threads):
+        difference = torch.from_numpy(error)
+        spread = difference if matrix is None else difference @ matrix
+        found[part] = (spread * difference).sum(1).numpy()
+    return found
+
+
+def error_slabs(
+    original: QuantizedTensor, candidate: QuantizedTensor, *, threads: int = 1
+) -> Iterator[tuple[slice, FloatArray]]:
+    """Candidate minus original, float32, some rows at a time."""
+    step = max(1, LOSS_WEIGHTS // max(original.columns, 1))
+    for start in range(0, original.rows, step):
+        part = slice(start, min(start + step, original.rows))
+        values = [
+            decode(
+                tensor.format,
+                tensor.format.row_range(_by_rows(tensor), part.start, part.stop),
+                tensor.columns,
+                threads=threads,
+            )
+            for tensor in (candidate, original)
+        ]
+        yield part, values[0] - values[1]
+
+
+def _by_rows(tensor: QuantizedTensor) -> Mapping[str, np.ndarray]:
+    return {name: plane.reshape(tensor.rows, -1) for name, plane in tensor.planes.items()}
+
+
+def _save(path: Path, losses: FloatArray) -> None:
+    """Whole or not at all; it is there before the step that needs it is finished."""
+    part = path.with_name(path.name + ".partial")
+    save_file({"row_losses": losses}, part)
+    part.replace(path)
+
+
+def _adding_to(sums: HessianSums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        sums.add(arguments[0])
+
+    return hook

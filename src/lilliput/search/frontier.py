@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found, as plain records: points of size, KL and speed, kept in the work folder as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lilliput.architectures.architecture import Json
+from lilliput.containers.publish import write_text
+from lilliput.errors import RecipeError
+from lilliput.search.choices import Choice, Picks, formats_by_tensor
+from lilliput.search.measure import MeasuredKl
+from lilliput.search.problem import Problem
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One configuration. KL in nats a token, on the selection text, candidates put together as they are.
+
+    file_bytes: exact.  kl_low, kl_high: 95 % interval; NaN for too little text.  tokens_per_second: predicted.
+    formats: tensor name -> format name.  found_by: exact, corrected, evolution, agent or random.
+    """
+
+    file_bytes: int
+    bits_per_weight: float
+    predicted_kl: float
+    kl: float
+    kl_low: float
+    kl_high: float
+    tokens_per_second: float | None
+    found_by: str
+    formats: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain JSON; what is not finite becomes null."""
+        content = asdict(self)
+        return {name: _finite(value) for name, value in content.items()}
+
+
+def point(problem: Problem, picks: Picks, measured: MeasuredKl, found_by: str, weights: int) -> Point:
+    """A record of a measured configuration. weights: of the whole model."""
+    low, high = measured.interval()
+    seconds = problem.seconds(picks)
+    size = problem.file_bytes(picks)
+    formats = formats_by_tensor(problem.choices, picks)
+    return Point(
+        file_bytes=size,
+        bits_per_weight=8 * size / weights,
+        predicted_kl=problem.predicted(picks),
+        kl=measured.mean,
+        kl_low=low,
+        kl_high=high,
+        tokens_per_second=1 / seconds if seconds else None,
+        found_by=found_by,
+        formats={name: item.name for name, item in formats.items()},
+    )
+
+
+def pareto(points: Iterable[Point]) -> list[Point]:
+    """Points that no other beats in both size and KL, smallest file first."""
+    kept: list[Point] = []
+    for candidate in sorted(points, key=lambda item: (item.file_bytes, item.kl)):
+        if not kept or candidate.kl < kept[-1].kl:
+            kept.append(candidate)
+    return kept
+
+
+def frontier_sizes(problem: Problem, count: int) -> list[int]:
+    """File sizes from the smallest to the largest sensible one, in equal ratios."""
+    low, high = problem.file_bytes(problem.smallest), problem.file_bytes(problem.largest)
+    if count < 2 or low == high:
+        return [high]
+    return [round(low * (high / low) ** (place / (count - 1))) for place in range(count)]
+
+
+def picks_from(choices: tuple[Choice, ...], formats: Mapping[str, str]) -> Picks:
+    """The picks of a recorded point. Raises RecipeError where the candidates are others now."""
+    try:
+        return tuple(choice.index(formats[choice.names[0]]) for choice in choices)
+    except KeyError as missing:
+        raise RecipeError(
+            f"the recorded configuration names {missing}, which is no candidate; search anew"
+        ) from missing
+
+
+def write_records(path: Path, name: str, records: Mapping[str, Json]) -> None:
+    """Write a JSON file whole or not at all. Raises PublishError."""
+    write_text(path / name, json.dumps({"schema": SCHEMA, **records}, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path, name: str) -> dict[str, Json]:
+    """Read a JSON file of ours; empty where there is none or it is damaged."""
+    try:
+        content = json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else {}
+
+
+def _finite(value: Json) -> Json:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

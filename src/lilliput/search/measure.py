@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real KL of a configuration, without writing it: candidates put together in memory and run in the native engine.
+
+Every measurement is appended to a file as one line, so that a killed search repeats none; a search that draws from a
+seeded generator then takes the same way again through what is known, and on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lilliput.arrays import DoubleArray, FloatArray, IntArray
+from lilliput.checkpoints.model_source import ModelSource, Provenance
+from lilliput.errors import PublishError
+from lilliput.evaluation.chunks import Chunks
+from lilliput.evaluation.compare import evaluate
+from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
+from lilliput.evaluation.paired import PairedRatio, paired_ratio
+from lilliput.formats import NumberFormat
+from lilliput.records import QuantizedTensor, TensorHeader
+from lilliput.search.candidates import Candidates
+from lilliput.search.choices import Choice, Picks, formats_by_tensor
+from lilliput.text.vocabulary import Vocabulary
+
+# Logits of the original over the selection text stay in memory up to this size, and are computed anew beyond.
+KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredKl:
+    """KL from the original, in nats. window_sums: [windows], summed over the scored tokens of each window."""
+
+    window_sums: DoubleArray
+    scored_per_window: int
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return float(self.window_sums.sum()) / (len(self.window_sums) * self.scored_per_window)
+
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean, by the bootstrap over windows; NaN for too few of them."""
+        even = np.full((len(self.window_sums), 1), self.scored_per_window, dtype=np.float64)
+        found = paired_ratio("", "", self.window_sums[:, None], even)
+        return found.low, found.high
+
+    def ratio_to(self, other: MeasuredKl) -> PairedRatio:
+        """This KL over the other's, on the same windows, with its paired interval."""
+        return paired_ratio("this", "other", self.window_sums[:, None], other.window_sums[:, None])
+
+
+class AssembledModel:
+    """The original with some tensors replaced by candidates: a ModelSource that no file holds."""
+
+    def __init__(self, source: ModelSource, tensors: Mapping[str, QuantizedTensor]) -> None:
+        self._source = source
+        self._tensors = dict(tensors)
+        self.path: Path = source.path
+        self.container: str = source.container
+        self.architecture = source.architecture
+        self.config = source.config
+        self.provenance: Provenance = source.provenance
+
+    @property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """As chosen."""
+        return {
+            name: TensorHeader(name, header.shape, self._tensors[name].format) if name in self._tensors else header
+            for name, header in self._source.headers.items()
+        }
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """None: it is not on disk."""
+        return ()
+
+    def source_name(self, name: str) -> str:
+        """As in the original."""
+        return self._source.source_name(name)
+
+    def tensor(self, name: str) -> QuantizedTensor:
+        """The candidate where there is one."""
+        found = self._tensors.get(name)
+        return self._source.tensor(name) if found is None else found
+
+    def release(self, name: str) -> None:
+        """Give mapped pages of the original back."""
+        self._source.release(name)
+
+    def vocabulary(self) -> Vocabulary:
+        """The original's."""
+        return self._source.vocabulary()
+
+    def fingerprint(self) -> str:
+        """Of the original and of what replaces it."""
+        formats = sorted((name, tensor.format.name) for name, tensor in self._tensors.items())
+        return hashlib.sha256(json.dumps([self._source.fingerprint(), formats]).encode()).hexdigest()
+
+    def close(self) -> None:
+        """Nothing of its own to release."""
+
+
+class Meter:
+    """Measures configurations on the selection text.
+
+    known: file of earlier measurements.  evaluations: windows run so far by this object, in units of the whole text.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        choices: Sequence[Choice],
+        candidates: Candidates,
+        chunks: Chunks,
+        known: Path,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._source = source
+        self._choices = tuple(choices)
+        self._candidates = candidates
+        self._chunks = chunks
+        self._options = EvaluationOptions(context=chunks.context, threads=threads, measure_floor=False)
+        self._base: _KeptLogits | None = None
+        self._file = known
+        self._known: dict[str, list[float]] = _read_lines(known)
+
+    @property
+    def windows(self) -> int:
+        """Of the selection text."""
+        return len(self._chunks)
+
+    def kl(self, picks: Picks, windows: int | None = None) -> MeasuredKl:
+        """Mean KL over the first `windows` windows, all by default. Raises EvaluationError, PublishError."""
+        wanted = len(self._chunks) if windows is None else min(windows, len(self._chunks))
+        key = self.key(picks)
+        found = self._known.get(key, [])
+        if len(found) < wanted:
+            more = self._measure(formats_by_tensor(self._choices, picks), len(found), wanted)
+            found = [*found, *more]
+            self._known[key] = found
+            self._append(key, found)
+        return MeasuredKl(np.array(found[:wanted]), self._chunks.scored_per_chunk)
+
+    def is_known(self, picks: Picks) -> bool:
+        """Whether the whole text was measured already."""
+        return len(self._known.get(self.key(picks), [])) >= len(self._chunks)
+
+    def key(self, picks: Picks) -> str:
+        """Digest of a configuration, the same whatever other formats were candidates."""
+        formats = formats_by_tensor(self._choices, picks)
+        named = sorted((name, number_format.name) for name, number_format in formats.items())
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
+
+    def _measure(self, formats: Mapping[str, NumberFormat], first: int, last: int) -> list[float]:
+        tensors = {name: self._candidates.get(name, item).tensor for name, item in formats.items()}
+        model = ModelLogits(AssembledModel(self._source, tensors), "configuration", self._options)
+        if self._base is None:
+            original = ModelLogits(self._source, self._source.path.name, self._options)
+            self._base = _KeptLogits(original, self._chunks)
+        base = self._base.from_window(first)
+        result = evaluate(base, [model], Chunks(self._chunks.token_ids[first:last]))
+        kld = result.files[0].scores.kld.reshape(last - first, -1)
+        sums: list[float] = kld.sum(axis=1).tolist()
+        return sums
+
+    def _append(self, key: str, sums: Sequence[float]) -> None:
+        try:
+            with self._file.open("a", encoding="ascii") as file:
+                # A line that a killed run cut short must not swallow this one.
+                file.write("\n" + json.dumps({"configuration": key, "window_sums": list(sums)}))
+        except OSError as failure:
+            raise PublishError(f"{self._file}: cannot be written: {failure.strerror or failure}") from failure
+
+
+class _KeptLogits:
+    """A LogitsSource that runs the original once and repeats its answers: the scored logits of each window.
+
+    Windows that were not asked for yet run when they are.
+    """
+
+    def __init__(self, original: ModelLogits, chunks: Chunks) -> None:
+        self.name = original.name
+        self.bytes = original.bytes
+        self.bits_per_weight = original.bits_per_weight
+        self.vocab_size = original.vocab_size
+        self._original = original
+        self._chunks = chunks
+        self._kept: dict[int, FloatArray] = {}
+        self._window = -1
+        self._row = 0
+
+    def from_window(self, first: int) -> _KeptLogits:
+        """Begin at this window."""
+        self._window = first - 1
+        return self
+
+    def start(self) -> None:
+        """The next window."""
+        self._window += 1
+        self._row = 0
+        if self._window not in self._kept:
+            window, first = self._chunks.token_ids[self._window], self._chunks.first_scored
+            self._original.start()
+            self._original.advance(window[:first], outputs=0)
+            logits = self._original.advance(window[first:-1], outputs=len(window) - first - 1)
+            if logits.nbytes * len(self._chunks) > KEPT_BYTES:
+                self._kept.clear()
+            self._kept[self._window] = logits
+
+    def advance(self, token_ids: IntArray, *, outputs: int) -> FloatArray:
+        """The kept logits."""
+        rows = self._kept[self._window][self._row : self._row + outputs]
+        self._row += outputs
+        return rows
+
+
+def _read_lines(path: Path) -> dict[str, list[float]]:
+    """Earlier measurements; of several of one configuration the longest."""
+    found: dict[str, list[float]] = {}
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        try:
+            content = json.loads(line)
+            key, sums = str(content["configuration"]), [float(value) for value in content["window_sums"]]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a killed run
+        if len(sums) > len(found.get(key, [])):
+            found[key] = sums
+    return found
+
+
+Measure = Callable[[Picks], float]
