@@ -19,11 +19,17 @@ def command(
     context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of the KV cache for --ram.")] = None,
     bpw: Annotated[float | None, typer.Option("--bpw", help="Most bits per weight, all tensors.")] = None,
     max_kld: Annotated[float | None, typer.Option("--max-kld", help="Most KL from the original, nats a token.")] = None,
-    min_speed: Annotated[float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")] = None,
+    min_speed: Annotated[
+        float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .gguf file; default: named here.")] = None,
     text: options.Text = None,
-    selection: Annotated[Path | None, typer.Option("--selection", help="Text to compare on, not a part of --text.")] = None,
-    held_out: Annotated[Path | None, typer.Option("--held-out", help="Text to measure on, not a part of --text.")] = None,
+    selection: Annotated[
+        Path | None, typer.Option("--selection", help="Text to compare on, not a part of --text.")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", help="Text to measure on, not a part of --text.")
+    ] = None,
     runtime: Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput or vllm.")] = "llama.cpp",
     formats: Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")] = "",
     search: Annotated[str, typer.Option("--search", help="evolution, agent or none.")] = "evolution",
@@ -32,7 +38,9 @@ def command(
     effort: options.Effort = None,
     method: options.Method = None,
     tokens: options.Tokens = None,
-    work: Annotated[Path | None, typer.Option("--work", help="Folder that keeps the search; default OUTPUT.fit.")] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="Folder that keeps the search; default OUTPUT.fit.")
+    ] = None,
     from_: Annotated[Path | None, typer.Option("--from", help="Work folder of a search: another point of it.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,

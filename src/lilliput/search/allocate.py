@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which format for which tensor, exactly: the multiple-choice knapsack by dynamic programming.
 
-Each choice takes one option; amounts (bytes, nanoseconds) add up and must not exceed a budget; costs (nats of KL) add up
-and shall be least. One table holds the answer for every budget up to a capacity, so the whole frontier costs one run.
+Each choice takes one option; amounts (bytes) add up and must not exceed a budget; costs (nats of KL) add up and shall
+be least. One table holds the answer for every budget up to a capacity, so the whole frontier costs one run.
 
 Exact     amounts are counted in steps of the greatest common divisor of their differences, which loses nothing.
 Bound     where that would need more than MAX_STEPS steps, amounts are rounded up to coarser ones: the budget is never

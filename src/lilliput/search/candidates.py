@@ -10,8 +10,8 @@ the outputs predicts its cost (`predict.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,13 @@ from safetensors.numpy import load_file, save_file
 
 from lilliput.architectures.architecture import TensorEntry
 from lilliput.arrays import FloatArray, IntArray
-from lilliput.calibration.block_stream import BlockStream, finite_output, torch_threads
+from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.formats import NumberFormat
 from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
+from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_blocks import with_lookups
 from lilliput.pipeline.quantize_tensors import quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
@@ -35,12 +36,11 @@ from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, TensorPlan
 from lilliput.search.choices import Choice
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Progress = Callable[[int, int], None]
 # Weights in float32 at once while losses are computed.
 LOSS_WEIGHTS = 1 << 22
-OUTSIDE = "outside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,15 @@ class Candidate:
 
     tensor: QuantizedTensor
     row_losses: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateOptions:
+    """method: for tensors with inputs, in formats that it supports.  device: a torch device."""
+
+    method: Method
+    threads: int = 1
+    device: str = "cpu"
 
 
 class Candidates:
@@ -67,20 +76,18 @@ def make_candidates(
     choices: Sequence[Choice],
     chunks: IntArray,
     folder: WorkFolder,
-    method: Method,
-    *,
-    threads: int = 1,
+    options: CandidateOptions,
     progress: Progress | None = None,
 ) -> Candidates:
     """Make what `folder` does not hold yet.
 
-    chunks: token ids [n, chunk_size].  method: for formats with scales.  progress: called with (candidates done, all).
+    chunks: token ids [n, chunk_size].  progress: called with (candidates done, all).
     Raises CalibrationError, FormatError naming the tensor.
     """
     import torch
 
-    with torch.inference_mode(), torch_threads(threads):
-        return Candidates(_Maker(source, choices, chunks, folder, method, threads, progress).run())
+    with torch.inference_mode(), torch_threads(options.threads):
+        return Candidates(_Maker(source, choices, chunks, folder, options, progress).run())
 
 
 class _Maker:
@@ -90,8 +97,7 @@ class _Maker:
         choices: Sequence[Choice],
         chunks: IntArray,
         folder: WorkFolder,
-        method: Method,
-        threads: int,
+        options: CandidateOptions,
         progress: Progress | None,
     ) -> None:
         self._source = source
@@ -99,10 +105,10 @@ class _Maker:
         self._table = {entry.name: entry for entry in source.architecture.tensor_table(source.config)}
         self._chunks = chunks
         self._folder = folder
-        self._method = method
-        self._threads = threads
+        self._method = options.method
+        self._threads = options.threads
         self._progress = progress
-        self._stream = BlockStream(source)
+        self._stream = BlockStream(source, options.device)
         self._all = sum(len(formats) for formats in self._formats.values())
         self._made: dict[tuple[str, str], Candidate] = {}
 
@@ -111,8 +117,8 @@ class _Maker:
         steps = {layer: self._names_of_layer(layer) for layer in layers}
         inside = {name for names in steps.values() for name in names}
         outside = [name for name in self._formats if name not in inside]
-        missing = [layer for layer in layers if not self._known(f"blk.{layer}", steps[layer])]
-        is_outside_known = self._known(OUTSIDE, outside)
+        missing = [layer for layer in layers if not self._known(steps[layer])]
+        is_outside_known = self._known(outside)
         self._advance()
         if not missing and is_outside_known:
             return self._made
@@ -133,34 +139,34 @@ class _Maker:
         """All chunks through a block, in place; its candidates where there are any to be made."""
         import torch
 
-        with self._stream.block(layer) as block:
-            with self._watching(block, layer, is_missing) as groups:
-                for index in range(len(self._chunks)):
-                    states = torch.from_numpy(np.array(hidden[index]))[None].to(self._stream.device)
-                    output = block(states, **arguments)
-                    output = output if isinstance(output, torch.Tensor) else output[0]
-                    hidden[index] = finite_output(output, layer, index).cpu().numpy()
+        with self._stream.block(layer) as block, ExitStack() as watching:
+            groups = []
+            if is_missing:
+                groups = watching.enter_context(self._stream.watching(block, layer, HessianSums, HessianSums.add))
+            for index in range(len(self._chunks)):
+                hidden[index] = self._stream.forward(block, layer, index, torch.from_numpy(hidden[index]), arguments)
+            watching.close()
             while groups:
                 entries, sums = groups.pop(0)
                 inputs = sums.layer_inputs()
-                self._make(f"blk.{layer}", [entry.name for entry in entries], inputs, inputs)
+                self._make([entry.name for entry in entries], inputs, inputs)
 
     def _outside(self, names: Sequence[str], hidden: FloatArray) -> None:
         """Embedding and output head."""
         import torch
 
-        sums = HessianSums("output.weight", len(self._chunks))
+        sums = HessianSums("output.weight")
         with self._stream.final_norm() as norm:
             for index in range(len(self._chunks)):
-                sums.add(norm(torch.from_numpy(np.array(hidden[index])).to(self._stream.device)))
+                sums.add(norm(torch.from_numpy(hidden[index]).to(self._stream.device)))
         inputs = sums.layer_inputs()
         is_tied = self._source.config.tied
         for name in names:
             is_head = is_tied or name != self._stream.embedding
             fitted = with_lookups(inputs) if is_tied else inputs
-            self._make(OUTSIDE, [name], fitted if is_head else NO_INPUTS, inputs if is_head else NO_INPUTS)
+            self._make([name], fitted if is_head else NO_INPUTS, inputs if is_head else NO_INPUTS)
 
-    def _make(self, step: str, names: Sequence[str], inputs: LayerInputs, judged: LayerInputs) -> None:
+    def _make(self, names: Sequence[str], inputs: LayerInputs, judged: LayerInputs) -> None:
         """Candidates of tensors that share an input. judged: the inputs that losses are for."""
         for name in names:
             if name not in self._formats:
@@ -181,7 +187,7 @@ class _Maker:
                 self._advance()
             self._source.release(name)
 
-    def _known(self, step: str, names: Sequence[str]) -> bool:
+    def _known(self, names: Sequence[str]) -> bool:
         """Whether all candidates of these tensors are there; loads those that are."""
         found = [self._load(name, number_format) for name in names for number_format in self._formats[name]]
         return all(found)
@@ -213,23 +219,6 @@ class _Maker:
     def _names_of_layer(self, layer: int) -> list[str]:
         entries = (entry for group in self._stream.linears(layer).values() for entry in group)
         return [entry.name for entry in entries if entry.name in self._formats]
-
-    @contextmanager
-    def _watching(
-        self, block: torch.nn.Module, layer: int, is_missing: bool
-    ) -> Iterator[list[tuple[tuple[TensorEntry, ...], HessianSums]]]:
-        """Sum what enters one linear of each group that shares an input; nothing where all is made."""
-        groups: list[tuple[tuple[TensorEntry, ...], HessianSums]] = []
-        handles = []
-        for module_name, entries in self._stream.linears(layer).items() if is_missing else ():
-            sums = HessianSums(entries[0].name, len(self._chunks))
-            groups.append((entries, sums))
-            handles.append(block.get_submodule(module_name).register_forward_pre_hook(_adding_to(sums)))
-        try:
-            yield groups
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _advance(self) -> None:
         if self._progress is not None:
@@ -283,10 +272,3 @@ def _save(path: Path, losses: FloatArray) -> None:
     part = path.with_name(path.name + ".partial")
     save_file({"row_losses": losses}, part)
     part.replace(path)
-
-
-def _adding_to(sums: HessianSums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        sums.add(arguments[0])
-
-    return hook

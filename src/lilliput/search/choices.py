@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lilliput.architectures.architecture import TensorEntry
@@ -108,11 +108,6 @@ def formats_by_tensor(choices: Sequence[Choice], picks: Picks) -> dict[str, Numb
 def chosen_bytes(choices: Sequence[Choice], picks: Picks) -> int:
     """File bytes of all chosen tensors."""
     return sum(choice.sizes[pick] for choice, pick in zip(choices, picks, strict=True))
-
-
-def picks_of(choices: Sequence[Choice], formats: Mapping[str, str]) -> Picks:
-    """Tensor name -> format name, as indices. Raises KeyError for a format that is no candidate."""
-    return tuple(choice.index(formats[choice.names[0]]) for choice in choices)
 
 
 def _choice(headers: Sequence[TensorHeader], names: Sequence[str]) -> Choice:

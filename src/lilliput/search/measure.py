@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +129,7 @@ class Meter:
         self._options = EvaluationOptions(context=chunks.context, threads=threads, measure_floor=False)
         self._base: _KeptLogits | None = None
         self._file = known
-        self._known: dict[str, list[float]] = _read_lines(known)
+        self._known: dict[str, list[float]] = read_measurements(known)
 
     @property
     def windows(self) -> int:
@@ -221,7 +221,7 @@ class _KeptLogits:
         return rows
 
 
-def _read_lines(path: Path) -> dict[str, list[float]]:
+def read_measurements(path: Path) -> dict[str, list[float]]:
     """Earlier measurements; of several of one configuration the longest."""
     found: dict[str, list[float]] = {}
     try:
@@ -237,6 +237,3 @@ def _read_lines(path: Path) -> dict[str, list[float]]:
         if len(sums) > len(found.get(key, [])):
             found[key] = sums
     return found
-
-
-Measure = Callable[[Picks], float]

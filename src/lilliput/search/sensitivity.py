@@ -2,14 +2,14 @@
 """How much each output of each linear layer matters to the model's predictions: one backward pass, block by block.
 
 Problem   a tensor's own error says little; what counts is the KL divergence of the next-token distribution.
-Idea      to second order, KL = 1/2 E[(g . D x)^2]: D is the change of the weight, x the layer's input, g the gradient of
-          log p(y) at its output for a token y drawn from the model itself (the Fisher information; real labels would
+Idea      to second order, KL = 1/2 E[(g . D x)^2]: D is the change of the weight, x the layer's input, g the gradient
+          of log p(y) at its output for a token y drawn from the model itself (the Fisher information; real labels would
           give another matrix). With x and g taken as independent this is 1/2 tr(H_O D H_I D^T).
           Of H_O the diagonal is kept: errors of different rows are nearly uncorrelated, and [rows, rows] of a wide
           layer would not fit in memory.
-Cost      hidden states of all layers on disk, one block in memory: forward once, then backward from the last block down,
-          each block's forward repeated with gradients.
-Not when  errors are large (below about 2.5 bits): the second-order form no longer holds; search by real KL corrects it.
+Cost      hidden states of all layers on disk, one block in memory: forward once, then backward from the last block
+          down, each block's forward repeated with gradients.
+Not when  errors are large (below about 2.5 bits): the second-order form no longer holds; real KL corrects it.
 Source    K-FAC, https://arxiv.org/abs/1503.05671; quality of the prediction: docs/fit.md.
 """
 
@@ -25,9 +25,10 @@ import numpy as np
 
 from lilliput.architectures.architecture import Named, PermutedHeads
 from lilliput.arrays import DoubleArray, FloatArray, IntArray
-from lilliput.calibration.block_stream import BlockStream, torch_threads
+from lilliput.calibration.block_stream import BlockStream
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
+from lilliput.methods.torch_threads import torch_threads
 from lilliput.records import Role
 
 if TYPE_CHECKING:
@@ -191,8 +192,8 @@ class _Backward:
         gradient = hidden.grad.numpy()
         if not np.isfinite(gradient).all():
             raise CalibrationError(
-                f"blk.{layer}: the gradient holds NaN or Inf in chunk {index}; the model overflows on this text, or its "
-                "weights are damaged"
+                f"blk.{layer}: the gradient holds NaN or Inf in chunk {index}; the model overflows on this text, or "
+                "its weights are damaged"
             )
         self._states[layer, index] = gradient
 

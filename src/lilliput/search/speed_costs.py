@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.publish import write_text
-from lilliput.records import QuantizedTensor, Role
+from lilliput.records import Role
 from lilliput.runtime.session import EngineOptions, Session
 from lilliput.search.choices import Choice, Picks
 
@@ -127,6 +127,3 @@ def _read(path: Path) -> dict[str, float]:
     except (OSError, ValueError):
         return {}
     return {name: float(rate) for name, rate in content.items()} if isinstance(content, dict) else {}
-
-
-AssembledModels = Callable[[Mapping[str, QuantizedTensor]], ModelSource]

@@ -13,143 +13,53 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
 import lilliput
 from lilliput import workflows
 from lilliput.architectures.architecture import Json
-from lilliput.arrays import IntArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.gguf_metadata import file_name
-from lilliput.errors import CalibrationError, PublishError, RecipeError
+from lilliput.errors import PublishError, RecipeError
 from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.compare import evaluate
-from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits, tokenize
+from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
+from lilliput.fitting.request import FRONTIER, IDENTITY, RESULT, FitOptions, FitResult, Goal, Interval, result_from_json
+from lilliput.fitting.texts import Texts, cut_texts
 from lilliput.formats import NumberFormat, get_format
+from lilliput.models import BUILT_IN
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.ledger import ledger_path
 from lilliput.recipes.recipe import Method, Recipe, Rule, parse_method
+from lilliput.runtime.processors import default_threads
 from lilliput.runtime.session import checked_context
-from lilliput.search.candidates import Candidates, make_candidates
-from lilliput.search.choices import RUNTIMES, Picks, Runtime, choices_of, formats_by_tensor
+from lilliput.search.candidates import CandidateOptions, Candidates, make_candidates
+from lilliput.search.choices import RUNTIMES, Choice, Picks, Runtime, choices_of, formats_by_tensor
 from lilliput.search.evolve import Refined, SearchOptions, evolve
-from lilliput.search.frontier import Point, frontier_sizes, pareto, point, read_records, write_records
+from lilliput.search.frontier import Point, frontier_sizes, pareto, picks_from, point, read_records, write_records
 from lilliput.search.measure import AssembledModel, MeasuredKl, Meter
 from lilliput.search.predict import Agreement, CostTable, agreement, fitted_factors, predicted_costs
 from lilliput.search.problem import Limits, Problem, cache_bytes, reasons
 from lilliput.search.reinforce import reinforce
 from lilliput.search.sensitivity import measure_sensitivity
 from lilliput.search.speed_costs import SpeedTable, decode_seconds, speed_table
-from lilliput.text.documents import read_text
 
 Stages = Callable[[str], AbstractContextManager[workflows.Progress]]
-SearchKind = Literal["evolution", "agent", "none"]
 SEARCHES = {"evolution": evolve, "agent": reinforce}
-# Windows of the text that candidates are compared on, and that only the result is measured on, at most.
-SELECTION_WINDOWS = 32
-HELD_OUT_WINDOWS = 32
 # Windows of the backward pass; its averages are over thousands of tokens then.
 SENSITIVITY_WINDOWS = 16
-FEWEST_WINDOWS = 8
 # Configurations measured along the frontier, and drawn at random to judge the predictions by.
 FRONTIER_POINTS = 12
 RANDOM_CONFIGURATIONS = 20
 # Where --max-kld aims inside [0.9 X, X], and how often it may try.
-AIM, LOWEST_SHARE, TRIES = 0.96, 0.9, 6
+AIM, LOWEST_SHARE, TRIES = 0.98, 0.9, 6
 HALVINGS = 10
-IDENTITY, FRONTIER, RESULT = "identity.json", "frontier.json", "result.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What the model must stay within; at least one.
-
-    size: bytes of the file.  ram: bytes of file and KV cache at `context`.  bits_per_weight: of tensors.
-    max_kld: mean KL from the original on the selection text, nats.  min_speed: generated tokens a second, here.
-    """
-
-    size: int | None = None
-    ram: int | None = None
-    context: int | None = None
-    bits_per_weight: float | None = None
-    max_kld: float | None = None
-    min_speed: float | None = None
-
-    def __post_init__(self) -> None:
-        targets = (self.size, self.ram, self.bits_per_weight, self.max_kld, self.min_speed)
-        if all(target is None for target in targets):
-            raise RecipeError("fit needs a target: give --size, --ram, --bpw, --max-kld or --min-speed")
-        for name, target in zip(("size", "ram", "bpw", "max-kld", "min-speed"), targets, strict=True):
-            if target is not None and not target > 0:
-                raise RecipeError(f"--{name} is {target}, must be above 0")
-
-
-@dataclass(frozen=True, slots=True)
-class FitOptions:
-    """How to search.
-
-    runtime: a name in RUNTIMES.  formats: candidates, None of them means the runtime's.  effort, method: how codes are
-    chosen, as in `quantize`.  evaluations: of the selection text, for the search.  work: folder that keeps everything.
-    selection, held_out: texts in place of parts of the calibration text.
-    """
-
-    runtime: str = "llama.cpp"
-    formats: tuple[str, ...] = ()
-    effort: str | None = None
-    method: str | None = None
-    search: SearchKind = "evolution"
-    evaluations: int = 60
-    seed: int = 0
-    tokens: int | None = None
-    threads: int | None = None
-    revision: str | None = None
-    work: Path | None = None
-    selection: Path | None = None
-    held_out: Path | None = None
-    force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean and its 95 % interval; NaN where there is too little text for one."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class FitResult:
-    """What `fit` wrote. KL in nats a token, of the written file.
-
-    predicted: of the chosen configuration.  selection, held_out: measured; no part of the search saw the held-out text.
-    agreement: of predictions with measurements.  search: which search, and its history of (evaluations, KL).
-    tokens_per_second: measured, where speed was asked for.  ram_bytes: file and KV cache, where that was asked for.
-    """
-
-    output: Path
-    bytes: int
-    bits_per_weight: float
-    predicted: float
-    selection: Interval
-    held_out: Interval
-    agreement: Agreement
-    search: str
-    history: tuple[tuple[float, float], ...]
-    tokens_per_second: float | None
-    ram_bytes: int | None
-    work: Path
-    notes: tuple[str, ...] = ()
-    is_up_to_date: bool = False
-
-    def to_json(self) -> dict[str, Json]:
-        """The contract of `lilliput fit --json`."""
-        content = cast("dict[str, Json]", json.loads(json.dumps(asdict(self), default=str)))
-        return {**content, "frontier": str(self.work / FRONTIER)}
+TRIMS = 12
 
 
 def fit(
@@ -197,7 +107,9 @@ def fit_again(
     identity = read_records(work, IDENTITY)
     request = identity.get("request")
     if not isinstance(request, dict):
-        raise RecipeError(f"{work}: holds no finished search; run `lilliput fit MODEL ...` first and keep its work folder")
+        raise RecipeError(
+            f"{work}: holds no finished search; run `lilliput fit MODEL ...` first and keep its work folder"
+        )
     options = options or FitOptions()
     texts = request["text"]
     formats = request["formats"]
@@ -221,15 +133,6 @@ def fit_again(
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """calibration: [n, chunk_size].  selection, held_out: windows that the calibration does not hold."""
-
-    calibration: IntArray
-    selection: Chunks
-    held_out: Chunks
-
-
-@dataclass(frozen=True, slots=True)
 class _Made:
     """A quantized file on trial."""
 
@@ -240,50 +143,56 @@ class _Made:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
 class _Fitting:
     """One run of `fit`."""
 
-    def __init__(
-        self,
-        model: str,
-        source: ModelSource,
-        text: tuple[Path, ...],
-        goal: Goal,
-        options: FitOptions,
-        folder: Path,
-        target: Path,
-        stages: Stages,
-    ) -> None:
-        self._model = model
-        self._source = source
-        self._text = text
-        self._goal = goal
-        self._options = options
-        self._folder = folder
-        self._target = target
-        self._stages = stages
-        self._threads = options.threads or workflows.default_threads()
-        self._method = _method(text, options)
-        self._choices = choices_of(source, _runtime(options.runtime), options.formats)
-        self._texts = _texts(source, text, options)
-        self._notes: list[str] = []
+    model: str
+    source: ModelSource
+    text: tuple[Path, ...]
+    goal: Goal
+    options: FitOptions
+    folder: Path
+    target: Path
+    stages: Stages
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def method(self) -> Method:
+        """What candidates and the result are made with."""
+        return _method(self.text, self.options)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """What can be chosen."""
+        return choices_of(self.source, _runtime(self.options.runtime), self.options.formats)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Calibration, selection, held out."""
+        return cut_texts(self.source, self.text, self.options)
+
+    @property
+    def threads(self) -> int:
+        """For everything."""
+        return self.options.threads or default_threads()
 
     def earlier_result(self) -> FitResult | None:
         """What the same command wrote before, where the file is still what it was."""
-        known = read_records(self._folder, RESULT)
-        if self._options.force or known.get("request") != self._request_key() or not self._target.is_file():
+        known = read_records(self.folder, RESULT)
+        if self.options.force or known.get("request") != self._request_key() or not self.target.is_file():
             return None
-        if known.get("fingerprint") != _file_fingerprint(self._target):
+        if known.get("fingerprint") != _file_fingerprint(self.target):
             return None
-        return _result_from_json(cast("dict[str, Json]", known["result"]), self._target, self._folder)
+        return result_from_json(cast("dict[str, Json]", known["result"]), self.target, self.folder)
 
     def run(self) -> FitResult:
         """Search, quantize, measure, publish."""
         self._claim_folder()
         problem, meter, points, quality = self._explore()
         limits = self._limits(problem)
-        if self._goal.max_kld is not None:
-            made, refined = self._within_divergence(problem, meter, limits, self._goal.max_kld), None
+        if self.goal.max_kld is not None:
+            made, refined = self._within_divergence(problem, meter, limits, self.goal.max_kld), None
         else:
             start = self._best_known(problem, meter, limits, points)
             refined = self._refine(problem, limits, start, meter)
@@ -292,56 +201,54 @@ class _Fitting:
         self._write_frontier(points, quality)
         return self._publish(problem, made, refined, quality)
 
-    # -- exploring ----------------------------------------------------------------------------------------------
-
     def _claim_folder(self) -> None:
         """Write what the folder is about, or refuse one that is about something else. Raises RecipeError."""
         identity: dict[str, Json] = {
             "version": lilliput.__version__,
-            "model": self._source.fingerprint(),
-            "text": [_digest(path) for path in self._text],
-            "selection": _digest(self._options.selection) if self._options.selection else None,
-            "tokens": self._options.tokens,
-            "method": self._method,
+            "model": self.source.fingerprint(),
+            "text": [_digest(path) for path in self.text],
+            "selection": _digest(self.options.selection) if self.options.selection else None,
+            "tokens": self.options.tokens,
+            "method": self.method,
         }
-        known = read_records(self._folder, IDENTITY).get("identity")
+        known = read_records(self.folder, IDENTITY).get("identity")
         if known is not None and known != identity:
             assert isinstance(known, dict)
             changed = ", ".join(name for name in identity if known.get(name) != identity[name])
             raise RecipeError(
-                f"{self._folder} belongs to another search (different: {changed}); give another folder with --work, or "
+                f"{self.folder} belongs to another search (different: {changed}); give another folder with --work, or "
                 "remove this one"
             )
         request: dict[str, Json] = {
-            "model": self._model if self._model == workflows.BUILT_IN else _absolute(self._model),
-            "text": [_absolute(str(path)) for path in self._text],
-            "selection": str(self._options.selection.resolve()) if self._options.selection else None,
-            "runtime": self._options.runtime,
-            "formats": list(self._options.formats),
-            "method": self._method,
-            "tokens": self._options.tokens,
-            "revision": self._options.revision,
+            "model": self.model if self.model == BUILT_IN else _absolute(self.model),
+            "text": [_absolute(str(path)) for path in self.text],
+            "selection": str(self.options.selection.resolve()) if self.options.selection else None,
+            "runtime": self.options.runtime,
+            "formats": list(self.options.formats),
+            "method": self.method,
+            "tokens": self.options.tokens,
+            "revision": self.options.revision,
         }
-        write_records(self._folder, IDENTITY, {"identity": identity, "request": request})
+        write_records(self.folder, IDENTITY, {"identity": identity, "request": request})
 
     def _explore(self) -> tuple[Problem, Meter, list[Point], Agreement]:
         """Candidates, their costs, and real KL along the frontier and at random configurations."""
-        with WorkFolder(self._folder / "candidates", _key(self._source, self._texts, self._method)) as store:
-            with self._stages("making candidates") as advance:
+        with WorkFolder(self.folder / "candidates", _key(self.source, self.texts, self.method)) as store:
+            with self.stages("making candidates") as advance:
                 candidates = make_candidates(
-                    self._source, self._choices, self._texts.calibration, store, self._method,
-                    threads=self._threads, progress=advance,
+                    self.source, self.choices, self.texts.calibration, store,
+                    CandidateOptions(self.method, self.threads), advance,
                 )  # fmt: skip
             costs = self._costs(candidates)
-            speed = self._speed(candidates) if self._goal.min_speed is not None else None
-            problem = Problem(self._choices, costs, self._overhead(), speed)
+            speed = self._speed(candidates) if self.goal.min_speed is not None else None
+            problem = Problem(self.choices, costs, self._overhead(), speed)
             meter = Meter(
-                self._source, self._choices, candidates, self._texts.selection, self._folder / "measured.jsonl",
-                threads=self._options.threads,
+                self.source, self.choices, candidates, self.texts.selection, self.folder / "measured.jsonl",
+                threads=self.options.threads,
             )  # fmt: skip
             exact = [problem.solve(Limits(size)) for size in frontier_sizes(problem, FRONTIER_POINTS)]
             drawn = _random_configurations(problem, RANDOM_CONFIGURATIONS)
-            with self._stages("measuring") as advance:
+            with self.stages("measuring") as advance:
                 for place, picks in enumerate((*exact, *drawn)):
                     meter.kl(picks)
                     advance(place + 1, len(exact) + len(drawn))
@@ -355,47 +262,43 @@ class _Fitting:
 
     def _costs(self, candidates: Candidates) -> CostTable:
         """Predicted KL of every candidate; the backward pass is kept like all else."""
-        path = self._folder / "costs.json"
-        key = [[*choice.names, *(item.name for item in choice.formats)] for choice in self._choices]
-        known = read_records(self._folder, path.name)
+        path = self.folder / "costs.json"
+        key = [[*choice.names, *(item.name for item in choice.formats)] for choice in self.choices]
+        known = read_records(self.folder, path.name)
         table = known.get("costs")
         if known.get("choices") == cast("Json", key) and isinstance(table, list):
             return CostTable(tuple(tuple(cast("list[float]", row)) for row in table))
-        with self._stages("measuring sensitivity") as advance:
-            chunks = self._texts.calibration[:SENSITIVITY_WINDOWS]
-            sensitivity = measure_sensitivity(
-                self._source, chunks, self._folder, threads=self._threads, progress=advance
-            )
-        costs = predicted_costs(self._source, self._choices, candidates, sensitivity)
+        with self.stages("measuring sensitivity") as advance:
+            chunks = self.texts.calibration[:SENSITIVITY_WINDOWS]
+            sensitivity = measure_sensitivity(self.source, chunks, self.folder, threads=self.threads, progress=advance)
+        costs = predicted_costs(self.source, self.choices, candidates, sensitivity)
         rows: list[Json] = [list[Json](row) for row in costs.by_choice]
-        write_records(self._folder, path.name, {"choices": cast("Json", key), "costs": rows})
+        write_records(self.folder, path.name, {"choices": cast("Json", key), "costs": rows})
         return costs
 
     def _speed(self, candidates: Candidates) -> SpeedTable:
         def assembled(formats: Mapping[str, str]) -> ModelSource:
             tensors = {name: candidates.get(name, get_format(item)).tensor for name, item in formats.items()}
-            return AssembledModel(self._source, tensors)
+            return AssembledModel(self.source, tensors)
 
-        known = self._folder / f"speed-{self._threads}.json"
-        with self._stages("measuring speed") as advance:
-            return speed_table(
-                self._source, self._choices, assembled, known, threads=self._threads, progress=advance
-            )
+        known = self.folder / f"speed-{self.threads}.json"
+        with self.stages("measuring speed") as advance:
+            return speed_table(self.source, self.choices, assembled, known, threads=self.threads, progress=advance)
 
     def _overhead(self) -> int:
         """Bytes of the file beside the chosen tensors: exactly for names as long as the longest."""
-        largest = tuple(0 for _ in self._choices)
-        recipe = _recipe(formats_by_tensor(self._choices, largest), {}, 16.0)
-        report = workflows.plan(self._model, recipe, guidance=self._guidance(), options=self._quantize_options())
-        return report.bytes - sum(choice.sizes[0] for choice in self._choices)
+        largest = tuple(0 for _ in self.choices)
+        recipe = _recipe(formats_by_tensor(self.choices, largest), {}, 16.0)
+        report = workflows.plan(self.model, recipe, guidance=self._guidance(), options=self._quantize_options())
+        return report.bytes - sum(choice.sizes[0] for choice in self.choices)
 
     def _point(self, problem: Problem, picks: Picks, meter: Meter, found_by: str) -> Point:
-        weights = sum(header.rows * header.columns for header in self._source.headers.values())
+        weights = sum(header.rows * header.columns for header in self.source.headers.values())
         return point(problem, picks, meter.kl(picks), found_by, weights)
 
     def _write_frontier(self, points: Sequence[Point], quality: Agreement) -> None:
         write_records(
-            self._folder, FRONTIER,
+            self.folder, FRONTIER,
             {
                 "agreement": {**asdict(quality)},
                 "frontier": [item.to_json() for item in pareto(points)],
@@ -403,11 +306,9 @@ class _Fitting:
             },
         )  # fmt: skip
 
-    # -- choosing -----------------------------------------------------------------------------------------------
-
     def _limits(self, problem: Problem) -> Limits:
         """The goal as bytes of the file and seconds of a token."""
-        goal, config = self._goal, self._source.config
+        goal, config = self.goal, self.source.config
         sizes = [problem.file_bytes(problem.largest)]
         if goal.size is not None:
             sizes.append(goal.size)
@@ -417,15 +318,15 @@ class _Fitting:
             if left < problem.file_bytes(problem.smallest):
                 least = problem.file_bytes(problem.smallest) + cache_bytes(config, context)
                 raise RecipeError(
-                    f"--ram {goal.ram:,} bytes: the cache of {context} tokens takes {cache_bytes(config, context):,} and "
-                    f"the smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,} or a shorter "
+                    f"--ram {goal.ram:,} bytes: the cache of {context} tokens takes {cache_bytes(config, context):,} "
+                    f"and the smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,} or a shorter "
                     "--context"
                 )
             sizes.append(left)
         if goal.bits_per_weight is not None:
-            headers = self._source.headers.values()
+            headers = self.source.headers.values()
             weights = sum(header.rows * header.columns for header in headers)
-            chosen = {name for choice in self._choices for name in choice.names}
+            chosen = {name for choice in self.choices for name in choice.names}
             vectors = sum(4 * h.rows * h.columns for h in headers if h.name not in chosen)
             sizes.append(int(goal.bits_per_weight * weights / 8) - vectors + problem.overhead)
         limits = Limits(min(sizes), None if goal.min_speed is None else 1 / goal.min_speed)
@@ -434,19 +335,17 @@ class _Fitting:
 
     def _best_known(self, problem: Problem, meter: Meter, limits: Limits, points: Sequence[Point]) -> Picks:
         """The exact solution of the corrected problem, or a measured configuration that is better."""
+        known = [picks_from(problem.choices, item.formats) for item in points]
         found = {problem.solve(limits)}
-        found |= {picks for picks in map(self._picks, points) if problem.is_within(picks, limits)}
+        found |= {picks for picks in known if problem.is_within(picks, limits)}
         return min(sorted(found), key=lambda picks: meter.kl(picks).mean)
 
-    def _picks(self, known: Point) -> Picks:
-        return tuple(choice.index(known.formats[choice.names[0]]) for choice in self._choices)
-
     def _refine(self, problem: Problem, limits: Limits, start: Picks, meter: Meter) -> Refined:
-        search = SEARCHES.get(self._options.search)
+        search = SEARCHES.get(self.options.search)
         if search is None:
             return Refined(start, meter.kl(start).mean, 1.0, ())
-        options = SearchOptions(self._options.evaluations, self._options.seed)
-        with self._stages("searching") as advance:
+        options = SearchOptions(self.options.evaluations, self.options.seed)
+        with self.stages("searching") as advance:
             return search(problem, limits, start, meter, options, advance)
 
     def _within_divergence(self, problem: Problem, meter: Meter, limits: Limits, most: float) -> _Made:
@@ -471,7 +370,7 @@ class _Fitting:
                 "that, or allow more bytes"
             )
         if problem.file_bytes(kept.picks) == problem.file_bytes(problem.smallest):
-            self._notes.append(f"the smallest file of these formats stays below KL {most:g}; nothing smaller exists")
+            self.notes.append(f"the smallest file of these formats stays below KL {most:g}; nothing smaller exists")
         return kept
 
     def _smallest_within(self, problem: Problem, meter: Meter, limits: Limits, most: float) -> Picks:
@@ -481,7 +380,7 @@ class _Fitting:
         if meter.kl(smallest).mean <= most:
             return smallest
         best = problem.solve(limits)
-        with self._stages("narrowing down") as advance:
+        with self.stages("narrowing down") as advance:
             for step in range(HALVINGS):
                 middle = (low + high) // 2
                 picks = problem.solve(replace(limits, file_bytes=middle))
@@ -490,95 +389,120 @@ class _Fitting:
                 else:
                     low = middle
                 advance(step + 1, HALVINGS)
-        return best
+        return self._trimmed(problem, meter, best, most)
+
+    def _trimmed(self, problem: Problem, meter: Meter, picks: Picks, most: float) -> Picks:
+        """Single tensors narrowed, what saves most bytes first, while the measured KL allows it.
+
+        Few tensors make coarse steps; between two exact solutions lie others that use what is left of the KL.
+        """
+        for _ in range(TRIMS):
+            scale = meter.kl(picks).mean / problem.predicted(picks)
+            children = [
+                (*picks[:place], option, *picks[place + 1 :])
+                for place, choice in enumerate(problem.choices)
+                for option in range(len(choice.sizes))
+                if choice.sizes[option] < choice.sizes[picks[place]]
+            ]
+            hopeful = [child for child in children if scale * problem.predicted(child) <= most]
+            hopeful.sort(key=lambda child: (problem.file_bytes(child), problem.predicted(child)))
+            smaller = next((child for child in hopeful[:3] if meter.kl(child).mean <= most), None)
+            if smaller is None:
+                break
+            picks = smaller
+        return picks
 
     def _fast_enough(self, problem: Problem, meter: Meter, limits: Limits, refined: Refined) -> _Made:
         """Quantize; where the file is slower than predicted, search again with as much less time."""
         made = self._quantize(problem, refined.picks)
         for _ in range(TRIES):
-            if self._goal.min_speed is None or limits.seconds is None:
+            if self.goal.min_speed is None or limits.seconds is None:
                 return made
             with workflows.opened(made.path) as written:
-                seconds = decode_seconds(written, self._threads)
-            if seconds <= 1 / self._goal.min_speed:
+                seconds = decode_seconds(written, self.threads)
+            if seconds <= 1 / self.goal.min_speed:
                 return made
-            tighter = limits.seconds * (1 / self._goal.min_speed) / seconds * 0.99
+            tighter = limits.seconds * (1 / self.goal.min_speed) / seconds * 0.99
             limits = replace(limits, seconds=tighter)
             start = problem.solve(limits)
             made = self._quantize(problem, start)
-        raise RecipeError(f"--min-speed {self._goal.min_speed:g}: not reached when measured; {made.path} is the fastest tried")
-
-    # -- making -------------------------------------------------------------------------------------------------
+        raise RecipeError(
+            f"--min-speed {self.goal.min_speed:g}: not reached when measured; {made.path} is the fastest tried"
+        )
 
     def _guidance(self) -> workflows.Guidance:
-        return workflows.Guidance(text=self._text)
+        return workflows.Guidance(text=self.text)
 
     def _quantize_options(self) -> workflows.QuantizeOptions:
-        effort = "best" if self._options.effort == "best" else None
+        effort = "best" if self.options.effort == "best" else None
         return workflows.QuantizeOptions(
             effort=effort,
-            method=None if effort else self._method,
-            tokens=int(self._texts.calibration.size),
-            threads=self._options.threads,
-            revision=self._options.revision,
+            method=None if effort else self.method,
+            tokens=int(self.texts.calibration.size),
+            threads=self.options.threads,
+            revision=self.options.revision,
         )
 
     def _quantize(self, problem: Problem, picks: Picks) -> _Made:
         """The configuration through the whole pipeline, into the work folder; measured on the selection text."""
-        weights = sum(header.rows * header.columns for header in self._source.headers.values())
+        weights = sum(header.rows * header.columns for header in self.source.headers.values())
         formats = formats_by_tensor(problem.choices, picks)
         recipe = _recipe(formats, reasons(problem, picks), 8 * problem.file_bytes(picks) / weights)
         digest = hashlib.sha256(json.dumps(sorted((n, f.name) for n, f in formats.items())).encode()).hexdigest()
-        path = self._folder / "made" / digest[:16] / self._target.name
-        with self._stages("quantizing") as advance:
+        path = self.folder / "made" / digest[:16] / self.target.name
+        with self.stages("quantizing") as advance:
             done = workflows.quantize(
-                self._model, recipe, path,
+                self.model, recipe, path,
                 guidance=self._guidance(), options=self._quantize_options(), progress=advance,
             )  # fmt: skip
-        selection = self._measure(path, self._texts.selection, "measuring")
+        selection = self._measure(path, self.texts.selection, "measuring")
         return _Made(path, done.bits_per_weight, picks, selection, done.warnings)
 
     def _measure(self, path: Path, chunks: Chunks, label: str) -> MeasuredKl:
-        options = EvaluationOptions(context=chunks.context, threads=self._options.threads, measure_floor=False)
-        with workflows.opened(path) as written, self._stages(label) as advance:
-            base = ModelLogits(self._source, self._source.path.name, options)
+        options = EvaluationOptions(context=chunks.context, threads=self.options.threads, measure_floor=False)
+        with workflows.opened(path) as written, self.stages(label) as advance:
+            base = ModelLogits(self.source, self.source.path.name, options)
             found = evaluate(base, [ModelLogits(written, path.name, options)], chunks, progress=advance)
         kld = found.files[0].scores.kld.reshape(len(chunks), -1)
         return MeasuredKl(kld.sum(axis=1), chunks.scored_per_chunk)
 
     def _publish(self, problem: Problem, made: _Made, refined: Refined | None, quality: Agreement) -> FitResult:
         """Measure on the held-out text, move file and ledger into place, write the record."""
-        held_out = self._measure(made.path, self._texts.held_out, "measuring held-out text")
+        held_out = self._measure(made.path, self.texts.held_out, "measuring held-out text")
         speed = None
-        if self._goal.min_speed is not None:
+        if self.goal.min_speed is not None:
             with workflows.opened(made.path) as written:
-                speed = 1 / decode_seconds(written, self._threads)
+                speed = 1 / decode_seconds(written, self.threads)
         size = made.path.stat().st_size
-        config, goal = self._source.config, self._goal
-        ram = None if goal.ram is None else size + cache_bytes(config, checked_context(goal.context, config.context_length))
-        _move(made.path, self._target)
-        _move(ledger_path(made.path), ledger_path(self._target))
-        shutil.rmtree(self._folder / "made", ignore_errors=True)
+        config, goal = self.source.config, self.goal
+        ram = (
+            None
+            if goal.ram is None
+            else size + cache_bytes(config, checked_context(goal.context, config.context_length))
+        )
+        _move(made.path, self.target)
+        _move(ledger_path(made.path), ledger_path(self.target))
+        shutil.rmtree(self.folder / "made", ignore_errors=True)
         result = FitResult(
-            output=self._target,
+            output=self.target,
             bytes=size,
             bits_per_weight=made.bits_per_weight,
             predicted=problem.predicted(made.picks),
             selection=_interval(made.selection),
             held_out=_interval(held_out),
             agreement=quality,
-            search=self._options.search if refined is not None and refined.history else "exact",
+            search=self.options.search if refined is not None and refined.history else "exact",
             history=tuple((step.evaluations, step.kl) for step in refined.history) if refined is not None else (),
             tokens_per_second=speed,
             ram_bytes=ram,
-            work=self._folder,
-            notes=(*self._notes, *made.warnings),
+            work=self.folder,
+            notes=(*self.notes, *made.warnings),
         )
         write_records(
-            self._folder, RESULT,
+            self.folder, RESULT,
             {
                 "request": self._request_key(),
-                "fingerprint": _file_fingerprint(self._target),
+                "fingerprint": _file_fingerprint(self.target),
                 "result": result.to_json(),
             },
         )  # fmt: skip
@@ -586,11 +510,11 @@ class _Fitting:
 
     def _request_key(self) -> str:
         """Of everything that decides the output."""
-        chosen = replace(self._options, threads=None, work=None, force=False, selection=None, held_out=None)
-        selection = self._texts.selection.token_ids.tobytes() + self._texts.held_out.token_ids.tobytes()
+        chosen = replace(self.options, threads=None, work=None, force=False, selection=None, held_out=None)
+        selection = self.texts.selection.token_ids.tobytes() + self.texts.held_out.token_ids.tobytes()
         content = [
-            lilliput.__version__, self._source.fingerprint(), [_digest(path) for path in self._text],
-            hashlib.sha256(selection).hexdigest(), asdict(self._goal), asdict(chosen), self._method,
+            lilliput.__version__, self.source.fingerprint(), [_digest(path) for path in self.text],
+            hashlib.sha256(selection).hexdigest(), asdict(self.goal), asdict(chosen), self.method,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
@@ -607,34 +531,6 @@ def _method(text: tuple[Path, ...], options: FitOptions) -> Method:
         raise RecipeError(f"unknown --search '{options.search}'; known: {', '.join((*SEARCHES, 'none'))}")
     asked = workflows.QuantizeOptions(effort=options.effort, method=parse_method(options.method))
     return workflows.chosen_method(workflows.Guidance(text=text), asked)
-
-
-def _texts(source: ModelSource, text: tuple[Path, ...], options: FitOptions) -> _Texts:
-    """Cut the text: calibration first, then what is selected on, then what is held out.
-
-    Raises CalibrationError for too little text.
-    """
-    from lilliput.calibration.data import calibration_chunks
-
-    size = min(workflows.CalibrateOptions().chunk_size, source.config.context_length)
-    wanted = (options.tokens or workflows.STREAM_TOKENS) + (SELECTION_WINDOWS + HELD_OUT_WINDOWS) * size
-    chunks = calibration_chunks(source.vocabulary(), workflows.text_files(text), chunk_size=size, tokens=wanted)
-    if len(chunks) < FEWEST_WINDOWS or chunks.shape[1] < size:
-        raise CalibrationError(
-            f"the text has {chunks.size} tokens; fit needs at least {FEWEST_WINDOWS * size}, to calibrate, to choose and "
-            "to measure on; give more text"
-        )
-    held_out = min(HELD_OUT_WINDOWS, len(chunks) // 8)
-    selection = min(SELECTION_WINDOWS, len(chunks) // 4)
-    rest = len(chunks) - held_out - selection
-    own = [Chunks(chunks[rest : rest + selection]), Chunks(chunks[rest + selection :])]
-    for place, (file, most) in enumerate(
-        ((options.selection, SELECTION_WINDOWS), (options.held_out, HELD_OUT_WINDOWS))
-    ):
-        if file is not None:
-            own[place] = tokenize(source, read_text(file), EvaluationOptions(context=size, tokens=most * size))
-    count = rest if options.tokens is None else max(1, min(rest, options.tokens // size))
-    return _Texts(chunks[:count], own[0], own[1])
 
 
 def _random_configurations(problem: Problem, count: int) -> list[Picks]:
@@ -655,13 +551,14 @@ def _random_configurations(problem: Problem, count: int) -> list[Picks]:
 def _recipe(formats: Mapping[str, NumberFormat], why: Mapping[str, str], bits_per_weight: float) -> Recipe:
     """One rule a tensor, and F16 for what was not searched."""
     rules = [
-        Rule(match=f"gguf:{name}", format=item.name, reason=why.get(name, "candidate")) for name, item in formats.items()
+        Rule(match=f"gguf:{name}", format=item.name, reason=why.get(name, "candidate"))
+        for name, item in formats.items()
     ]
     rest = Rule(match="*", format="f16", reason="no part of the search")
     return Recipe(name=f"FIT-{bits_per_weight:.2f}BPW", rules=(*rules, rest))
 
 
-def _key(source: ModelSource, texts: _Texts, method: Method) -> str:
+def _key(source: ModelSource, texts: Texts, method: Method) -> str:
     """Of everything that decides a candidate."""
     calibration = hashlib.sha256(np.ascontiguousarray(texts.calibration).tobytes()).hexdigest()
     content = [lilliput.__version__, source.fingerprint(), calibration, texts.calibration.shape, method]
@@ -681,22 +578,6 @@ def _default_name(source: ModelSource, goal: Goal) -> Path:
 
 def _interval(measured: MeasuredKl) -> Interval:
     return Interval(measured.mean, *measured.interval())
-
-
-def _result_from_json(content: dict[str, Json], output: Path, work: Path) -> FitResult:
-    """The record of an earlier run, as the run gave it."""
-    nested = {
-        "selection": Interval(**cast("dict[str, float]", content["selection"])),
-        "held_out": Interval(**cast("dict[str, float]", content["held_out"])),
-        "agreement": Agreement(**cast("dict[str, float]", content["agreement"])),  # type: ignore[arg-type]
-        "history": tuple(tuple(pair) for pair in cast("list[list[float]]", content["history"])),
-        "notes": tuple(cast("list[str]", content["notes"])),
-        "output": output,
-        "work": work,
-        "is_up_to_date": True,
-    }
-    plain = {name: value for name, value in content.items() if name not in nested and name != "frontier"}
-    return FitResult(**plain, **nested)  # type: ignore[arg-type]
 
 
 def _file_fingerprint(path: Path) -> str:

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fit` from end to end on a small model: budgets hold, killed runs continue, other points come without a search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_llama import TEXT, write_tiny_llama
+
+from lilliput import workflows
+from lilliput.calibration.data import calibration_chunks
+from lilliput.containers import open_model
+from lilliput.errors import CalibrationError, LilliputError, PublishError, RecipeError
+from lilliput.evaluation.chunks import Chunks
+from lilliput.fitting import FitOptions, Goal, fit, fit_again
+from lilliput.formats import get_format
+from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.search.candidates import CandidateOptions, make_candidates
+from lilliput.search.choices import RUNTIMES, choices_of
+from lilliput.search.measure import Meter
+from lilliput.search.predict import agreement, predicted_costs
+from lilliput.search.sensitivity import measure_sensitivity
+
+torch = pytest.importorskip("torch")
+
+FORMATS = ("q8_0", "q5_0", "q4_0", "iq4_nl")
+OPTIONS = FitOptions(effort="fast", formats=FORMATS, evaluations=4, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_llama(folder, hidden=64, ffn=96, layers=2, heads=2, kv_heads=1, vocab=300)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT * 40)
+    return path
+
+
+def sizes(model: Path) -> tuple[int, int]:
+    """Bytes of the smallest and the largest file of FORMATS."""
+    found = [workflows.plan(model, name).bytes for name in ("Q4_0", "Q8_0")]
+    return found[0], found[1]
+
+
+@pytest.fixture(scope="module")
+def fitted(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the middle size, its search beside it."""
+    output = tmp_path_factory.mktemp("fitted") / "model.gguf"
+    fit(model, Goal(size=sum(sizes(model)) // 2), output, text=[text], options=OPTIONS)
+    return output
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_file_has_the_size_that_was_asked_for(model: Path, fitted: Path) -> None:
+    wanted = sum(sizes(model)) // 2
+    # The smallest step: a 32 x 64 matrix from one format to the next.
+    assert 0.98 * wanted <= fitted.stat().st_size <= wanted
+    ledger = json.loads((fitted.parent / "model.gguf.ledger.json").read_text())
+    assert ledger["output"] == ["model.gguf"]
+    assert any("predicted to add" in entry["reason"] for entry in ledger["entries"])
+    assert {entry["format"] for entry in ledger["entries"]} <= {*map(str.upper, FORMATS), "F32"}
+
+
+def test_the_same_command_again_changes_nothing(model: Path, text: Path, fitted: Path) -> None:
+    before = fitted.stat().st_mtime_ns
+    again = fit(model, Goal(size=sum(sizes(model)) // 2), fitted, text=[text], options=OPTIONS)
+    assert again.is_up_to_date
+    assert again.bytes == fitted.stat().st_size
+    assert fitted.stat().st_mtime_ns == before
+    with pytest.raises(PublishError, match="--force"):
+        fit(model, Goal(size=sizes(model)[1]), fitted, text=[text], options=OPTIONS)
+
+
+def test_another_point_comes_from_the_work_folder_without_measuring_candidates(fitted: Path, tmp_path: Path) -> None:
+    work = fitted.with_name("model.gguf.fit")
+    stages: list[str] = []
+
+    @contextmanager
+    def stage(name: str) -> Iterator[workflows.Progress]:
+        stages.append(name)
+        yield lambda _done, _total: None
+
+    before = {path.name: path.stat().st_mtime_ns for path in (work / "candidates").glob("*.safetensors")}
+    wanted = fitted.stat().st_size - 3000
+    result = fit_again(
+        work, Goal(size=wanted), tmp_path / "small.gguf", options=replace(OPTIONS, force=True), stages=stage
+    )
+    assert result.output.stat().st_size <= wanted
+    assert "searching" not in stages
+    assert before == {path.name: path.stat().st_mtime_ns for path in (work / "candidates").glob("*.safetensors")}
+    frontier = json.loads((work / "frontier.json").read_text())
+    assert len(frontier["frontier"]) >= 3
+    assert all(point["kl"] > 0 for point in frontier["measured"])
+
+
+def test_a_kl_target_is_met_on_the_selection_text(model: Path, text: Path, fitted: Path, tmp_path: Path) -> None:
+    work = fitted.with_name("model.gguf.fit")
+    points = json.loads((work / "frontier.json").read_text())["frontier"]
+    wanted = float(np.sqrt(points[0]["kl"] * points[-1]["kl"]))
+    result = fit_again(work, Goal(max_kld=wanted), tmp_path / "kl.gguf", options=replace(OPTIONS, force=True))
+    assert 0.9 * wanted <= result.selection.value <= wanted
+    with pytest.raises(RecipeError, match="--max-kld 1e-09"):
+        fit_again(work, Goal(max_kld=1e-9), tmp_path / "never.gguf", options=OPTIONS)
+
+
+def test_goals_out_of_reach_name_the_nearest(model: Path, text: Path, fitted: Path, tmp_path: Path) -> None:
+    work = fitted.with_name("model.gguf.fit")
+    with pytest.raises(RecipeError, match="the smallest with these formats"):
+        fit_again(work, Goal(size=1000), tmp_path / "a.gguf", options=OPTIONS)
+    with pytest.raises(RecipeError, match="the cache of 64 tokens takes"):
+        fit_again(work, Goal(ram=20_000, context=64), tmp_path / "b.gguf", options=OPTIONS)
+    with pytest.raises(RecipeError, match="tokens a second"):
+        fit_again(work, Goal(min_speed=1e9), tmp_path / "c.gguf", options=OPTIONS)
+    with pytest.raises(RecipeError, match="needs a target"):
+        Goal()
+
+
+def test_memory_counts_the_cache(model: Path, fitted: Path, tmp_path: Path) -> None:
+    work = fitted.with_name("model.gguf.fit")
+    # 2 layers, keys and values, 32 values each in 2 bytes, 64 tokens.
+    cache = 2 * 2 * 32 * 2 * 64
+    most = sizes(model)[0] + cache + 2000
+    result = fit_again(work, Goal(ram=most, context=64), tmp_path / "ram.gguf", options=OPTIONS)
+    assert result.ram_bytes == result.bytes + cache
+    assert result.ram_bytes <= most
+
+
+def test_bits_per_weight_are_not_exceeded(fitted: Path, tmp_path: Path) -> None:
+    work = fitted.with_name("model.gguf.fit")
+    result = fit_again(work, Goal(bits_per_weight=6.0), tmp_path / "bpw.gguf", options=OPTIONS)
+    assert 5.8 <= result.bits_per_weight <= 6.0
+
+
+def test_a_changed_text_is_refused_and_a_short_one_too(model: Path, fitted: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT * 39)
+    options = replace(OPTIONS, work=fitted.with_name("model.gguf.fit"), force=True)
+    with pytest.raises(RecipeError, match="another search \\(different: text\\)"):
+        fit(model, Goal(size=10**6), tmp_path / "a.gguf", text=[other], options=options)
+    other.write_text(TEXT)
+    with pytest.raises(CalibrationError, match="give more text"):
+        fit(model, Goal(size=10**6), tmp_path / "a.gguf", text=[other], options=OPTIONS)
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from lilliput.fitting import FitOptions, Goal, fit
+model, text, output, size, stage, step = sys.argv[1:]
+@contextmanager
+def stages(name):
+    def progress(done, total):
+        if name == stage and done >= int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+    yield progress
+options = FitOptions(effort="fast", formats=("q8_0", "q5_0", "q4_0", "iq4_nl"), evaluations=4, threads=1)
+fit(model, Goal(size=int(size)), output, text=[Path(text)], options=options, stages=stages)
+"""
+
+
+@pytest.mark.parametrize(("stage", "step"), [("making candidates", 20), ("measuring", 9), ("quantizing", 1)])
+def test_a_killed_search_continues_and_ends_in_the_same_bytes(
+    model: Path, text: Path, fitted: Path, tmp_path: Path, stage: str, step: int
+) -> None:
+    output, size = tmp_path / "model.gguf", sum(sizes(model)) // 2
+    command = [sys.executable, "-c", KILLED, str(model), str(text), str(output), str(size), stage, str(step)]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not output.exists()
+    fit(model, Goal(size=size), output, text=[text], options=OPTIONS)
+    assert digest(output) == digest(fitted)
+
+
+def test_predictions_agree_with_measured_kl(model: Path, text: Path, tmp_path: Path) -> None:
+    """At 4 bits and more the second-order form holds: each configuration within a factor, all of them correlated."""
+    source = open_model(model)
+    chunks = calibration_chunks(source.vocabulary(), [text], chunk_size=64)
+    choices = choices_of(source, RUNTIMES["llama.cpp"], FORMATS)
+    with WorkFolder(tmp_path / "work", "key") as folder:
+        sensitivity = measure_sensitivity(source, chunks[:24], tmp_path)
+        candidates = make_candidates(source, choices, chunks[:24], folder, CandidateOptions("searched_scales"))
+        costs = predicted_costs(source, choices, candidates, sensitivity)
+        meter = Meter(source, choices, candidates, Chunks(chunks[24:40]), tmp_path / "measured.jsonl", threads=1)
+        draw = np.random.default_rng(0)
+        drawn = [tuple(int(p) for p in draw.integers(0, len(FORMATS), len(choices))) for _ in range(12)]
+        found = agreement([costs.total(picks) for picks in drawn], [meter.kl(picks).mean for picks in drawn])
+    assert found.r_squared > 0.9
+    assert abs(found.bias) < 0.7
+    assert get_format("q8_0") in choices[0].formats
+
+
+def test_an_unknown_runtime_or_search_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
+    for options in (replace(OPTIONS, runtime="onnxruntime"), replace(OPTIONS, search="luck")):  # type: ignore[arg-type]
+        with pytest.raises(LilliputError, match="known:"):
+            fit(model, Goal(size=10**6), tmp_path / "a.gguf", text=[text], options=options)
