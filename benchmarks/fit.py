@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput fit` beside the presets: KL at the preset's own size, by the same rounding method.
+
+    python benchmarks/fit.py --text CALIBRATION --test TEXT --work DIR [--model gulliver] [--presets Q4_K_M,Q3_K_M,Q2_K]
+                             [--method feedback] [--searches none,evolution,agent] [--evaluations 60] [--tokens 30000]
+
+Each preset is quantized with the tokens that `fit` calibrates on; each search gets the preset's bytes as --size. KL is
+measured on the test text, which neither saw, with the paired interval of the ratio. One JSON line a preset and search,
+appended to benchmarks/results/fit.jsonl; the searches share one work folder, so that candidates are made once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import lilliput
+from lilliput import workflows
+from lilliput.evaluation.compare import EvaluationResult
+from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
+from lilliput.evaluation.paired import paired_ratio
+from lilliput.fitting import FitOptions, Goal, SearchKind, fit
+from lilliput.fitting.texts import cut_texts
+from lilliput.text.documents import read_text
+
+RESULTS = Path(__file__).parent / "results" / "fit.jsonl"
+
+
+def main() -> None:
+    """Measure and append."""
+    arguments = parsed()
+    for preset in arguments.presets.split(","):
+        for line in measured(arguments, preset):
+            print(json.dumps(line))
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gulliver")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--presets", default="Q4_K_M,Q3_K_M,Q2_K")
+    parser.add_argument("--method", default="feedback")
+    parser.add_argument("--searches", default="none,evolution,agent")
+    parser.add_argument("--formats", default="")
+    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("--tokens", type=int, default=30_000)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def measured(arguments: argparse.Namespace, preset: str) -> list[dict[str, object]]:
+    """The preset and the fits of its size, on the test text."""
+    folder = arguments.work / f"{preset}-{arguments.method}"
+    formats = tuple(name.lower() for name in arguments.formats.split(",") if name)
+    options = FitOptions(
+        method=arguments.method, formats=formats, evaluations=arguments.evaluations, threads=arguments.threads,
+        work=arguments.work / f"search-{arguments.method}",
+    )  # fmt: skip
+    baseline = folder / "preset.gguf"
+    with workflows.opened(arguments.model) as source:
+        calibration = cut_texts(source, (arguments.text,), options).calibration
+    chosen = workflows.QuantizeOptions(
+        method=arguments.method, tokens=int(calibration.size), threads=arguments.threads, force=True
+    )
+    if not baseline.exists():
+        workflows.quantize(
+            arguments.model, preset, baseline, guidance=workflows.Guidance(text=(arguments.text,)), options=chosen
+        )
+    size = baseline.stat().st_size
+    fits, seconds = {}, {}
+    for search in arguments.searches.split(","):
+        start = time.perf_counter()
+        own = FitOptions(**{**{name: getattr(options, name) for name in options.__slots__}, "search": search})
+        goal = Goal(size=size)
+        fits[search] = fit(arguments.model, goal, folder / f"{search}.gguf", text=[arguments.text], options=own)
+        seconds[search] = time.perf_counter() - start
+    found = compared(arguments, [baseline, *(result.output for result in fits.values())])
+    base = found.files[0]
+    lines = []
+    for (search, result), file in zip(fits.items(), found.files[1:], strict=True):
+        pair = paired_ratio(
+            search, preset, file.scores.kld.reshape(found.chunks, -1), base.scores.kld.reshape(found.chunks, -1)
+        )
+        lines.append(
+            {
+                "model": arguments.model, "preset": preset, "method": arguments.method,
+                "search": cast("SearchKind", search), "evaluations": arguments.evaluations,
+                "bytes": file.bytes, "preset_bytes": base.bytes,
+                "kld": file.divergence.mean_kld.value, "preset_kld": base.divergence.mean_kld.value,
+                "ratio": pair.kld_ratio, "low": pair.low, "high": pair.high,
+                "ppl": file.divergence.ppl.value, "preset_ppl": base.divergence.ppl.value,
+                "base_ppl": found.base_ppl.value, "tokens": file.divergence.tokens, "text": arguments.test.name,
+                "selection_kld": result.selection.value, "predicted_kld": result.predicted,
+                "agreement": asdict(result.agreement), "history": result.history,
+                "seconds": round(seconds[search], 1), "version": lilliput.__version__, "commit": commit(),
+            }
+        )  # fmt: skip
+    return lines
+
+
+def compared(arguments: argparse.Namespace, files: list[Path]) -> EvaluationResult:
+    with ExitStack() as stack:
+        named = [(str(name), stack.enter_context(workflows.opened(name))) for name in (arguments.model, *files)]
+        options = EvaluationOptions(tokens=arguments.tokens, threads=arguments.threads, measure_floor=False)
+        return compare_models(named[0], named[1:], read_text(arguments.test), options)
+
+
+def commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
