@@ -179,3 +179,31 @@ class TensorPlan:
         if self.tied_to is not None:
             return 0
         return self.format.stored_bytes(prod(self.shape[:-1]), self.shape[-1] if self.shape else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TransformPlan:
+    """One function-preserving rewrite of the float model, decided before any work.
+
+    edges: where it acts, by the tensors that make the vectors.  skipped: edge -> why it is left as it is.
+    strength: as the user chose it; None where it is searched, or there is none.
+    """
+
+    name: str
+    edges: tuple[str, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    strength: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedEdge:
+    """What a transform did at one edge.
+
+    strength: that was used, None where there is none.  loss_ratio: quantization loss with over without it, as judged
+    while searching; None where nothing was searched.
+    """
+
+    transform: str
+    edge: str
+    strength: float | None = None
+    loss_ratio: float | None = None
