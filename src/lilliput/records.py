@@ -199,8 +199,8 @@ class TransformPlan:
 class AppliedEdge:
     """What a transform did at one edge.
 
-    strength: that was used, None where there is none.  loss_ratio: quantization loss with over without it, as judged
-    while searching; None where nothing was searched.
+    strength: that was used, 0 where nothing was done, None where there is none to choose.
+    loss_ratio: quantization loss with over without it, as judged while searching; None where nothing was searched.
     """
 
     transform: str

@@ -33,13 +33,14 @@ from lilliput.methods import METHODS
 from lilliput.models import BUILT_IN, gulliver
 from lilliput.pipeline.quantize_blocks import StreamInputs, StreamOptions, needs_stream, quantize_blocks
 from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
+from lilliput.pipeline.transform_model import check_guidance, decided, original_of, outlined, transform_plans
 from lilliput.pipeline.tune import TuneOptions, tune, tuned_rows
 from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
-from lilliput.recipes.recipe import Recipe, parse_method
-from lilliput.records import QuantizedTensor, Role, Statistics, TensorHeader
+from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
+from lilliput.records import AppliedEdge, QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.processors import default_threads
 from lilliput.runtime.sampler import SamplingOptions
@@ -48,6 +49,7 @@ from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
 from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
 from lilliput.text.tokenizer_report import check_vocabulary
+from lilliput.transforms import parse_transform
 
 if TYPE_CHECKING:
     from lilliput.text.vocabulary import Vocabulary
@@ -89,6 +91,7 @@ class QuantizeOptions:
     """How to choose codes and how to write.
 
     effort: one of EFFORTS, None means "balanced" with a text to calibrate on and "fast" without.  method: replaces it.
+    transforms: as `parse_transform` reads them, after the recipe's own.
     tokens: of the text; None means all, or STREAM_TOKENS for methods that run the model on them block by block.
     inputs: what those methods fit each layer to, see `StreamOptions`; None means "both" for effort "best", else
     "quantized".  split: parts of a split set.
@@ -99,6 +102,7 @@ class QuantizeOptions:
     split: Split = field(default_factory=Split)
     effort: str | None = None
     method: str | None = None
+    transforms: tuple[str, ...] = ()
     tokens: int | None = None
     inputs: StreamInputs | None = None
     device: str = "cpu"
@@ -146,6 +150,7 @@ class PlanReport:
         """The contract of `lilliput plan --json`."""
         return {
             "tensors": list(self.plan.json_rows()),
+            "transforms": self.plan.json_transforms(),
             "bytes": self.bytes,
             "bits_per_weight": self.plan.bits_per_weight,
             "peak_ram_bytes": self.cost.peak_ram_bytes,
@@ -166,13 +171,26 @@ def chosen_method(guidance: Guidance, options: QuantizeOptions) -> str:
     return EFFORTS[effort]
 
 
+def _planned(
+    source: ModelSource, to: str | Recipe, guidance: Guidance, options: QuantizeOptions
+) -> tuple[ModelSource, Plan]:
+    """The model as its transforms will leave it, headers only, and the plan for that."""
+    recipe = find_recipe(to) if isinstance(to, str) else to
+    transforms = [parse_transform(words) for words in (*recipe.transforms, *options.transforms)]
+    has_statistics = guidance.is_given and not guidance.text
+    check_guidance(transforms, has_text=bool(guidance.text), has_statistics=has_statistics)
+    source = outlined(source, transforms)
+    plan = resolve(source, recipe, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
+    return source, replace(plan, transforms=transform_plans(source))
+
+
 def plan(
     model: PathLike, to: str | Recipe, *, guidance: Guidance | None = None, options: QuantizeOptions | None = None
 ) -> PlanReport:
     """What `quantize` will do, from headers alone, with its exact size and what it will take."""
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
-    with opened(model, options.revision) as source:
-        found = resolve(source, to, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
+    with opened(model, options.revision) as original:
+        source, found = _planned(original, to, guidance, options)
         found = replace(found, warnings=(*found.warnings, *_container_notes(found)))
         contents, _ = _contents(source, found)
         # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
@@ -204,9 +222,8 @@ def quantize(
     Raises LilliputError with one clear line; nothing is left behind then.
     """
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
-    with opened(model, options.revision) as source:
-        method = chosen_method(guidance, options)
-        plan = resolve(source, to, statistics_present=guidance.is_given, method=method)
+    with opened(model, options.revision) as original:
+        source, plan = _planned(original, to, guidance, options)
         _check_hessians(plan, guidance)
         contents, notes = _contents(source, plan)
         target = Path(output) if output else _default_name(source, contents, plan)
@@ -222,18 +239,33 @@ def quantize(
         check_target(target, parts, overwrite=options.force)
         if options.announce is not None:
             options.announce(plan)
-        return job.run(container, contents, target, result, progress)
+        return job.rewritten(progress).run(container, contents, target, result, progress)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One quantization, decided and checked, not yet begun."""
+    """One quantization, decided and checked, not yet begun.
+
+    statistics: of `source`, where they are known already.  edges: what transforms did to it.
+    """
 
     source: ModelSource
     plan: Plan
     guidance: Guidance
     options: QuantizeOptions
     fingerprint: str
+    statistics: Statistics | None = None
+    edges: tuple[AppliedEdge, ...] = ()
+
+    def rewritten(self, progress: Progress | None) -> _Job:
+        """The same with all transforms of the model decided; runs it on the text where they look at its inputs."""
+        if not self.plan.transforms:
+            return self
+        found = decided(
+            self.source, self.plan, self._ready_statistics(), lambda source: self._collected(source, progress),
+            threads=self.options.threads or default_threads(),
+        )  # fmt: skip
+        return replace(self, source=found.source, statistics=found.statistics, edges=found.edges)
 
     def run(
         self, container: Container, contents: Contents, target: Path, result: QuantizeResult, progress: Progress | None
@@ -270,10 +302,12 @@ class _Job:
                 "output": self.fingerprint,
                 "plan": self.plan.fingerprint,
                 "model": self.source.fingerprint(),
+                **({"original": original_of(self.source).fingerprint()} if self.edges else {}),
             },
             entries=tuple(entries),
             datasets=statistics.datasets if statistics else (),
             notes=warnings,
+            transforms=self.edges,
         ).write(result.ledger)
         return replace(result, output=published.paths, bytes=published.nbytes, warnings=warnings)
 
@@ -295,15 +329,23 @@ class _Job:
         return Statistics({}, len(chunks), chunks.shape[1], names, self.source.fingerprint()), done
 
     def _statistics(self, progress: Progress | None) -> Statistics | None:
+        if self.statistics is not None:
+            return self.statistics
+        return self._collected(self.source, progress) if self.guidance.text else self._ready_statistics()
+
+    def _collected(self, source: ModelSource, progress: Progress | None) -> Statistics:
+        """Statistics of a model on the text."""
         from lilliput.calibration.collect import CalibrationOptions
         from lilliput.calibration.collect import calibrate as collect_statistics
+
+        tokens = self.options.tokens or (STREAM_TOKENS if needs_stream(self.plan) else None)
+        chosen = CalibrationOptions(tokens=tokens, device=self.options.device, threads=self.options.threads)
+        return collect_statistics(source, text_files(self.guidance.text), chosen, progress)
+
+    def _ready_statistics(self) -> Statistics | None:
+        """Those of a file; they are of the original model."""
         from lilliput.calibration.statistics_file import read_statistics
 
-        if self.guidance.text:
-            chosen = CalibrationOptions(
-                tokens=self.options.tokens, device=self.options.device, threads=self.options.threads
-            )
-            return collect_statistics(self.source, text_files(self.guidance.text), chosen, progress)
         file = self.guidance.statistics or self.guidance.imatrix
         statistics = read_statistics(file) if file else None
         if statistics is not None:

@@ -31,6 +31,9 @@ def transformers_config(source: ModelSource) -> PretrainedConfig:
     # The source gives decoded float32 weights, so transformers has nothing left to decode.
     if hasattr(settings, "quantization_config"):
         del settings.quantization_config
+    # A checkpoint may hold a head of its own where config.json says that it shares the embedding, and a transform may
+    # give it one.
+    settings.tie_word_embeddings = source.config.tied
     return settings
 
 

@@ -30,6 +30,12 @@ Effort = Annotated[
     typer.Option("--effort", help="fast, balanced (the default with --text) or best: how carefully codes are chosen."),
 ]
 Method = Annotated[str | None, typer.Option("--method", help="One method by name, instead of --effort.")]
+Transforms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--transform", help="Rewrite the float model first, e.g. awq_scaling or smooth_quant:0.5; repeatable, in order."
+    ),
+]
 Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of the text.")]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs while calibrating, e.g. cuda.")]
 Inputs = Annotated[

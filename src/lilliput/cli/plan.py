@@ -15,6 +15,7 @@ def command(
     imatrix: options.ImatrixFile = None,
     effort: options.Effort = None,
     method: options.Method = None,
+    transform: options.Transforms = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     json: options.Json = False,
@@ -23,7 +24,9 @@ def command(
     from lilliput import workflows
 
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
-    chosen = workflows.QuantizeOptions(effort=effort, method=method, threads=threads, revision=revision)
+    chosen = workflows.QuantizeOptions(
+        effort=effort, method=method, transforms=tuple(transform or ()), threads=threads, revision=revision
+    )
     report = workflows.plan(model, to, guidance=guidance, options=chosen)
     if json:
         print_json(report.to_json())
@@ -40,6 +43,10 @@ def command(
     ]
     headings = ("tensor", "shape", "format", "size", "reason")
     print_table(f"{model} -> {to}", headings, rows, numeric=(1, 3))
+    for item in report.plan.transforms:
+        strength = "" if item.strength is None else f" at strength {item.strength:g}"
+        skipped = "".join(f"; not at {edge}: {reason}" for edge, reason in item.skipped.items())
+        tell(f"\n{item.name}{strength} at {', '.join(item.edges)}{skipped}")
     tell(
         f"\nfile {human_bytes(report.bytes)} ({report.plan.bits_per_weight:.3f} bits per weight), "
         f"peak RAM {human_bytes(report.cost.peak_ram_bytes)}, disk {human_bytes(report.cost.disk_bytes)}, "

@@ -22,6 +22,7 @@ def command(
     imatrix: options.ImatrixFile = None,
     effort: options.Effort = None,
     method: options.Method = None,
+    transform: options.Transforms = None,
     tokens: options.Tokens = None,
     inputs: options.Inputs = None,
     device: options.Device = "cpu",
@@ -39,13 +40,14 @@ def command(
     def announce(plan: Plan) -> None:
         counts = Counter(row.format.name.upper() for row in plan.rows)
         mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        mix = "".join(f"{item.name}, then " for item in plan.transforms) + mix
         say(f"plan {plan.recipe}: {mix}; {human_bytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight")
 
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
     split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
     chosen = workflows.QuantizeOptions(
-        force=force, split=split, effort=effort, method=method, tokens=tokens, device=device, threads=threads,
-        revision=revision, announce=announce, inputs=workflows.stream_inputs(inputs),
+        force=force, split=split, effort=effort, method=method, transforms=tuple(transform or ()), tokens=tokens,
+        device=device, threads=threads, revision=revision, announce=announce, inputs=workflows.stream_inputs(inputs),
     )  # fmt: skip
     with progress("quantizing") as advance:
         result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lilliput.errors import ContainerError, PublishError
 from lilliput.recipes.plan import Plan
-from lilliput.records import TensorPlan
+from lilliput.records import AppliedEdge, TensorPlan
 
 SCHEMA = 1
 # Packages whose version can change the bytes of an output.
@@ -53,7 +53,7 @@ class Ledger:
     """Everything that is needed to say what a file is and to make it again.
 
     model, datasets: basenames.  fingerprints: "plan", "model", "statistics" ... -> sha256 hex.
-    notes: what the user was warned of.
+    notes: what the user was warned of.  transforms: what was rewritten before anything was rounded.
     """
 
     recipe: str
@@ -67,6 +67,7 @@ class Ledger:
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     notes: tuple[str, ...] = ()
+    transforms: tuple[AppliedEdge, ...] = ()
 
     def to_json(self) -> str:
         """Indented JSON; numbers that are not finite become null, paths become basenames."""

@@ -17,7 +17,7 @@ from lilliput.formats import NumberFormat, get_format
 from lilliput.formats.families import fitting_sibling
 from lilliput.methods import MASKS, METHODS
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
-from lilliput.records import Role, TensorHeader, TensorPlan
+from lilliput.records import Role, TensorHeader, TensorPlan, TransformPlan
 
 PLAIN_FLOATS = ("f32", "f16", "bf16", "f64")
 # Roles that are never multiplied as matrices; whatever their shape, they stay F32.
@@ -51,6 +51,7 @@ class Plan:
 
     recipe: its name.  source: basename of the model.
     warnings: sentences for the user.  kv_format: of the KV cache, None means the runtime's own.
+    transforms: rewrites of the float model before all else, in their order.
     """
 
     recipe: str
@@ -58,6 +59,7 @@ class Plan:
     rows: tuple[TensorPlan, ...]
     warnings: tuple[str, ...] = ()
     kv_format: NumberFormat | None = None
+    transforms: tuple[TransformPlan, ...] = ()
 
     @property
     def tensor_bytes(self) -> int:
@@ -78,7 +80,8 @@ class Plan:
     def fingerprint(self) -> str:
         """sha256 hex of what would be written: equal plans give equal fingerprints, whatever their reasons say."""
         rows = [[row.name, row.shape, row.format.name, row.method, row.tied_to] for row in self.rows]
-        content = [self.recipe, self.kv_format.name if self.kv_format else None, rows]
+        transforms = [[item.name, item.strength, item.edges] for item in self.transforms]
+        content = [self.recipe, self.kv_format.name if self.kv_format else None, rows, transforms]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
     def row(self, name: str) -> TensorPlan:
@@ -87,6 +90,18 @@ class Plan:
             if row.name == name:
                 return row
         raise KeyError(name)
+
+    def json_transforms(self) -> list[Json]:
+        """The `transforms` of `lilliput plan --json`."""
+        return [
+            {
+                "name": item.name,
+                "edges": [*item.edges],
+                "skipped": dict(item.skipped),
+                "strength": item.strength,
+            }
+            for item in self.transforms
+        ]
 
     def json_rows(self) -> list[dict[str, Json]]:
         """The `tensors` of `lilliput plan --json`."""

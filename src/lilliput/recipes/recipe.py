@@ -3,6 +3,7 @@ r"""What a user wants: an ordered list of rules, from a YAML file or a preset. T
 
     name: my-mix
     base: Q4_K_M                            # its rules follow after mine
+    transforms: [untie, awq_scaling:0.5]    # rewrites of the float model, in this order; a strength where one is wanted
     rules:
       - match: "*.mlp.down_proj.weight"     # Hugging Face name: glob, or re:REGEX; gguf:GLOB is for GGUF's names
         format: Q6_K
@@ -36,6 +37,7 @@ from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import FORMATS, find_format, get_format
 from lilliput.methods import METHODS
 from lilliput.records import Role
+from lilliput.transforms import parse_transform
 
 Method = str  # a name in METHODS; the fields and functions that take one check it
 # What a rule's `when` may ask of the model or the run. llama_70b: 80 layers of Llama or Qwen2 shape.
@@ -135,6 +137,7 @@ def gets_more_bits(layer: int, n_layers: int) -> bool:
 class Recipe(BaseModel):
     """Rules in order.
 
+    transforms: as `parse_transform` reads them.
     needs_statistics: the formats are so small that codes chosen without input statistics ruin the model.
     """
 
@@ -144,6 +147,7 @@ class Recipe(BaseModel):
     description: str = ""
     base: str | None = None
     needs_statistics: bool = False
+    transforms: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     rules: Annotated[tuple[Rule, ...], BeforeValidator(_as_tuple)] = ()
 
     @field_validator("name")
@@ -163,6 +167,16 @@ class Recipe(BaseModel):
             except RecipeError as error:
                 raise ValueError(str(error)) from error
         return None
+
+    @field_validator("transforms")
+    @classmethod
+    def _known_transforms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for words in value:
+            try:
+                parse_transform(words)
+            except RecipeError as error:
+                raise ValueError(str(error)) from error
+        return value
 
     @model_validator(mode="after")
     def _decides_something(self) -> Recipe:

@@ -32,7 +32,7 @@ from lilliput.transforms.edge_scaling import (
     as_read,
     changes_of_scaling,
     channel_mean_square,
-    inputs_of,
+    known_inputs,
     normalized,
     outline_of_scaling,
     scaling_edges,
@@ -52,6 +52,7 @@ class AwqScaling:
     name: str = "awq_scaling"
     paper: str = "https://arxiv.org/abs/2306.00978 (AWQ)"
     needs: Literal["nothing", "statistics"] = "statistics"
+    mixes_inputs: bool = False
 
     def __init__(self, strength: float | None = None) -> None:
         self.strength = strength
@@ -63,11 +64,14 @@ class AwqScaling:
     def rewrite(self, source: ModelSource, guide: Guide) -> Rewrite:
         """Search each edge's exponent. Raises CalibrationError without statistics."""
         edges = scaling_edges(source)
+        known = known_inputs(edges, guide.statistics, self.name)
         factors: dict[str, FloatArray] = {}
         applied = []
         for edge in edges:
-            entry = inputs_of(edge, guide.statistics, self.name)
-            root: FloatArray = np.sqrt(channel_mean_square(entry, edge))
+            if edge.name not in known:
+                applied.append(AppliedEdge(self.name, edge.name, 0.0))
+                continue
+            root: FloatArray = np.sqrt(channel_mean_square(known[edge.name], edge))
             strength, ratio = self._searched(edge, root, source, guide)
             applied.append(AppliedEdge(self.name, edge.name, strength, ratio))
             if strength:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -68,14 +68,23 @@ def by_channel(columns: FloatArray, heads: HeadLayout | None) -> FloatArray:
     return columns.reshape(heads.kv_heads, heads.sharing, heads.head_dim).swapaxes(0, 1).reshape(heads.sharing, -1)
 
 
-def inputs_of(edge: FoldableEdge, statistics: Statistics | None, transform: str) -> InputStatistics:
-    """Statistics of what the readers of an edge read. Raises CalibrationError without them."""
-    entry = statistics.inputs.get(edge.readers[0]) if statistics is not None else None
-    if entry is None or not entry.tokens:
+def known_inputs(
+    edges: Iterable[FoldableEdge], statistics: Statistics | None, transform: str
+) -> dict[str, InputStatistics]:
+    """Edge name -> statistics of what its readers read, of those that have any (an imatrix may lack the head's).
+
+    Raises CalibrationError where none has.
+    """
+    found: dict[str, InputStatistics] = {}
+    for edge in edges:
+        entry = statistics.inputs.get(edge.readers[0]) if statistics is not None else None
+        if entry is not None and entry.tokens:
+            found[edge.name] = entry
+    if not found:
         raise CalibrationError(
-            f"{transform}: no statistics of what enters {edge.readers[0]}; give --text, or statistics that hold it"
+            f"{transform}: the statistics hold nothing of this model's layers; give --text, or statistics of this model"
         )
-    return entry
+    return found
 
 
 def normalized(factors: FloatArray) -> FloatArray:

@@ -36,6 +36,7 @@ class ResidualRotation:
     name: str = "residual_rotation"
     paper: str = "https://arxiv.org/abs/2404.00456 (QuaRot), https://arxiv.org/abs/2405.16406 (SpinQuant), R1"
     needs: Literal["nothing", "statistics"] = "nothing"
+    mixes_inputs: bool = True
     strength: float | None = None
 
     def outline(self, source: ModelSource) -> Outline:

@@ -24,7 +24,7 @@ from lilliput.records import AppliedEdge
 from lilliput.transforms.edge_scaling import (
     by_channel,
     changes_of_scaling,
-    inputs_of,
+    known_inputs,
     normalized,
     outline_of_scaling,
     scaling_edges,
@@ -42,6 +42,7 @@ class SmoothQuant:
     name: str = "smooth_quant"
     paper: str = "https://arxiv.org/abs/2211.10438 (SmoothQuant)"
     needs: Literal["nothing", "statistics"] = "statistics"
+    mixes_inputs: bool = False
 
     def __init__(self, strength: float | None = None) -> None:
         self.strength: float | None = DEFAULT_STRENGTH if strength is None else strength
@@ -54,9 +55,10 @@ class SmoothQuant:
         """Factors from the absolute maxima. Raises CalibrationError without them."""
         assert self.strength is not None
         edges = scaling_edges(source)
+        known = known_inputs(edges, guide.statistics, self.name)
         factors = {}
-        for edge in edges:
-            absmax = inputs_of(edge, guide.statistics, self.name).absmax
+        for edge in (edge for edge in edges if edge.name in known):
+            absmax = known[edge.name].absmax
             if not np.isfinite(absmax).all():
                 raise CalibrationError(
                     f"{self.name}: the statistics hold no absolute maxima of what enters {edge.readers[0]} (an imatrix "
@@ -65,7 +67,9 @@ class SmoothQuant:
             inputs = _floored(by_channel(absmax, edge.heads).max(axis=0))
             weights = _floored(_weight_maxima(edge, source))
             factors[edge.name] = normalized(inputs**self.strength / weights ** (1.0 - self.strength))
-        applied = tuple(AppliedEdge(self.name, edge.name, self.strength) for edge in edges)
+        applied = tuple(
+            AppliedEdge(self.name, edge.name, self.strength if edge.name in factors else 0.0) for edge in edges
+        )
         return Rewrite(changes_of_scaling(factors, edges), applied)
 
 

@@ -54,12 +54,14 @@ class Transform(Protocol):
     """One paper's rewrite.
 
     name: as recipes spell it.  paper: where it comes from.  strength: as the user chose it, None where there is none.
-    needs: "statistics" of the inputs, refused without them.
+    needs: "statistics" of the inputs, refused without them.  mixes_inputs: mean squares of the original's inputs say
+    nothing of the rewritten model's.
     """
 
     name: str
     paper: str
     needs: Literal["nothing", "statistics"]
+    mixes_inputs: bool
     strength: float | None
 
     def outline(self, source: ModelSource) -> Outline:

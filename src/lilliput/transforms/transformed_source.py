@@ -26,7 +26,7 @@ from lilliput.transforms.transform import Outline, Rewrite, Transform
 
 
 class TransformedSource:
-    """`inner` after one transform. Until `rewritten`, only its headers can be read.
+    """`inner` after one transform. Without a rewrite only its headers can be read.
 
     outline: which tensors change.  rewrite: how, or None where that is still to be decided.
     """
@@ -51,10 +51,6 @@ class TransformedSource:
             self._headers[name] = replace(self._headers[original], name=name)
         # The block loop asks for the embedding once a chunk.
         self._kept: QuantizedTensor | None = None
-
-    def rewritten(self, rewrite: Rewrite) -> TransformedSource:
-        """The same, decided."""
-        return TransformedSource(self.inner, self.transform, self.outline, rewrite)
 
     @property
     def headers(self) -> Mapping[str, TensorHeader]:
@@ -119,6 +115,9 @@ class TransformedSource:
             changes = self.rewrite.changes.get(name, ())
             if not any(isinstance(change, RotatedColumns) for change in changes):
                 inputs[name] = _divided(entry, changes)
+        for name, original in self.outline.copies.items():
+            if name not in statistics.inputs and original in statistics.inputs:
+                inputs[name] = statistics.inputs[original]
         model = self.fingerprint() if statistics.model == self.inner.fingerprint() else statistics.model
         return replace(statistics, inputs=inputs, model=model)
 

@@ -24,6 +24,7 @@ class Untie:
     name: str = "untie"
     paper: str = "https://arxiv.org/abs/2404.00456 (QuaRot), whose folding of the last norm needs it"
     needs: Literal["nothing", "statistics"] = "nothing"
+    mixes_inputs: bool = False
     strength: float | None = None
 
     def outline(self, source: ModelSource) -> Outline:

@@ -31,6 +31,7 @@ class ValueRotation:
     name: str = "value_rotation"
     paper: str = "https://arxiv.org/abs/2405.16406 (SpinQuant), R2"
     needs: Literal["nothing", "statistics"] = "nothing"
+    mixes_inputs: bool = True
     strength: float | None = None
 
     def outline(self, source: ModelSource) -> Outline:
