@@ -35,7 +35,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def words_of(transforms: tuple[str, ...]) -> list[str]:
-    return ["--tokens", "2048", *(word for name in transforms for word in ("--transform", name))]
+    return ["--threads", "1", "--tokens", "2048", *(word for name in transforms for word in ("--transform", name))]
 
 
 def logits(path: Path) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_every_transform_reaches_the_file_and_the_ledger(
 
 def test_plan_shows_transforms_and_the_bytes_of_an_untied_head(run: Run, tied: Path, text: Path) -> None:
     code, out, _ = run(
-        "plan", tied, "--to", "Q4_0", "--text", text, "--json", *words_of(("untie", "smooth_quant:0.4"))[2:]
+        "plan", tied, "--to", "Q4_0", "--text", text, "--json", *words_of(("untie", "smooth_quant:0.4"))[4:]
     )
     assert code == 0
     plan = json.loads(out)
