@@ -13,6 +13,7 @@ import pytest
 from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput.containers import open_model
+from lilliput.recipes.making import found_ledger, making
 from lilliput.runtime.session import EngineOptions, Session
 
 pytest.importorskip("torch")
@@ -78,6 +79,9 @@ def test_every_transform_reaches_the_file_and_the_ledger(
     assert all(entry["tokens"] for entry in ledger["entries"] if entry["name"].startswith("blk.1.ffn_down"))
     assert ledger["fingerprints"]["original"] != ledger["fingerprints"]["model"]
     assert not np.array_equal(logits(output), logits(tied))
+    with closing(open_model(output)) as source:
+        command = making(source, found_ledger(source)[0]).command
+    assert " ".join(word for name in ALL for word in ("--transform", name)) in command
     code, out, _ = run(*words)
     assert code == 0
     assert "up to date" in out

@@ -77,7 +77,19 @@ def _command(source: ModelSource, ledger: Ledger, methods: Counter[str]) -> str:
         words += [word for name in ledger.datasets for word in ("--text", _text_word(name))]
     if len(methods) == 1:
         words += ["--method", next(iter(methods))]
+    words += [word for name in _transform_words(ledger) for word in ("--transform", name)]
     return " ".join(shlex.quote(word) for word in (*words, "-o", source.path.name))
+
+
+def _transform_words(ledger: Ledger) -> list[str]:
+    """As the user wrote them: a strength that was searched is searched again."""
+    words: dict[str, str] = {}
+    for edge in ledger.transforms:
+        is_chosen = edge.strength and edge.loss_ratio is None
+        words[edge.transform] = (
+            f"{edge.transform}:{edge.strength:g}" if is_chosen else words.get(edge.transform, edge.transform)
+        )
+    return list(words.values())
 
 
 def _text_word(dataset: str) -> str:
