@@ -246,13 +246,15 @@ void bind_formats(nb::module_& module) {
              "exact_input keeps x in float32 where int8 activations are the rule. For tests and "
              "benchmarks.");
   module.def("encoders", &encoders, "Names of the number formats that the native core encodes.");
-  module.def("encode", &encode, "name"_a, "weight"_a, "importance"_a = nb::none(),
-             "mean_square_share"_a = 2.0f, "threads"_a = 1, "isa"_a = "",
-             "Search scales and codes of weight [rows, columns] float32: uint8 [rows, row_bytes]. "
-             "importance: relative importance [columns] float32 or None. Squared errors weigh "
-             "importance * "
-             "sqrt(mean_square_share * mean square of the row + weight^2). isa: instruction set, "
-             "empty for the best. The bytes depend on neither threads nor instruction set.");
+  module.def(
+      "encode", &encode, "name"_a, "weight"_a, "importance"_a = nb::none(),
+      "mean_square_share"_a = 2.0f, "threads"_a = 1, "isa"_a = "",
+      "Search scales and codes of weight [rows, columns] float32: uint8 [rows, row_bytes]. "
+      "importance: relative importance [columns] float32 or None. Squared errors weigh "
+      "importance * "
+      "sqrt(mean_square_share * mean square of the row + weight^2), importance alone where the "
+      "share is infinite. isa: instruction set, "
+      "empty for the best. The bytes depend on neither threads nor instruction set.");
   module.def(
       "nearest_vectors", &nearest_vectors, "name"_a, "y"_a, "metric"_a, "threads"_a = 1,
       "isa"_a = "",

@@ -11,7 +11,8 @@ namespace lilliput::kernels {
 
 // Finite weights [rows, columns]; columns is a multiple of the format's block and of 32.
 // importance: relative importance of each column (mean about 1), or null.
-// Squared errors weigh importance * sqrt(mean_square_share * mean square of the row + weight^2).
+// Squared errors weigh importance * sqrt(mean_square_share * mean square of the row + weight^2);
+// importance alone where the share is infinite.
 struct RowsToEncode {
   const float* weights;
   const float* importance;

@@ -300,6 +300,25 @@ def test_where_feedback_loses_on_unseen_text_the_baseline_stays_and_the_ledger_s
         np.testing.assert_array_equal(tensor.planes["blocks"], alone.planes["blocks"])
 
 
+@pytest.mark.parametrize("columns", [1, 8, 20])
+def test_hessians_are_symmetric_means_of_products_whatever_is_summed_together(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lilliput.calibration.input_sums.COLUMNS_AT_ONCE", 8)
+    sums = HessianSums("blk.0.x.weight")
+    chunks = np.random.RandomState(0).standard_normal((9, 5, columns)).astype(np.float32)
+    for chunk in chunks:
+        sums.add(torch.from_numpy(chunk))
+    inputs = sums.layer_inputs()
+    for found, seen in ((inputs.hessian, [*range(7), 8]), (inputs.held_out, [7])):
+        rows = chunks[seen].reshape(-1, columns).astype(np.float64)
+        matrix = np.asarray(found)
+        np.testing.assert_array_equal(matrix, matrix.T)
+        # Each entry is a float32 sum of as many products as there are rows.
+        bound = len(rows) * 2.0**-24 * np.abs(rows).max() ** 2
+        np.testing.assert_allclose(matrix, rows.T @ rows / len(rows), rtol=0, atol=bound)
+
+
 def test_a_layer_that_saw_no_token_gets_the_baseline_and_the_ledger_says_so() -> None:
     sums = HessianSums("blk.0.x.weight")
     for _ in range(CHUNKS):

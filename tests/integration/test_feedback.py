@@ -256,6 +256,20 @@ def test_a_starved_hessian_still_gives_finite_codes_no_worse_than_zeros(name: st
     assert row_losses(values, weight, hessian).sum() <= plain
 
 
+@pytest.mark.parametrize("name", ["q4_k", "q3_k", "q4_0", "q5_1", "iq4_xs", "iq3_s"])
+@pytest.mark.parametrize("rows", [1, 37])
+def test_parameters_of_a_block_are_those_of_the_array_code(name: str, rows: int) -> None:
+    chosen = get_format(name)
+    solver = TorchFormat(chosen, 512)
+    target = weights(rows, solver.block)
+    importance = np.random.RandomState(3).uniform(0.1, 4.0, solver.block).astype(np.float32)
+    found = solver.fit_block(torch.from_numpy(target), torch.from_numpy(importance), {})
+    mean = torch.from_numpy(importance).mean()
+    expected = chosen.fitted(target, (torch.from_numpy(importance) / mean).numpy())
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key].numpy(), array)
+
+
 def test_dead_columns_get_no_feedback_and_are_counted() -> None:
     hessian = correlated(64)
     hessian[:, 3] = hessian[3] = 0.0
@@ -264,6 +278,17 @@ def test_dead_columns_get_no_feedback_and_are_counted() -> None:
     assert factor.dead == 1
     assert not factor.feedback[place].any()
     assert not factor.feedback[:, place].any()
+
+
+def test_the_factor_does_not_depend_on_the_panels_it_is_made_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    hessian = torch.from_numpy(correlated(96))
+    whole = factorize(hessian, 4096, 32, 4)
+    monkeypatch.setattr("lilliput.methods.factor.PANEL", 20)
+    parts = factorize(hessian, 4096, 32, 4)
+    assert parts.order.tolist() == whole.order.tolist()
+    # Sums of 96 float64 products in another order, rounded to float32: at most one unit in the last place.
+    np.testing.assert_allclose(parts.feedback.numpy(), whole.feedback.numpy(), rtol=2 * EPSILON, atol=1e-12)
+    np.testing.assert_allclose(parts.metric.numpy(), whole.metric.numpy(), rtol=2 * EPSILON, atol=1e-12)
 
 
 def test_few_tokens_raise_the_damping() -> None:

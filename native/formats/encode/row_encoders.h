@@ -109,9 +109,10 @@ class RowSearch {
     codes_.resize(columns);
     for (std::int64_t c = 0; c < columns; ++c)
       x_[c] = std::min(std::max(weights[c], -kHuge), kHuge);
-    const float share = mean_square_share * mean_square();
+    const bool is_importance_alone = __builtin_isinf(mean_square_share);
+    const float share = is_importance_alone ? 0.0f : mean_square_share * mean_square();
     for (std::int64_t c = 0; c < columns; ++c) {
-      const float root = __builtin_sqrtf(share + x_[c] * x_[c]);
+      const float root = is_importance_alone ? 1.0f : __builtin_sqrtf(share + x_[c] * x_[c]);
       w_[c] = importance != nullptr ? importance[c] * root : root;
     }
   }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Rows widened to float64 together: few enough to stay in the cache (8 times faster than 512 at once, 8192 features).
 ROWS_AT_ONCE = 16
+# Columns of a Hessian that are summed together: few do little twice, many keep the product quick.
+COLUMNS_AT_ONCE = 512
 # One chunk in so many is held out of the Hessian that methods see, to judge their results by.
 HELD_OUT_EVERY = 8
 
@@ -66,9 +68,27 @@ class InputSums:
         return InputStatistics(self.tokens, self._sum_of_squares, self._absmax)
 
 
+def add_products_(total: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add x x^T of rows [n, columns] to the upper half of total [columns, columns], and to some of the lower."""
+    for start in range(0, len(total), COLUMNS_AT_ONCE):
+        stop = start + COLUMNS_AT_ONCE
+        total[:stop, start:stop].addmm_(rows[:, :stop].T, rows[:, start:stop])
+
+
+def mirrored_(total: torch.Tensor) -> torch.Tensor:
+    """The lower half made the mirror of the upper one."""
+    for start in range(0, len(total), COLUMNS_AT_ONCE):
+        stop = start + COLUMNS_AT_ONCE
+        total[start:stop, :start] = total[:start, start:stop].T
+        square = total[start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).T)
+    return total
+
+
 class HessianSums:
     """InputSums and the Hessian E[x x^T], those of held-out chunks apart. Products are float32, on any device.
 
+    Those sums hold the upper half until they are asked for: a Hessian is symmetric.
     Given the float model's inputs x_f as well, also E[x_f x^T], of the chunks that methods see.
     """
 
@@ -94,7 +114,10 @@ class HessianSums:
             return
         self.squares.add(rows.cpu().numpy())
         self._tokens[part] += len(rows)
-        self._sums[part] = _with_product(self._sums[part], rows, rows)
+        total = self._sums[part]
+        if total is None:
+            total = self._sums[part] = rows.new_zeros((rows.shape[1], rows.shape[1]))
+        add_products_(total, rows)
         if self._float_inputs is not None and part == 0:
             self._cross = _with_product(self._cross, self._float_inputs, rows)
         self._float_inputs = None
@@ -111,7 +134,7 @@ class HessianSums:
         statistics = self.squares.statistics()
         means = []
         for total, tokens in zip(self._sums, self._tokens, strict=True):
-            means.append(None if total is None else total.div_(tokens))
+            means.append(None if total is None else mirrored_(total).div_(tokens))
         self._sums = [None, None]
         hessian, held_out = cast("tuple[Array | None, Array | None]", tuple(means))
         return LayerInputs(self._tokens[0], statistics.input_mean_square, hessian, held_out)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from lilliput.errors import CalibrationError
-from lilliput.methods.torch_threads import torch_threads
 from lilliput.records import LayerInputs
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 # Part of the mean diagonal added to all of it, as GPTQ does; raised tenfold as long as the factorization fails.
 DAMPING = 0.01
+# Columns that are factorized, and rows that are copied, together.
+PANEL = 256
 # With fewer tokens than this many per column the Hessian is mostly noise: damping rises in proportion.
 TOKENS_PER_COLUMN = 4
 
@@ -78,19 +79,19 @@ def factorize(hessian: torch.Tensor, tokens: int, block: int, unit: int) -> Fact
 
     tokens: how many inputs the Hessian is the mean over; few tokens raise the damping.
     """
-    import torch
-
     columns = len(hessian)
     diagonal = hessian.diagonal()
     is_dead = diagonal <= 0
     mean = float(diagonal.double().mean()) or 1.0
     # A dead column costs nothing whatever it holds; a weight of the mean keeps the factor well conditioned.
-    filled = hessian + torch.diag(torch.where(is_dead, mean, 0.0))
-    order = decision_order(filled.diagonal(), block, unit)
-    damping = damping_of(columns, tokens)
+    damped = hessian.clone()
+    damped.diagonal()[is_dead] += mean
+    order = decision_order(damped.diagonal(), block, unit)
+    damping, added = damping_of(columns, tokens), 0.0
     for _ in range(6):
-        damped = filled + torch.eye(columns, device=hessian.device) * (damping * mean)
-        triangle = _upper_triangle(damped, order)
+        damped.diagonal().add_((damping - added) * mean)
+        added = damping
+        triangle = _lower_triangle(damped, order.flip(0))
         if triangle is not None:
             break
         damping *= 10
@@ -118,33 +119,66 @@ def decision_order(diagonal: torch.Tensor, block: int, unit: int) -> torch.Tenso
     return (units.reshape(-1, 1) * unit + torch.arange(unit, device=diagonal.device)).reshape(-1)
 
 
-def _upper_triangle(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor | None:
-    """R with R R^T = matrix in that order, float64, or None where the matrix is not positive definite."""
+def _lower_triangle(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor | None:
+    """L with L L^T = matrix in that order, float64, or None where the matrix is not positive definite.
+
+    Columns from the left, PANEL at a time, in the one float64 array that there is room for; above its diagonal L holds
+    what was there.
+    """
     import torch
 
-    backward = order.flip(0)
-    with torch_threads(1):
-        lower, failed = torch.linalg.cholesky_ex(matrix[backward][:, backward].double())
-    return None if int(failed) else lower.flip(0, 1)
+    columns = len(matrix)
+    work = matrix.new_empty((columns, columns), dtype=torch.float64)
+    for start in range(0, columns, PANEL):
+        rows = order[start : start + PANEL]
+        work[start : start + PANEL] = matrix[rows][:, order]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for start in range(0, columns, PANEL):
+            if not _finish_panel_(work, start, min(start + PANEL, columns)):
+                return None
+    finally:
+        torch.set_num_threads(threads)
+    return work
 
 
-def _normalized(triangle: torch.Tensor, unit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """R -> (R_ij R_jj^-1 without its diagonal, R_jj R_jj^T)."""
+def _finish_panel_(work: torch.Tensor, start: int, stop: int) -> bool:
+    """Columns start to stop of L, those before them being done; False where the matrix is not positive definite."""
     import torch
 
-    columns = len(triangle)
-    if unit == 1:
-        diagonal = triangle.diagonal().clone()
-        feedback = triangle.div_(diagonal)
-        metric = (diagonal * diagonal).reshape(-1, 1, 1)
-    else:
-        units = torch.arange(columns, device=triangle.device).reshape(-1, unit)
-        diagonal = triangle[units[:, :, None], units[:, None, :]]
-        stripes = triangle.reshape(columns, -1, unit).permute(1, 0, 2)
-        solved = torch.linalg.solve_triangular(diagonal, stripes, upper=True, left=False)
-        feedback = solved.permute(1, 0, 2).reshape(columns, columns)
-        metric = diagonal @ diagonal.transpose(1, 2)
-    single = feedback.float()
-    for first in range(0, columns, unit):  # the units themselves feed back nothing
-        single[first : first + unit, first : first + unit] = 0.0
-    return single, metric.float()
+    panel = work[start:, start:stop]
+    if start:
+        panel.addmm_(work[start:, :start], work[start:stop, :start].T, alpha=-1.0)
+    lower, failed = torch.linalg.cholesky_ex(panel[: stop - start])
+    if int(failed):
+        return False
+    panel[: stop - start] = lower
+    below = panel[stop - start :]
+    if len(below):
+        below.copy_(torch.linalg.solve_triangular(lower.T, below, upper=True, left=False))
+    return True
+
+
+def _normalized(lower: torch.Tensor, unit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """L, both axes of R backward -> (R_ij R_jj^-1 without its diagonal, R_jj R_jj^T), float32; some rows at a time."""
+    import torch
+
+    columns = len(lower)
+    places = torch.arange(columns, device=lower.device).reshape(-1, unit)
+    backward = columns - 1 - places
+    diagonal = lower[backward[:, :, None], backward[:, None, :]].triu()
+    feedback = torch.empty((columns, columns), dtype=torch.float32, device=lower.device)
+    for start in range(0, columns, PANEL):
+        stop = min(start + PANEL, columns)
+        rows = lower[columns - stop : columns - start].flip(0, 1)
+        if unit == 1:
+            rows = rows / diagonal[:, 0, 0]
+        else:
+            stripes = rows.reshape(stop - start, -1, unit).permute(1, 0, 2)
+            solved = torch.linalg.solve_triangular(diagonal, stripes, upper=True, left=False)
+            rows = solved.permute(1, 0, 2).reshape(stop - start, columns)
+        # The units themselves feed back nothing, and nothing is fed back to columns decided before.
+        is_later = places.new_tensor(range(columns)) // unit > (places.reshape(-1)[start:stop] // unit)[:, None]
+        feedback[start:stop] = torch.where(is_later, rows, 0.0)
+    return feedback, (diagonal @ diagonal.transpose(1, 2)).float()

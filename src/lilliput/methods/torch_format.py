@@ -8,6 +8,7 @@ range of columns, and the fit of one block of columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 FREE_BLOCK = 128
 # Columns of a panel, at most: a product with fewer is bound by memory.
 PANEL = 256
-# `error_weights` with so large a share is the importance alone.
-IMPORTANCE_ALONE = 1e8
+# Columns that the native encoder is given in one row, at most.
+ENCODED_TOGETHER = 4096
 IMPORTANCE_FLOOR = 1e-6
 
 
@@ -92,21 +93,34 @@ class TorchFormat:
 
         Their columns count from the start of the block; the wide ones are among them.
         """
-        import torch
-
         scaled = (importance / importance.mean()).clamp_min(IMPORTANCE_FLOOR)
         if not wide and target.device.type == "cpu" and self.format.name in native_encoders():
-            from lilliput import _native
-
-            matrix = target.contiguous().numpy()
-            blocks = _native.encode(self.format.name, matrix, scaled.numpy(), IMPORTANCE_ALONE, self.threads)
-            parameters = self.format.unpack({"blocks": blocks}, target.shape[1]).parameters
-            return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()}
+            return self._fit_natively(target, scaled)
         fitted: dict[str, Array] = dict(_arrays(wide))
         for index, scope in enumerate(self.scopes):
             if scope.columns is not None:
                 fitted |= self.format.fit(_array(target), _array(scaled), scope=index, outer=fitted)
         return cast("dict[str, torch.Tensor]", fitted)
+
+    def _fit_natively(self, target: torch.Tensor, importance: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As `fit_block`. Rows lie side by side for it: the encoder takes groups of one row at a time into lanes."""
+        import torch
+
+        from lilliput import _native
+
+        rows, block = target.shape
+        together = min(max(ENCODED_TOGETHER // block, 1), rows)
+        padded = target.new_zeros((-(-rows // together) * together, block))
+        padded[:rows] = target
+        blocks = _native.encode(
+            self.format.name,
+            padded.view(-1, together * block).numpy(),
+            importance.repeat(together).numpy(),
+            inf,
+            self.threads,
+        )
+        parameters = self.format.unpack({"blocks": blocks.reshape(len(padded), -1)[:rows]}, block).parameters
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()}
 
     def narrowed(self, parameters: Tensors, start: int, stop: int) -> dict[str, torch.Tensor]:
         """Views of the parameters that columns start to stop use; wide ones stay whole."""
