@@ -26,7 +26,7 @@ from lilliput.evaluation.paired import FEWEST_CHUNKS
 from lilliput.evaluation.text_report import FLOOR_MARGIN
 from lilliput.evaluation.text_views import TextViews
 from lilliput.evaluation.top_tokens import TopTokens
-from lilliput.evaluation.verdict import LAST_SAFE_LEVEL, verdict
+from lilliput.evaluation.verdict import LAST_SAFE_LEVEL, limits, verdict
 from lilliput.evaluation.weight_rows import pictures, tensor_rows
 from lilliput.evaluation.window_intervals import exponential, mean_interval
 from lilliput.recipes.ledger import versions
@@ -88,7 +88,7 @@ def report(
         sources = [stack.enter_context(opened(name)) for name in files]
         for source in (original, *sources):
             checked_context(options.measuring.context, source.config.context_length)
-        gathering = _Gathering(original, tuple(sources), labels(sources), options, frontier, text)
+        gathering = _Gathering(original, tuple(sources), labels(sources, original), options, frontier, text)
         return gathering.run(progress)
 
 
@@ -126,6 +126,7 @@ class _Gathering:
             text=self._measuring_text(chunks),
             passage=passage,
             headline=headline(quantized),
+            verdicts=limits(),
             paired=tuple(
                 Comparison(pair.a, pair.b, Interval(pair.kld_ratio, pair.low, pair.high), pair.verdict)
                 for pair in result.paired
@@ -255,11 +256,16 @@ def kld_histogram(kld: DoubleArray) -> Histogram:
     return Histogram(tuple(np.round(KLD_EDGES, 6).tolist()), tuple(counts.tolist()))
 
 
-def labels(sources: Sequence[ModelSource]) -> tuple[str, ...]:
-    """A short name for each file, all different: without ending where that suffices. Never a folder of this machine."""
+def labels(sources: Sequence[ModelSource], original: ModelSource) -> tuple[str, ...]:
+    """A short name for each file, all different; never a folder of this machine.
+
+    Without ending and without the original's name in front, where that suffices: Q4_K_M for model-Q4_K_M.gguf.
+    """
     names = [source.path.name for source in sources]
     stems = [name.removesuffix(".gguf").removesuffix(".safetensors") for name in names]
-    chosen = stems if len(set(stems)) == len(stems) else names
+    front = f"{original.path.name}-".lower()
+    short = [stem[len(front) :] if stem.lower().startswith(front) else stem for stem in stems]
+    chosen = next((found for found in (short, stems) if len({*found, ""}) > len(names)), names)
     found: list[str] = []
     for name in chosen:
         number = 1 + sum(name == earlier.partition(" (")[0] for earlier in found)

@@ -65,7 +65,7 @@ def test_a_page_a_card_and_their_data_agree(
     assert code == 0
     found = json.loads(out)
     small = found["files"][1]
-    assert small["label"] == "tiny-Q3_K_S"
+    assert small["label"] == "Q3_K_S"
     assert small["bytes"] == made[2].stat().st_size
     measured = small["measured"]["mean_kld"]
     assert measured["low"] < measured["value"] < measured["high"]
@@ -154,3 +154,13 @@ def test_a_file_of_another_model_is_refused(
     assert code == 1
     assert re.search("vocabulary of 300", err)
     assert left(tmp_path) == ["other"]
+
+
+def test_files_of_one_name_get_different_labels(run: Run, made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.gguf").write_bytes(made[1].read_bytes())
+    files = (tmp_path / "a" / "same.gguf", tmp_path / "b" / "same.gguf")
+    found = json.loads(run("report", made[0], *files, "--context", 32, "--tokens", 200, "--json")[1])
+    assert [file["label"] for file in found["files"]] == ["same.gguf", "same.gguf (2)"]
+    assert found["paired"][0]["verdict"] == "no difference"

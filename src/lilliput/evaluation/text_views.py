@@ -58,10 +58,14 @@ class TextViews:
         """Where file `index` is farthest from the original, worst first."""
         kld = self._result.files[index].scores.kld
         chosen: list[int] = []
+        # A text that repeats itself would show the same place six times.
+        seen_words: set[tuple[int, ...]] = set()
         for position in np.argsort(-kld, kind="stable").tolist():
             if len(chosen) == PLACES or kld[position] <= 0.0:
                 break
-            if all(abs(position - other) >= APART for other in chosen):
+            here = self._last_words(position)
+            if here not in seen_words and all(abs(position - other) >= APART for other in chosen):
+                seen_words.add(here)
                 chosen.append(position)
         return tuple(self._place(position, float(kld[position]), seen) for position in chosen)
 
@@ -87,11 +91,11 @@ class TextViews:
         return tuple(WrittenToken(text, rounded(kld)) for text, kld in zip(pieces, klds, strict=True))
 
     def _typical_window(self) -> int:
-        """Of the file that differs most, a window of middling KL: of the middle fifth the one of fewest lines."""
+        """Of the file that differs most, a window of middling KL: of the middle third the one of fewest lines."""
         worst = max(self._result.files, key=lambda file: file.divergence.mean_kld.value)
         sums = worst.scores.kld.reshape(self.shape).sum(axis=1)
         order = np.argsort(sums, kind="stable")
-        middle, reach = (len(order) - 1) // 2, len(order) // 10
+        middle, reach = (len(order) - 1) // 2, len(order) // 6
         candidates: list[int] = order[middle - reach : middle + reach + 1].tolist()
         return min(candidates, key=self._lines)
 
@@ -111,6 +115,12 @@ class TextViews:
         first = self._chunks.first_scored + 1
         found: list[int] = self._chunks.token_ids[self._window, max(0, first - BEFORE) : first].tolist()
         return found
+
+    def _last_words(self, position: int) -> tuple[int, ...]:
+        """The token before a scored position, and its own."""
+        window, offset = divmod(position, self.shape[1])
+        at = self._chunks.first_scored + 1 + offset
+        return tuple(self._chunks.token_ids[window, at - 1 : at + 1].tolist())
 
     def _place(self, position: int, kld: float, seen: Candidates) -> Place:
         window, offset = divmod(position, self.shape[1])

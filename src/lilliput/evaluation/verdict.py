@@ -7,6 +7,8 @@ moves from one token to others is at most sqrt(k / 2) on average: 2 % at 0.001, 
 
 from __future__ import annotations
 
+import math
+
 from lilliput.reports.records import Interval, Verdict
 
 # Largest mean KL in nats of each level, word, advice.
@@ -19,6 +21,11 @@ LEVELS = (
 # Up to this level a file may stand in for its original.
 LAST_SAFE_LEVEL = 1
 WORST = ("damaged", "do not rely on it without tests of your own")
+
+
+def limits() -> tuple[tuple[str, float], ...]:
+    """Each word and its largest mean KL, best first; the worst has none, which is infinity."""
+    return (*((word, limit) for limit, word, _ in LEVELS), (WORST[0], math.inf))
 
 
 def verdict(mean_kld: Interval) -> Verdict:

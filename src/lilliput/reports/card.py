@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 import yaml
 
 from lilliput.reports.markup import visible
 from lilliput.reports.numbers import human_bytes, human_count, significant, with_error
 from lilliput.reports.records import Original, QuantizedFile, Report
-from lilliput.reports.summary import figures, headline_text
+from lilliput.reports.summary import figures, headline_text, verdict_scale
 
 HUB = "https://huggingface.co/"
 # Our container -> what hubs call the library that reads it.
@@ -82,7 +83,10 @@ def _index_entry(report: Report, file: QuantizedFile) -> dict[str, object]:
     ]
     values = [{"type": kind, "name": name, "value": float(f"{value:.6g}")} for kind, name, value in metrics]
     dataset = {"name": report.text.name, "type": "text"}
-    return {"name": file.label, "results": [{"task": {"type": TASK}, "dataset": dataset, "metrics": values}]}
+    return {
+        "name": PurePath(file.file).stem,
+        "results": [{"task": {"type": TASK}, "dataset": dataset, "metrics": values}],
+    }
 
 
 def _base_model(original: Original) -> str:
@@ -206,8 +210,8 @@ def _how_measured(report: Report) -> str:
 def _limits(report: Report) -> str:
     lines = ["## Limits", "", *(f"- {plain(note)}" for note in report.notes)]
     lines.append(
-        "- KL on one text says nothing of a task by itself; the verdict is a rule of thumb by the upper end of the "
-        "interval (0.001, 0.01, 0.05, 0.2 nats). What the original cannot do, this cannot either."
+        "- KL on one text says nothing of a task by itself; the verdict is a rule of thumb, by the upper end of the "
+        f"interval in nats: {verdict_scale(report)}. What the original cannot do, this cannot either."
     )
     return "\n".join([*lines, ""])
 

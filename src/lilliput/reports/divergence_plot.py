@@ -14,7 +14,10 @@ from lilliput.reports.records import Histogram, QuantizedFile
 
 WIDTH = 480.0
 LEFT, RIGHT, TOP, BOTTOM = 12.0, 12.0, 8.0, 44.0
-ROW, RIDGE = 84.0, 58.0
+# Rows share the height of the plot beside this one, between these bounds.
+HEIGHT, LOWEST_ROW, HIGHEST_ROW = 320.0, 46.0, 84.0
+# Of a row's height, what is not ridge.
+AIR = 24.0
 # Ends of the axis: a share of the tokens that may lie beyond.
 BEYOND = 0.006
 
@@ -22,11 +25,12 @@ BEYOND = 0.006
 def divergence_plot(files: Sequence[QuantizedFile]) -> Markup:
     """Ridges from top to bottom in the order of the files."""
     low, high = _range([file.measured.kld_histogram for file in files])
-    height = TOP + ROW * len(files) + BOTTOM
+    row = min(max((HEIGHT - TOP - BOTTOM) / len(files), LOWEST_ROW), HIGHEST_ROW)
+    height = TOP + row * len(files) + BOTTOM
     x = Axis(low, high, LEFT, WIDTH - RIGHT)
     parts = [_axis(x, height)]
     for index, file in enumerate(files):
-        parts.append(_ridge(index, file, x, TOP + ROW * (index + 1) - 6.0))
+        parts.append(_ridge(index, file, x, TOP + row * (index + 1) - 6.0, row - AIR))
     return svg(WIDTH, height, *parts, title="Distribution of KL divergence over the tokens, logarithmic")
 
 
@@ -60,14 +64,14 @@ def _axis(x: Axis, height: float) -> Markup:
     return join(*parts)
 
 
-def _ridge(index: int, file: QuantizedFile, x: Axis, base: float) -> Markup:
+def _ridge(index: int, file: QuantizedFile, x: Axis, base: float, high: float) -> Markup:
     histogram = file.measured.kld_histogram
     peak = max(*histogram.counts, 1)
     points = [(x.at(histogram.edges[0]), base)]
     for left, right, count in zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False):
         if right <= x.low or left >= x.high:
             continue
-        points.append((x.at((left + right) / 2), base - RIDGE * count / peak))
+        points.append((x.at((left + right) / 2), base - high * count / peak))
     points.append((points[-1][0], base))
     points[0] = (points[1][0], base)
     path = " ".join(f"{number(a)},{number(b)}" for a, b in points)
@@ -80,10 +84,10 @@ def _ridge(index: int, file: QuantizedFile, x: Axis, base: float) -> Markup:
     mean = file.measured.mean_kld.value
     if mean > 0:
         at = x.at(math.log10(mean))
-        marks.append(element("line", x1=at, x2=at, y1=base, y2=base - RIDGE - 4, class_="mean-line"))
+        marks.append(element("line", x1=at, x2=at, y1=base, y2=base - high - 4, class_="mean-line"))
         marks.append(element("g", element("title", f"mean {significant(mean, 3)} nats"),
-                             label(at + 4, base - RIDGE + 6, "mean", anchor="start", class_="mark-name")))  # fmt: skip
-    marks.append(label(LEFT, base - RIDGE + 6, shortened(file.label), anchor="start", class_="point-name"))
+                             label(at + 4, base - high + 4, "mean", anchor="start", class_="mark-name")))  # fmt: skip
+    marks.append(label(LEFT, base - high + 4, shortened(file.label), anchor="start", class_="point-name"))
     return element("g", join(*marks), class_=f"file-colour-{index % 6}")
 
 

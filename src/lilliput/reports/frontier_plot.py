@@ -12,9 +12,11 @@ from lilliput.reports.numbers import human_bytes, significant, with_error
 from lilliput.reports.records import FrontierPoint, Interval, QuantizedFile, Report
 
 WIDTH, HEIGHT = 480.0, 320.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 14.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 14.0, 44.0
 # Nothing is drawn below this KL: it is rounding.
 SMALLEST_KLD = 1e-7
+# Shorter intervals hide behind their mark.
+SHORTEST_WHISKER = 11.0
 # Labels stand at least this many pixels apart.
 LABEL_GAP = 15.0
 
@@ -58,7 +60,7 @@ def _grid(x: Axis, y: Axis) -> Markup:
         label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "file size", class_="axis-name"),
         element(
             "text", "mean KL, nats", class_="axis-name", text_anchor="middle",
-            transform=f"translate(13 {number((TOP + HEIGHT - BOTTOM) / 2)}) rotate(-90)",
+            transform=f"translate(11 {number((TOP + HEIGHT - BOTTOM) / 2)}) rotate(-90)",
         ),
     ]  # fmt: skip
     return join(*parts)
@@ -122,6 +124,8 @@ def marker(index: int, x: float, y: float) -> Markup:
 
 def _whisker(interval: Interval, at: float, y: Axis) -> Markup:
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return Markup()
+    if y.at(interval.low) - y.at(interval.high) < SHORTEST_WHISKER:
         return Markup()
     low, high = number(y.at(interval.low)), number(y.at(interval.high))
     left, right, middle = number(at - 4), number(at + 4), number(at)

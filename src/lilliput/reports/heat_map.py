@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lilliput.reports.axes import label, svg
 from lilliput.reports.colour_steps import BIT_LIMITS, ERROR_LIMITS, SENSITIVITY_LIMITS, step
 from lilliput.reports.markup import Markup, element, join
-from lilliput.reports.numbers import human_bytes, significant
+from lilliput.reports.numbers import significant
 from lilliput.reports.records import TensorRow
 
 WIDTH = 480.0
@@ -91,7 +91,7 @@ def _cell(row: TensorRow, scale: Scale, box: tuple[float, float, float, float]) 
     x, y, width, height = box
     value = scale.value(row)
     if value is None:
-        return element("g", _title(row), element("rect", x=x, y=y, width=width, height=height, class_="unknown"))
+        return element("g", _title(row, value), element("rect", x=x, y=y, width=width, height=height, class_="unknown"))
     at = step(value, scale.limits)
     square = element(
         "rect", x=x, y=y, width=width, height=height, rx=2 if width > 8 else 0, class_=f"{scale.family}-{at}"
@@ -101,7 +101,7 @@ def _cell(row: TensorRow, scale: Scale, box: tuple[float, float, float, float]) 
         shown.append(
             label(x + width / 2, y + height / 2 + 4, scale.shown(value), class_=f"cell on-{scale.family}-{at}")
         )
-    return element("g", _title(row), square, *shown)
+    return element("g", _title(row, value), square, *shown)
 
 
 def _side_cell(row: TensorRow, scale: Scale, x: float, bottom: float) -> Markup:
@@ -118,15 +118,10 @@ def _side_cell(row: TensorRow, scale: Scale, x: float, bottom: float) -> Markup:
     return join(cell, name)
 
 
-def _title(row: TensorRow) -> Markup:
-    """What a pointer over a cell tells."""
-    facts = [f"{row.name}: {row.format}", f"{row.bits_per_weight:.4g} bits per weight", human_bytes(row.bytes)]
-    for name, value in (
-        ("error", row.relative_error), ("weighted error", row.weighted_error), ("KL", row.sensitivity)
-    ):  # fmt: skip
-        if value is not None:
-            facts.append(f"{name} {significant(value, 2)}")
-    return element("title", ", ".join(facts))
+def _title(row: TensorRow, value: float | None) -> Markup:
+    """What a pointer over a cell tells; the table of all tensors has the rest."""
+    known = "" if value is None else f", {significant(value, 3)}"
+    return element("title", f"{row.name}, {row.format}{known}")
 
 
 def _layer_names(layers: Sequence[int], start: float, width: float) -> Markup:

@@ -12,7 +12,7 @@ from lilliput.reports.heat_map import heat_map, scales_for
 from lilliput.reports.markup import Markup, Node, element, join, json_island
 from lilliput.reports.numbers import human_count, significant, with_error
 from lilliput.reports.records import QuantizedFile, Report
-from lilliput.reports.summary import figures
+from lilliput.reports.summary import figures, verdict_scale
 from lilliput.reports.tables import (
     definitions,
     files_table,
@@ -72,15 +72,16 @@ def _file_rules(count: int) -> str:
 def _head(report: Report) -> Markup:
     shown = figures(report, report.files[report.headline])
     original = report.original
+    name, size, part = element("b", shown.label, class_="name"), element("b", shown.size), element("b", shown.share)
+    word, kld, same = element("b", shown.word, class_="word"), element("b", shown.kld), element("b", shown.same_top)
     sentence = element(
-        "p", element("b", shown.label), " is ", element("b", shown.size), ", ", element("b", shown.share),
-        " of the original, and ", element("b", shown.word, class_="word"), ": its predictions differ by ",
-        element("b", shown.kld), " nats of KL divergence and name the same next token ", element("b", shown.same_top),
-        f" of the time; {shown.advice}.", class_="headline",
+        "p", name, " is ", size, ", ", part, " of the original, and ", word, ": its predictions differ by ", kld,
+        " nats of KL divergence and name the same next token ", same, f" of the time; {shown.advice}.",
+        class_="headline",
     )  # fmt: skip
     facts = (
         f"{original.family}, {human_count(original.weights)} weights, {original.layers} layers. "
-        f"Measured on {report.text.scored:,} tokens of {report.text.name}; ± and brackets are 95 % intervals."
+        f"Measured on {report.text.scored:,} tokens of {report.text.name}; ± are 95 % intervals."
     )
     notes = element("ul", *(element("li", note) for note in report.notes), class_="notes") if report.notes else ""
     return element(
@@ -124,28 +125,25 @@ def _figure(chart: Markup, caption: Node, title: str = "") -> Markup:
 
 
 def _size_and_divergence(report: Report) -> Markup:
-    searched = f" Small dots: {len(report.frontier)} mixes that a search measured." if report.frontier else ""
     ridges = (
         "Share of tokens by KL, equal bins of its logarithm; each ridge at its own height. Dotted: the mean, which few "
         "tokens dominate. Ticks below: median, 99 %, maximum."
     )
-    plots = [_figure(divergence_plot(report.files), ridges, "KL over the tokens")]
+    cells = [_figure(divergence_plot(report.files), ridges, "KL over the tokens")]
     if len(report.files) > 1 or report.frontier:
-        plots.insert(
-            0, _figure(frontier_plot(report), f"Lower and further left is better. Bars: 95 % intervals.{searched}",
-                       "Size against divergence"),
-        )  # fmt: skip
-    tables = [element("div", element("h3", "KL at single tokens, nats"), percentiles_table(report.files))]
+        searched = f" Small dots: {len(report.frontier)} mixes that a search measured." if report.frontier else ""
+        caption = f"Lower and further left is better. Bars: 95 % intervals, where longer than the marks.{searched}"
+        cells.insert(0, _figure(frontier_plot(report), caption, "Size against divergence"))
+    cells.append(element("div", element("h3", "KL at single tokens, nats"), percentiles_table(report.files)))
     if report.paired:
-        tables.append(element("div", element("h3", "Pairs, on the same tokens"), pairs_table(report.paired)))
-    return _section("Size and divergence", "divergence", element("div", *plots, class_="two"),
-                    element("div", *tables, class_="two"))  # fmt: skip
+        cells.append(element("div", element("h3", "Pairs, on the same tokens"), pairs_table(report)))
+    return _section("Size and divergence", "divergence", element("div", *cells, class_="two"))
 
 
 def _text(report: Report) -> Markup:
     def panel(index: int, file: QuantizedFile) -> Node:
         written = (
-            join(element("h3", "Left to themselves, always the most probable token"),
+            join(element("h3", "Left to themselves: the most probable token, again and again"),
                  continuation_block(file.continuation, file.label))
             if file.continuation is not None
             else ""
@@ -226,8 +224,8 @@ def _how_to_read(report: Report) -> Markup:
                "vocabulary; 0 is the same. A mean KL of k moves at most √(k/2) of the probability on average."),
         ("same top token", "how often both models have the same most probable next token."),
         ("perplexity", "change of exp(mean negative log-likelihood) of the text; it can fall by chance."),
-        ("verdict", "by the upper end of the KL interval: indistinguishable to 0.001, faithful to 0.01, close to 0.05, "
-                    "changed to 0.2, damaged above. A rule of thumb, not a test of your task."),
+        ("verdict", f"by the upper end of the KL interval in nats: {verdict_scale(report)}. A rule of thumb, not a "
+                    "test of your task."),
         ("95 % intervals", "whole windows are drawn again and again, because tokens of one window are alike; pairs are "
                            "drawn together."),
         ("relative error", "sum of squared differences of the weights over their sum of squares."),

@@ -270,6 +270,7 @@ class Report:
 
     files: in the order given.  paired: all pairs.  floor: KL that the engine's own int8 arithmetic adds, or None.
     headline: index of the file that the first sentence speaks of.
+    verdicts: words and the largest mean KL of each, best first; the last has no limit.
     command: that makes this report again, with basenames only.
     """
 
@@ -278,6 +279,7 @@ class Report:
     text: MeasuringText
     passage: Passage
     headline: int = 0
+    verdicts: tuple[tuple[str, float], ...] = ()
     paired: tuple[Comparison, ...] = ()
     frontier: tuple[FrontierPoint, ...] = ()
     floor: Interval | None = None

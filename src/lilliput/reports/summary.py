@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lilliput.reports.numbers import change, human_bytes, share, with_error
@@ -40,6 +41,12 @@ def figures(report: Report, file: QuantizedFile) -> Figures:
         word=measured.verdict.word,
         advice=measured.verdict.advice,
     )
+
+
+def verdict_scale(report: Report) -> str:
+    """Words with their limits: indistinguishable to 0.001, faithful to 0.01 …, damaged above."""
+    parts = [f"{word} to {limit:g}" if math.isfinite(limit) else f"{word} above" for word, limit in report.verdicts]
+    return ", ".join(parts)
 
 
 def headline_text(report: Report) -> str:

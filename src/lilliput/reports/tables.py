@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
 
 from lilliput.reports.markup import Markup, Node, element, join
 from lilliput.reports.numbers import TIMES, human_bytes, significant
-from lilliput.reports.records import Comparison, Making, QuantizedFile, Report, TensorRow
+from lilliput.reports.records import Interval, Making, QuantizedFile, Report, TensorRow
 from lilliput.reports.summary import figures
 
 # Verdicts have five levels; so many squares are filled for the best.
 LEVELS = 5
-SHOWN_PERCENTS = (50.0, 90.0, 99.0, 99.9, 100.0)
+# More files than this have too many pairs to read.
+MOST_FOR_ALL_PAIRS = 3
+SHOWN_PERCENTS = (50.0, 99.0, 99.9, 100.0)
 
 
 def table(heads: Sequence[Node], rows: Sequence[Sequence[Node]], *, class_: str = "", texts: int = 1) -> Markup:
@@ -52,7 +57,8 @@ def files_table(report: Report) -> Markup:
         "0", "100 %", "0", "",
     ])  # fmt: skip
     heads = (
-        "file", "size", "of original", "bits per weight", "mean KL, nats", "same top token", "perplexity", "verdict",
+        "file", "size", "of original", "bits per weight", "mean KL, nats", "same top token", "perplexity change",
+        "verdict",
     )  # fmt: skip
     return table(heads, rows, class_="files")
 
@@ -72,14 +78,29 @@ def verdict_mark(file: QuantizedFile) -> Markup:
     )  # fmt: skip
 
 
-def pairs_table(pairs: Sequence[Comparison]) -> Markup:
-    """KL of one file over another's, paired."""
-    rows = [
-        [f"{pair.a} / {pair.b}", significant(pair.ratio.value, 3),
-         f"{significant(pair.ratio.low, 3)} to {significant(pair.ratio.high, 3)}", pair.verdict]
-        for pair in pairs
-    ]  # fmt: skip
-    return table(("files", "KL ratio", "95 % interval", "meaning"), rows, class_="pairs")
+def pairs_table(report: Report) -> Markup:
+    """KL of one file over another's, paired; of many files only those next to each other in size."""
+    pairs = report.paired
+    if len(report.files) > MOST_FOR_ALL_PAIRS:
+        ranked = [file.label for file in sorted(report.files, key=lambda file: file.bytes)]
+        neighbours = {frozenset(pair) for pair in pairwise(ranked)}
+        pairs = tuple(pair for pair in pairs if frozenset((pair.a, pair.b)) in neighbours)
+    rows = [[f"{pair.a} / {pair.b}", _bracketed(pair.ratio), _closer(pair.ratio)] for pair in pairs]
+    return table(("files", "KL ratio, 95 % interval", "nearer to the original"), rows, class_="pairs")
+
+
+def _closer(ratio: Interval) -> str:
+    if not (math.isfinite(ratio.low) or math.isfinite(ratio.high)):
+        return "too few windows to tell"
+    if ratio.low <= 1.0 <= ratio.high:
+        return "no difference"
+    return "the first" if ratio.high < 1.0 else "the second"
+
+
+def _bracketed(ratio: Interval) -> str:
+    """Value and bounds."""
+    value, low, high = (significant(number, 3) for number in (ratio.value, ratio.low, ratio.high))
+    return f"{value} [{low}, {high}]"
 
 
 def percentiles_table(files: Sequence[QuantizedFile]) -> Markup:
@@ -106,12 +127,12 @@ def formats_table(rows: Sequence[TensorRow]) -> Markup:
     shown = []
     for name, group in sorted(found.items(), key=lambda item: -sum(row.bytes for row in item[1])):
         size = sum(row.bytes for row in group)
-        weights = sum(round(8 * row.bytes / row.bits_per_weight) for row in group if row.bits_per_weight)
+        weights = sum(prod(row.shape) for row in group)
         shown.append([
-            name, str(len(group)), f"{weights:,}", human_bytes(size), f"{100 * size / total:.1f} %",
+            name, str(len(group)), human_bytes(size), f"{100 * size / total:.1f} %",
             f"{8 * size / max(weights, 1):.4g}",
         ])  # fmt: skip
-    return table(("format", "tensors", "weights", "size", "of file", "bits per weight"), shown, class_="formats")
+    return table(("format", "tensors", "size", "of file", "bits per weight"), shown, class_="formats")
 
 
 def tensors_table(rows: Sequence[TensorRow]) -> Markup:

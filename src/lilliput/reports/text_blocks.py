@@ -92,7 +92,8 @@ def continuation_block(continuation: Continuation, name: str) -> Markup:
         f"Both write the same {len(continuation.original)} tokens." if at is None else f"They part at token {at + 1}."
     )
     return join(
-        element("p", "Prompt: ", element("span", tail(continuation.prompt, 400), class_="prompt"), class_="small"),
+        element("p", "After the prompt", class_="small before-prompt"),
+        element("p", tail(continuation.prompt.strip(), 240), class_="prompt"),
         element(
             "div", _column("original", continuation.original, at), _column(name, continuation.quantized, at),
             class_="columns",
@@ -124,17 +125,10 @@ def _token(text: str, kld: float, *, index: int | None = None, is_changed: bool 
 
 def legend() -> Markup:
     """The colours of tokens."""
-    limits = [0.0, *KLD_LIMITS]
-    swatches = [
-        element(
-            "span", f"{'<' if at == 0 else '≥'} {KLD_LIMITS[0] if at == 0 else limit:g}", class_=f"swatch heat-{at}"
-        )
-        for at, limit in enumerate(limits)
-    ]
-    return element(
-        "p", "KL at a token, nats: ", *swatches, element("span", "underlined", class_="changed"),
-        ": another most probable token", class_="legend",
-    )  # fmt: skip
+    names = [f"< {KLD_LIMITS[0]:g}", *(f"≥ {limit:g}" for limit in KLD_LIMITS)]
+    swatches = [element("span", name, class_=f"swatch heat-{at}") for at, name in enumerate(names)]
+    changed = element("span", element("span", "underlined", class_="changed"), ": another most probable token")
+    return element("p", "KL at a token, nats: ", *swatches, changed, class_="legend")
 
 
 def spelled(text: str) -> str:
