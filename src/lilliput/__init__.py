@@ -6,6 +6,7 @@ lilliput.plan("path/to/model", "Q4_K_M")
 lilliput.calibrate("path/to/model", ["text.txt"], "statistics.safetensors")
 lilliput.quantize("path/to/model", "Q4_K_M", statistics="statistics.safetensors")
 lilliput.evaluate("path/to/model", ["model-Q4_K_M.gguf"], "held-out.txt")
+lilliput.report("path/to/model", ["model-Q4_K_M.gguf"])
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lilliput.reporting import report
     from lilliput.workflows import calibrate, evaluate, inspect, plan, quantize
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "calibrate", "evaluate", "inspect", "plan", "quantize"]
+__all__ = ["__version__", "calibrate", "evaluate", "inspect", "plan", "quantize", "report"]
 
 
 def __getattr__(name: str) -> object:
     # Loaded on first use, so that reading one room does not import them all.
     if name in __all__:
-        return getattr(import_module("lilliput.workflows"), name)
+        return getattr(import_module("lilliput.reporting" if name == "report" else "lilliput.workflows"), name)
     raise AttributeError(f"module 'lilliput' has no attribute {name!r}")

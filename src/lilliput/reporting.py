@@ -18,7 +18,8 @@ from lilliput.architectures.architecture import Json
 from lilliput.arrays import DoubleArray
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.evaluation.chunks import Chunks
+from lilliput.errors import EvaluationError
+from lilliput.evaluation.chunks import SMALLEST_CONTEXT, Chunks
 from lilliput.evaluation.compare import EvaluationResult, FileResult, evaluate
 from lilliput.evaluation.divergence import Divergence
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits, engine_floor, tokenize
@@ -145,7 +146,10 @@ class _Gathering:
         from lilliput.calibration.data import calibration_chunks
 
         vocabulary = self.original.vocabulary()
-        return Chunks(calibration_chunks(vocabulary, (), chunk_size=measuring.context, tokens=measuring.tokens))
+        chunks = Chunks(calibration_chunks(vocabulary, (), chunk_size=measuring.context, tokens=measuring.tokens))
+        if chunks.context < SMALLEST_CONTEXT:
+            raise EvaluationError(f"{chunks.context} tokens are too few to measure; give --tokens 512 or more")
+        return chunks
 
     def _file(
         self, index: int, found: FileResult, passage: Passage, views: TextViews, logits: TopTokens

@@ -164,3 +164,18 @@ def test_files_of_one_name_get_different_labels(run: Run, made: tuple[Path, Path
     found = json.loads(run("report", made[0], *files, "--context", 32, "--tokens", 200, "--json")[1])
     assert [file["label"] for file in found["files"]] == ["same.gguf", "same.gguf (2)"]
     assert found["paired"][0]["verdict"] == "no difference"
+
+
+def test_too_few_tokens_are_refused(run: Run, made: tuple[Path, Path, Path]) -> None:
+    code, _, err = run("report", *made[:2], "--tokens", 2, "--json")
+    assert code == 1
+    assert "too few" in err
+
+
+def test_a_split_file_finds_the_ledger_of_the_whole(run: Run, made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    whole = tmp_path / "tiny-Q8_0.gguf"
+    assert run("quantize", made[0], "--to", "Q8_0", "-o", whole, "--split-max-size", "500KB")[0] == 0
+    part = min(tmp_path.glob("*-of-*.gguf"))
+    found = json.loads(run("report", made[0], part, "--context", 32, "--tokens", 200, "--json")[1])
+    assert found["files"][0]["making"]["recipe"] == "Q8_0"
+    assert len(found["files"][0]["making"]["sha256"]) > 1

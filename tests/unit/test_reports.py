@@ -22,7 +22,7 @@ from lilliput.reports.frontier import read_frontier
 from lilliput.reports.markup import element, json_island, text
 from lilliput.reports.numbers import change, human_bytes, share, significant, with_error
 from lilliput.reports.page import page
-from lilliput.reports.records import Interval, Report
+from lilliput.reports.records import Comparison, Interval, Report
 from lilliput.reports.summary import headline_text
 from lilliput.reports.writing import write_all
 
@@ -286,3 +286,54 @@ def test_all_files_are_written_or_none(tmp_path: Path) -> None:
         write_all({tmp_path / "no" / "x.html": "new"}, overwrite=False)
     with pytest.raises(PublishError, match="cannot be one file"):
         write_all({page_path: "a", tmp_path / "no" / ".." / "report.html": "b"}, overwrite=True)
+
+
+def test_an_infinite_divergence_is_shown_as_such() -> None:
+    file = quantized_file()
+    klds = (math.inf, *file.passage.klds[1:])
+    broken = replace(
+        file.measured, mean_kld=Interval(math.inf, 1.0, math.inf), kld_percentiles=((50.0, 0.1), (100.0, math.inf)),
+        perplexity=Interval(math.inf, 5.0, math.inf),
+    )  # fmt: skip
+    worst = replace(file, measured=broken, passage=replace(file.passage, klds=klds))
+    report = replace(some_report(2), files=(worst, quantized_file("other")))
+    assert "∞" in Page(page(report)).shown
+    assert "∞" in card(report)
+    assert json.loads(Page(page(report)).islands[0])["files"][0]["kld"][0] is None
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_names_of_models_files_and_tensors_stay_text(hostile: str) -> None:
+    report = some_report(name=hostile)
+    file = report.files[0]
+    rows = tuple(replace(row, name=hostile, part=hostile, method=hostile) for row in file.tensors)
+    shown = tuple(replace(item, tensor=hostile, group_name=hostile) for item in file.pictures)
+    text_record = replace(report.text, name=hostile)
+    evil = replace(file, label=hostile, file=hostile, tensors=rows, pictures=shown)
+    parsed = Page(page(replace(report, files=(evil, report.files[1]), text=text_record, command=hostile)))
+    assert "img" not in parsed.tags
+    assert parsed.tags.count("script") == 2
+    assert not any(name.startswith("on") for name, _ in parsed.attributes)
+
+
+def test_only_files_that_no_other_beats_are_joined_by_a_line() -> None:
+    report = some_report(3)
+    sizes = {0: 5_000_000, 1: 6_000_000, 2: 7_000_000}
+    klds = {0: 0.1, 1: 0.2, 2: 0.01}
+    files = tuple(
+        replace(file, bytes=sizes[at], measured=replace(file.measured, mean_kld=Interval(klds[at], klds[at], klds[at])))
+        for at, file in enumerate(report.files)
+    )
+    parsed = Page(page(replace(report, files=files)))
+    lines = [value for name, value in parsed.attributes if name == "points"]
+    assert len(lines[0].split()) == 2
+
+
+def test_many_files_are_paired_with_their_neighbours_in_size_only() -> None:
+    report = some_report(5)
+    names = [file.label for file in report.files]
+    pairs = tuple(Comparison(a, b, Interval(0.5, 0.4, 0.6), "") for at, a in enumerate(names) for b in names[at + 1 :])
+    shown = Page(page(replace(report, paired=pairs))).shown
+    assert shown.count("0.500 [0.400, 0.600]") == 4
+    few = replace(report, files=report.files[:2], paired=(replace(pairs[0], ratio=Interval(2.0, math.nan, math.nan)),))
+    assert "too few windows to tell" in Page(page(few)).shown

@@ -7,8 +7,6 @@ independent tokens, 1.96 standard errors to each side, which is too narrow; call
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from lilliput.arrays import DoubleArray
@@ -34,4 +32,6 @@ def mean_interval(values: DoubleArray, *, seed: int = 0) -> Interval:
 
 def exponential(interval: Interval) -> Interval:
     """Exp of all three: a perplexity from a mean nll, or a ratio of perplexities from a difference."""
-    return Interval(*(math.exp(value) for value in (interval.value, interval.low, interval.high)))
+    with np.errstate(over="ignore"):
+        found = np.exp(np.asarray((interval.value, interval.low, interval.high)))
+    return Interval(*found.tolist())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -18,12 +19,15 @@ FINGERPRINT_KEY = "lilliput.fingerprint"
 CALIBRATED_HERE = "calibrated in the same run"
 # Methods that only copy say nothing about how codes were chosen.
 COPIES = ("copy", "cast")
+_PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 
 def found_ledger(source: ModelSource) -> tuple[Ledger | None, tuple[str, ...]]:
     """The ledger of an opened file, and notes where there is one that does not belong to it or cannot be read."""
-    path = ledger_path(source.path)
-    if not path.is_file():
+    # A split set has one ledger, named after the whole.
+    names = (source.path.name, _PART.sub("", source.path.name))
+    path = next((found for name in names if (found := ledger_path(source.path.with_name(name))).is_file()), None)
+    if path is None:
         return None, ()
     try:
         ledger = read_ledger(path)

@@ -30,7 +30,8 @@ def frontier_plot(report: Report) -> Markup:
     # A fifth of a power of ten of air above and below.
     y = Axis(min(klds) / 10.0**0.2, max(klds) * 10.0**0.2, HEIGHT - BOTTOM, TOP, is_log=True)
     return svg(
-        WIDTH, HEIGHT, _grid(x, y), _searched(report.frontier, x, y), _files(report.files, x, y),
+        WIDTH, HEIGHT, _grid(x, y), _searched(report.frontier, x, y), _best_line(report, x, y),
+        _files(report.files, x, y),
         title="File size against mean KL divergence, with 95 % intervals",
     )  # fmt: skip
 
@@ -77,6 +78,20 @@ def _searched(points: Sequence[FrontierPoint], x: Axis, y: Axis) -> Markup:
         dot = element("circle", element("title", shown), cx=x.at(point.bytes), cy=y.at(point.kld.value), r=2.6)
         parts += [_whisker(point.kld, x.at(point.bytes), y), dot]
     return element("g", join(*parts), class_="searched")
+
+
+def _best_line(report: Report, x: Axis, y: Axis) -> Markup:
+    """A line through the files that no other beats in both; the search's own line takes its place."""
+    if report.frontier:
+        return Markup()
+    points: list[str] = []
+    lowest = math.inf
+    for file in sorted(report.files, key=lambda file: (file.bytes, file.measured.mean_kld.value)):
+        kld = file.measured.mean_kld.value
+        if kld < lowest:
+            lowest = kld
+            points.append(f"{number(x.at(file.bytes))},{number(y.at(kld))}")
+    return element("polyline", points=" ".join(points), class_="frontier-line") if len(points) > 1 else Markup()
 
 
 def _files(files: Sequence[QuantizedFile], x: Axis, y: Axis) -> Markup:

@@ -37,9 +37,9 @@
     token.classList.add("here");
     const at = Number(token.dataset.i), file = data.files[Number(token.closest(".passage").dataset.file)];
     const actual = data.tokens[at], pair = make("div", "pair");
-    const kld = file.kld[at];
+    const kld = file.kld[at] === null ? "∞" : Number(file.kld[at].toPrecision(2));
     const head = make("p", "place-kld", "");
-    head.append(make("b", "word", data.words[actual]), " follows here; KL " + Number(kld.toPrecision(2)) + " nats");
+    head.append(make("b", "word", data.words[actual]), " follows here; KL " + kld + " nats");
     pair.append(list("original", data.original[at], actual), list(file.name, file.top[at], actual));
     card.replaceChildren(head, pair);
     card.hidden = false;

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lilliput.reports.colour_steps import KLD_LIMITS, step
 from lilliput.reports.markup import Markup, element, join, visible
 from lilliput.reports.numbers import significant
-from lilliput.reports.records import Candidate, Continuation, Place, Report, WrittenToken
+from lilliput.reports.records import Candidate, Continuation, Place, Report, WrittenToken, finite
 
 SHOWN_CANDIDATES = 3
 
@@ -42,7 +42,7 @@ def token_data(report: Report) -> dict[str, object]:
 
     original = packed(report.passage.candidates)
     files = [
-        {"name": visible(file.label), "kld": list(file.passage.klds), "top": packed(file.passage.candidates)}
+        {"name": visible(file.label), "kld": finite(file.passage.klds), "top": packed(file.passage.candidates)}
         for file in report.files
     ]
     tokens = [_word(words, token) for token in report.passage.tokens]
