@@ -20,6 +20,7 @@ from lilliput.cli import app
 from lilliput.formats import FORMATS
 from lilliput.methods import METHODS
 from lilliput.recipes.recipe import find_recipe, preset_names
+from lilliput.transforms import TRANSFORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,6 +57,19 @@ def methods_table() -> str:
         line = (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2].rstrip(".")
         paper = re.sub(r"(https?://[^\s),;]+)", r"<\1>", method.paper)
         rows.append(f"| `{method.name}` | {line} | {needs[method.needs]} | {method.baseline or ''} | {paper} |")
+    return "\n".join(rows)
+
+
+def transforms_table() -> str:
+    """Every transform, with what it needs to know."""
+    needs = {"nothing": "", "statistics": "`--text`, `--statistics` or `--imatrix`"}
+    rows = ["| transform | | needs | paper |", "|---|---|---|---|"]
+    for transform in TRANSFORMS.values():
+        module = sys.modules[type(transform).__module__]
+        line = " ".join((module.__doc__ or "").strip().partition("\n\n")[0].split()).partition(": ")[2].rstrip(".")
+        paper = re.sub(r"(https?://[^\s),;]+)", r"<\1>", transform.paper)
+        wants = "`--text` where inputs are weighed" if transform.mixes_inputs else needs[transform.needs]
+        rows.append(f"| `{transform.name}` | {line} | {wants} | {paper} |")
     return "\n".join(rows)
 
 
@@ -117,6 +131,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "formats_table": formats_table, "families_table": families_table, "commands": commands, "results": results,
     "encoders_table": encoders_table,
     "presets_table": presets_table, "methods_table": methods_table,
+    "transforms_table": transforms_table,
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from lilliput.methods import METHODS
 from lilliput.models import BUILT_IN, gulliver
 from lilliput.pipeline.quantize_blocks import StreamInputs, StreamOptions, needs_stream, quantize_blocks
 from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
-from lilliput.pipeline.transform_model import check_guidance, decided, original_of, outlined, transform_plans
+from lilliput.pipeline.transform_model import check_guidance, decided, outlined, transform_plans
 from lilliput.pipeline.tune import TuneOptions, tune, tuned_rows
 from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
@@ -50,6 +50,7 @@ from lilliput.text.documents import read_text
 from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
 from lilliput.text.tokenizer_report import check_vocabulary
 from lilliput.transforms import parse_transform
+from lilliput.transforms.transformed_source import original_of
 
 if TYPE_CHECKING:
     from lilliput.text.vocabulary import Vocabulary

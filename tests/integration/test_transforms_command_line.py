@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from tiny_llama import TEXT, write_tiny_llama
 
+from lilliput.calibration.block_stream import BlockStream
 from lilliput.containers import open_model
+from lilliput.pipeline.transform_model import decided, outlined
 from lilliput.recipes.making import found_ledger, making
+from lilliput.recipes.plan import Plan
 from lilliput.runtime.session import EngineOptions, Session
+from lilliput.transforms import parse_transform
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 Run = Callable[..., tuple[int, str, str]]
 ALL = ("untie", "smooth_quant:0.5", "residual_rotation", "value_rotation", "awq_scaling")
@@ -55,6 +59,22 @@ def test_a_rewritten_model_in_floats_says_what_the_original_said(
     # Float32 sums of up to 96 terms through two layers, on either side.
     assert np.abs(found - wanted).max() <= 2 * 2 * 600 * 2.0**-24 * np.abs(wanted).max()
     assert not np.array_equal(found, wanted)
+
+
+def test_the_models_own_code_sees_the_rewritten_model(tied: Path) -> None:
+    names = ("untie", "residual_rotation", "value_rotation")
+    with closing(open_model(tied)) as original:
+        source = outlined(original, [parse_transform(name) for name in names])
+        plan = Plan("test", "tied", ())
+        turned = decided(source, plan, None, lambda _: None, threads=1).source
+        tokens = torch.arange(20, 60)[None]
+        with torch.inference_mode():
+            found, wanted = (
+                stream.logits(tokens, stream.all_values()) for stream in (BlockStream(turned), BlockStream(original))
+            )
+        assert "output.weight" in BlockStream(turned).all_values()
+    # Float32 sums of up to 96 terms through two layers, on either side.
+    assert float((found - wanted).abs().max()) <= 2 * 2 * 600 * 2.0**-24 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
@@ -106,6 +126,16 @@ def test_plan_shows_transforms_and_the_bytes_of_an_untied_head(run: Run, tied: P
     assert code == 0
     assert "smooth_quant at strength 0.4 at blk.0.attn_norm" in out
     assert "not at output_norm: token_embd.weight is both the embedding and the output head (tied)" in out
+
+
+def test_a_model_that_is_quantized_already_is_warned_of_behind_a_transform_too(
+    run: Run, tied: Path, tmp_path: Path
+) -> None:
+    quantized = tmp_path / "q8_0.gguf"
+    assert run("quantize", tied, "--to", "Q8_0", "-o", quantized)[0] == 0
+    code, out, _ = run("plan", quantized, "--to", "Q4_0", "--transform", "value_rotation", "--json")
+    assert code == 0
+    assert any("are already quantized" in warning for warning in json.loads(out)["warnings"])
 
 
 def test_a_recipe_may_name_transforms(run: Run, tied: Path, tmp_path: Path) -> None:

@@ -34,11 +34,6 @@ def outlined(source: ModelSource, transforms: Sequence[Transform]) -> ModelSourc
     return source
 
 
-def original_of(source: ModelSource) -> ModelSource:
-    """The model inside all transforms."""
-    return original_of(source.inner) if isinstance(source, TransformedSource) else source
-
-
 def transform_plans(source: ModelSource) -> tuple[TransformPlan, ...]:
     """What an outlined model says of its transforms, in their order."""
     return tuple(

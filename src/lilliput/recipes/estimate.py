@@ -23,6 +23,7 @@ from lilliput.arrays import FloatArray
 from lilliput.methods import METHODS
 from lilliput.recipes.plan import Plan, weights_of
 from lilliput.records import NO_INPUTS, LayerInputs, Role, TensorHeader, TensorPlan
+from lilliput.transforms import TRANSFORMS
 
 # Everything but tensors: 81 MB resident after the imports, 91 MB at the peak of runs on models of 9 and 49 million
 # weights (2026-11, x86-64, CPython 3.11), rounded up.
@@ -75,7 +76,8 @@ def estimate(
     if calibration_tokens:
         # A forward pass multiplies and adds once per weight and token; norms and attention are small beside it.
         # Methods that see Hessians run the model twice, and sum the products of all pairs of each distinct input.
-        passes = 2 if any(_sees_hessian(row) for row in plan.rows) else 1
+        # A transform that looks at inputs runs it before; other methods share what it finds.
+        passes = 2 + _looks_before(plan) if any(_sees_hessian(row) for row in plan.rows) else 1
         pairs = sum(row.shape[-1] ** 2 for row in plan.rows if _sees_hessian(row) and row.role in FIRST_READERS)
         seconds["calibrate"] = 2.0 * (passes * weights + pairs) * calibration_tokens / speeds.flops()
     # Every slab is decoded once to float32, and its codes once more to measure their error.
@@ -107,6 +109,10 @@ def _block_bytes(plan: Plan) -> int:
 
 def _sees_hessian(row: TensorPlan) -> bool:
     return METHODS[row.method].needs == "hessian"
+
+
+def _looks_before(plan: Plan) -> bool:
+    return any(TRANSFORMS[item.name].needs == "statistics" for item in plan.transforms)
 
 
 def _tensor_bytes(row: TensorPlan, header: TensorHeader) -> int:

@@ -18,6 +18,7 @@ from lilliput.formats.families import fitting_sibling
 from lilliput.methods import MASKS, METHODS
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
 from lilliput.records import Role, TensorHeader, TensorPlan, TransformPlan
+from lilliput.transforms.transformed_source import original_of
 
 PLAIN_FLOATS = ("f32", "f16", "bf16", "f64")
 # Roles that are never multiplied as matrices; whatever their shape, they stay F32.
@@ -144,7 +145,7 @@ def resolve(
             continue  # its bytes are those of the tensor it is tied to
         rows.append(resolver.row(header, entry, source.source_name(name)))
     plan = Plan(recipe.name, source.path.name, tuple(rows))
-    warnings = [*_warnings(plan, source.headers), *resolver.unused_rules()]
+    warnings = [*_warnings(plan, original_of(source).headers), *resolver.unused_rules()]
     if not statistics_present:
         warnings.extend(_warnings_without_statistics(plan, recipe))
     return replace(plan, warnings=tuple(warnings))
@@ -293,13 +294,10 @@ def _warnings(plan: Plan, headers: Mapping[str, TensorHeader]) -> Iterator[str]:
             f"the output's tensors ({plan.tensor_bytes:,} bytes) are larger than the input's ({input_bytes:,} bytes): "
             "choose a smaller preset, or keep the input"
         )
-    again = [
-        row
-        for row in plan.rows
-        if headers[row.name].format.name not in PLAIN_FLOATS and row.format.name != headers[row.name].format.name
-    ]
+    stored = {name: header.format.name for name, header in headers.items()}
+    again = [row for row in plan.rows if stored.get(row.name, "f32") not in (*PLAIN_FLOATS, row.format.name)]
     if again:
-        name = headers[again[0].name].format.name.upper()
+        name = stored[again[0].name].upper()
         yield (
             f"{len(again)} tensors of the input are already quantized ({again[0].name} is {name}): quantizing again "
             "adds their errors up; start from the original model where you can"

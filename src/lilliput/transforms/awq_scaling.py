@@ -42,7 +42,7 @@ from lilliput.transforms.transform import Guide, Outline, Rewrite
 # Exponents tried first, and how far around the best one the second look goes.
 GRID = tuple(step / 10 for step in range(11))
 REFINEMENT = 0.05
-# Rows of each matrix that the search encodes, evenly spread: a loss ratio of so many rows is exact to a per cent.
+# Rows of each matrix that the search encodes, evenly spread.
 ROWS = 256
 
 

@@ -122,6 +122,11 @@ class TransformedSource:
         return replace(statistics, inputs=inputs, model=model)
 
 
+def original_of(source: ModelSource) -> ModelSource:
+    """The model inside all transforms."""
+    return original_of(source.inner) if isinstance(source, TransformedSource) else source
+
+
 def _changed(original: QuantizedTensor, header: TensorHeader, changes: tuple[Change, ...]) -> QuantizedTensor:
     """Apply changes to a matrix, or to a vector as one column."""
     values = original.dequantize()
