@@ -28,6 +28,7 @@ class IQ2_S(SignedVectors):
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 16, ("scale_code",)))
     unit = 8
     block_bytes = 82
+    half_places = (0,)
     group_size = 16
     grid = "iq2_s"
     index_bits = 10

@@ -27,6 +27,7 @@ class IQ2_XS(SignedVectors):
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 16, ("scale_code",)))
     unit = 8
     block_bytes = 74
+    half_places = (0,)
     group_size = 16
     grid = "iq2_xs"
     index_bits = 9

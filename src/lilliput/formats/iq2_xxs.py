@@ -27,6 +27,7 @@ class IQ2_XXS(SignedVectors):
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 32, ("scale_code",)))
     unit = 8
     block_bytes = 66
+    half_places = (0,)
     group_size = 32
     grid = "iq2_xxs"
     index_bits = 8

@@ -28,6 +28,7 @@ class IQ3_S(SignedVectors):
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 32, ("scale_code",)))
     unit = 4
     block_bytes = 110
+    half_places = (0,)
     group_size = 32
     grid = "iq3_s"
     index_bits = 9

@@ -27,6 +27,7 @@ class IQ3_XXS(SignedVectors):
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 32, ("scale_code",)))
     unit = 8
     block_bytes = 98
+    half_places = (0,)
     group_size = 32
     grid = "iq3_xxs"
     index_bits = 8

@@ -28,6 +28,7 @@ class IQ4_NL(SingleScale):
     scopes = (Scope(1, 32, ("scale",)),)
     block_size = 32
     block_bytes = 18
+    half_places = (0,)
     levels = Levels(codebook("iq4_nl"))
     anchors = two_sided_anchors(-127, 113, steps(0.55, 1.2, 14))
 

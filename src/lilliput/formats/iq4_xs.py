@@ -29,6 +29,7 @@ class IQ4_XS(ScaledScales):
     name = "iq4_xs"
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 32, ("scale_code",)))
     block_bytes = 136
+    half_places = (0,)
     group_size = 32
     levels = Levels(codebook("iq4_nl"))
     anchors = two_sided_anchors(-127, 113, steps(0.55, 1.2, 14))

@@ -224,9 +224,11 @@ class BlockFormat(NumberFormat):
 
     The one plane is "blocks": uint8 [rows, columns / block_size * block_bytes].
     Subclasses write `unpack_blocks` and `pack_blocks` on [n, block_bytes]; rows and columns are handled here.
+    half_places: where in a block's bytes the fp16 numbers lie that all of its values are proportional to.
     """
 
     block_bytes: int
+    half_places: tuple[int, ...] = ()
 
     def stored_planes(self, rows: int, columns: int) -> Mapping[str, PlaneSpec]:
         """One plane of bytes."""

@@ -29,6 +29,7 @@ class Q2_K(ScaledScalesAndMinimums):
     name = "q2_k"
     scopes = (Scope(1, 256, ("scale", "minimum")), Scope(1, 16, ("scale_code", "minimum_code")))
     block_bytes = 84
+    half_places = (80, 82)
     group_size = 16
     last_code = 3
     candidates = finest_first(

@@ -31,6 +31,7 @@ class Q3_K(ScaledScales):
     name = "q3_k"
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 16, ("scale_code",)))
     block_bytes = 110
+    half_places = (108,)
     group_size = 16
     levels = Levels.integers(-4, 3)
     anchors = two_sided_anchors(-4, 3, steps(0.55, 1.2, 14))

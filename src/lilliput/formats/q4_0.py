@@ -27,6 +27,7 @@ class Q4_0(SingleScale):
     scopes = (Scope(1, 32, ("scale",)),)
     block_size = 32
     block_bytes = 18
+    half_places = (0,)
     levels = Levels.integers(-8, 7)
     anchors = two_sided_anchors(-8, 7, (*steps(0.55, 0.85, 7), *steps(0.8875, 1.1125, 19), 1.15, 1.2))
 

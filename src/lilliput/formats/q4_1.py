@@ -27,6 +27,7 @@ class Q4_1(ScaleAndMinimum):
     scopes = (Scope(1, 32, ("scale", "minimum")),)
     block_size = 32
     block_bytes = 20
+    half_places = (0, 2)
     last_code = 15
     # Dense where the range just fits, as llama.cpp's search is; sparse beyond, where clipping pays.
     candidates = finest_first(

@@ -31,6 +31,7 @@ class Q4_K(ScaledScalesAndMinimums):
     name = "q4_k"
     scopes = (Scope(1, 256, ("scale", "minimum")), Scope(1, 32, ("scale_code", "minimum_code")))
     block_bytes = 144
+    half_places = (0, 2)
     group_size = 32
     last_code = 15
     # Dense where the range just fits, as llama.cpp's search is; sparse beyond, where clipping pays.

@@ -28,6 +28,7 @@ class Q5_0(SingleScale):
     scopes = (Scope(1, 32, ("scale",)),)
     block_size = 32
     block_bytes = 22
+    half_places = (0,)
     levels = Levels.integers(-16, 15)
     anchors = two_sided_anchors(-16, 15, (*steps(0.55, 0.85, 7), *steps(0.8875, 1.1125, 19), 1.15, 1.2))
 

@@ -28,6 +28,7 @@ class Q5_1(ScaleAndMinimum):
     scopes = (Scope(1, 32, ("scale", "minimum")),)
     block_size = 32
     block_bytes = 24
+    half_places = (0, 2)
     last_code = 31
     candidates = finest_first([LineCandidate(stretch) for stretch in steps(0.88, 1.12, 33)])
 

@@ -32,6 +32,7 @@ class Q5_K(ScaledScalesAndMinimums):
     name = "q5_k"
     scopes = (Scope(1, 256, ("scale", "minimum")), Scope(1, 32, ("scale_code", "minimum_code")))
     block_bytes = 176
+    half_places = (0, 2)
     group_size = 32
     last_code = 31
     candidates = finest_first([LineCandidate(stretch) for stretch in steps(0.88, 1.12, 17)])

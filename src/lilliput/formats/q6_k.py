@@ -29,6 +29,7 @@ class Q6_K(ScaledScales):
     name = "q6_k"
     scopes = (Scope(1, 256, ("scale",)), Scope(1, 16, ("scale_code",)))
     block_bytes = 210
+    half_places = (208,)
     group_size = 16
     levels = Levels.integers(-32, 31)
     anchors = two_sided_anchors(-32, 31, steps(0.55, 1.2, 14))

@@ -28,6 +28,7 @@ class Q8_0(SingleScale):
     scopes = (Scope(1, 32, ("scale",)),)
     block_size = 32
     block_bytes = 34
+    half_places = (0,)
     levels = Levels.integers(-128, 127)
     # -128 stays unused: kernels that take absolute values of int8 may overflow on it.
     search_levels = Levels.integers(-127, 127)
