@@ -26,6 +26,7 @@ from lilliput.evaluation.chunks import Chunks
 from lilliput.fitting import FitOptions, Goal, fit, fit_again
 from lilliput.formats import get_format
 from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.reports.frontier import read_frontier
 from lilliput.search.candidates import CandidateOptions, make_candidates
 from lilliput.search.choices import RUNTIMES, choices_of
 from lilliput.search.measure import Meter
@@ -112,6 +113,9 @@ def test_another_point_comes_from_the_work_folder_without_measuring_candidates(f
     frontier = json.loads((work / "frontier.json").read_text())
     assert len(frontier["frontier"]) >= 3
     assert all(point["kl"] > 0 for point in frontier["measured"])
+    drawn = read_frontier(work / "frontier.json")
+    assert len(drawn.points) == len(frontier["frontier"])
+    assert set(drawn.sensitivity) == set(frontier["frontier"][0]["formats"])
 
 
 def test_a_kl_target_is_met_on_the_selection_text(model: Path, text: Path, fitted: Path, tmp_path: Path) -> None:

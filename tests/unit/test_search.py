@@ -182,7 +182,7 @@ def point_at(size: int, kl: float) -> Point:
 
 def test_the_frontier_keeps_only_what_nothing_beats() -> None:
     points = [point_at(300, 0.1), point_at(100, 0.9), point_at(200, 0.95), point_at(250, 0.5), point_at(100, 1.0)]
-    assert [(item.file_bytes, item.kl) for item in pareto(points)] == [(100, 0.9), (250, 0.5), (300, 0.1)]
+    assert [(item.bytes, item.kl) for item in pareto(points)] == [(100, 0.9), (250, 0.5), (300, 0.1)]
 
 
 def test_a_recorded_configuration_of_other_candidates_is_refused() -> None:

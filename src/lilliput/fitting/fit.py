@@ -41,7 +41,17 @@ from lilliput.runtime.session import checked_context
 from lilliput.search.candidates import CandidateOptions, Candidates, make_candidates
 from lilliput.search.choices import RUNTIMES, Choice, Picks, Runtime, choices_of, formats_by_tensor
 from lilliput.search.evolve import Refined, SearchOptions, evolve
-from lilliput.search.frontier import Point, frontier_sizes, pareto, picks_from, point, read_records, write_records
+from lilliput.search.frontier import (
+    Point,
+    bits_per_weight,
+    frontier_sizes,
+    pareto,
+    picks_from,
+    point,
+    read_records,
+    sensitivities,
+    write_records,
+)
 from lilliput.search.measure import AssembledModel, MeasuredKl, Meter
 from lilliput.search.predict import Agreement, CostTable, agreement, fitted_factors, predicted_costs
 from lilliput.search.problem import Limits, Problem, cache_bytes, reasons
@@ -198,7 +208,7 @@ class _Fitting:
             refined = self._refine(problem, limits, start, meter)
             made = self._fast_enough(problem, meter, limits, refined)
         points.append(self._point(problem, made.picks, meter, "chosen"))
-        self._write_frontier(points, quality)
+        self._write_frontier(problem, points, quality)
         return self._publish(problem, made, refined, quality)
 
     def _claim_folder(self) -> None:
@@ -293,14 +303,14 @@ class _Fitting:
         return report.bytes - sum(choice.sizes[0] for choice in self.choices)
 
     def _point(self, problem: Problem, picks: Picks, meter: Meter, found_by: str) -> Point:
-        weights = sum(header.rows * header.columns for header in self.source.headers.values())
-        return point(problem, picks, meter.kl(picks), found_by, weights)
+        return point(problem, picks, meter.kl(picks), found_by, self.source)
 
-    def _write_frontier(self, points: Sequence[Point], quality: Agreement) -> None:
+    def _write_frontier(self, problem: Problem, points: Sequence[Point], quality: Agreement) -> None:
         write_records(
             self.folder, FRONTIER,
             {
                 "agreement": {**asdict(quality)},
+                "sensitivity": sensitivities(problem),
                 "frontier": [item.to_json() for item in pareto(points)],
                 "measured": [item.to_json() for item in points],
             },
@@ -445,9 +455,8 @@ class _Fitting:
 
     def _quantize(self, problem: Problem, picks: Picks) -> _Made:
         """The configuration through the whole pipeline, into the work folder; measured on the selection text."""
-        weights = sum(header.rows * header.columns for header in self.source.headers.values())
         formats = formats_by_tensor(problem.choices, picks)
-        recipe = _recipe(formats, reasons(problem, picks), 8 * problem.file_bytes(picks) / weights)
+        recipe = _recipe(formats, reasons(problem, picks), bits_per_weight(self.source, formats))
         digest = hashlib.sha256(json.dumps(sorted((n, f.name) for n, f in formats.items())).encode()).hexdigest()
         path = self.folder / "made" / digest[:16] / self.target.name
         with self.stages("quantizing") as advance:

@@ -10,30 +10,36 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lilliput.architectures.architecture import Json
+from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.publish import write_text
 from lilliput.errors import RecipeError
+from lilliput.formats import NumberFormat, get_format
 from lilliput.search.choices import Choice, Picks, formats_by_tensor
 from lilliput.search.measure import MeasuredKl
 from lilliput.search.problem import Problem
 
 SCHEMA = 1
+# Where the sensitivities of tensors are compared.
+COMPARED_BITS = 4.5
+VECTOR_FORMAT = get_format("f32")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """One configuration. KL in nats a token, on the selection text, candidates put together as they are.
 
-    file_bytes: exact.  kl_low, kl_high: 95 % interval; NaN for too little text.  tokens_per_second: predicted.
-    formats: tensor name -> format name.  found_by: exact, corrected, evolution, agent or random.
+    bytes: of the whole file, exactly.  bits_per_weight: of its tensors.  kl_low, kl_high: 95 % interval; NaN for too
+    little text.  speed: predicted tokens a second, None where speed was not asked for.
+    formats: tensor name -> format name.  found_by: exact (allocation), random, or chosen (by the last search).
     """
 
-    file_bytes: int
+    bytes: int
     bits_per_weight: float
     predicted_kl: float
     kl: float
     kl_low: float
     kl_high: float
-    tokens_per_second: float | None
+    speed: float | None
     found_by: str
     formats: Mapping[str, str]
 
@@ -43,29 +49,50 @@ class Point:
         return {name: _finite(value) for name, value in content.items()}
 
 
-def point(problem: Problem, picks: Picks, measured: MeasuredKl, found_by: str, weights: int) -> Point:
-    """A record of a measured configuration. weights: of the whole model."""
+def point(problem: Problem, picks: Picks, measured: MeasuredKl, found_by: str, source: ModelSource) -> Point:
+    """A record of a measured configuration. source: the original."""
     low, high = measured.interval()
     seconds = problem.seconds(picks)
-    size = problem.file_bytes(picks)
     formats = formats_by_tensor(problem.choices, picks)
     return Point(
-        file_bytes=size,
-        bits_per_weight=8 * size / weights,
+        bytes=problem.file_bytes(picks),
+        bits_per_weight=bits_per_weight(source, formats),
         predicted_kl=problem.predicted(picks),
         kl=measured.mean,
         kl_low=low,
         kl_high=high,
-        tokens_per_second=1 / seconds if seconds else None,
+        speed=1 / seconds if seconds else None,
         found_by=found_by,
         formats={name: item.name for name, item in formats.items()},
     )
 
 
+def bits_per_weight(source: ModelSource, formats: Mapping[str, NumberFormat]) -> float:
+    """Of all tensors of the file, vectors in F32, without metadata."""
+    stored = weights = 0
+    for name, header in source.headers.items():
+        number_format = formats.get(name, VECTOR_FORMAT)
+        stored += number_format.stored_bytes(header.rows, header.columns)
+        weights += header.rows * header.columns
+    return 8 * stored / weights
+
+
+def sensitivities(problem: Problem) -> dict[str, Json]:
+    """Tensor name -> predicted KL in nats that it adds alone, in the candidate nearest to 4.5 bits.
+
+    Of tensors that share a format, each gets the sum of all.
+    """
+    found: dict[str, Json] = {}
+    for choice, costs in zip(problem.choices, problem.costs.by_choice, strict=True):
+        widths = [abs(item.bits_per_weight - COMPARED_BITS) for item in choice.formats]
+        found |= dict.fromkeys(choice.names, costs[widths.index(min(widths))])
+    return found
+
+
 def pareto(points: Iterable[Point]) -> list[Point]:
     """Points that no other beats in both size and KL, smallest file first."""
     kept: list[Point] = []
-    for candidate in sorted(points, key=lambda item: (item.file_bytes, item.kl)):
+    for candidate in sorted(points, key=lambda item: (item.bytes, item.kl)):
         if not kept or candidate.kl < kept[-1].kl:
             kept.append(candidate)
     return kept

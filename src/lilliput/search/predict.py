@@ -55,10 +55,17 @@ def predicted_costs(
 
     return CostTable(
         tuple(
-            tuple(sum(cost(name, place, choice) for name in choice.names) for place in range(len(choice.formats)))
+            tuple(
+                rounded(sum(cost(name, place, choice) for name in choice.names)) for place in range(len(choice.formats))
+            )
             for choice in choices
         )
     )
+
+
+def rounded(cost: float) -> float:
+    """Five digits: what is beyond depends on how many threads summed, and must not decide between formats."""
+    return float(f"{cost:.5g}")
 
 
 def _lookup_cost(
