@@ -30,7 +30,7 @@ from lilliput.reports.frontier import read_frontier
 from lilliput.search.candidates import CandidateOptions, make_candidates
 from lilliput.search.choices import RUNTIMES, choices_of
 from lilliput.search.measure import Meter
-from lilliput.search.predict import agreement, predicted_costs
+from lilliput.search.predict import agreement, measured_costs, predicted_costs
 from lilliput.search.sensitivity import measure_sensitivity
 
 torch = pytest.importorskip("torch")
@@ -184,7 +184,7 @@ fit(model, Goal(size=int(size)), output, text=[Path(text)], options=options, sta
 """
 
 
-@pytest.mark.parametrize(("stage", "step"), [("making candidates", 20), ("measuring", 9), ("quantizing", 1)])
+@pytest.mark.parametrize(("stage", "step"), [("making candidates", 20), ("quantizing", 1)])
 def test_a_killed_search_continues_and_ends_in_the_same_bytes(
     model: Path, text: Path, fitted: Path, tmp_path: Path, stage: str, step: int
 ) -> None:
@@ -201,21 +201,29 @@ def test_predictions_agree_with_measured_kl(model: Path, text: Path, tmp_path: P
     """At 4 bits and more the second-order form holds: each configuration within a factor, all of them correlated."""
     source = open_model(model)
     chunks = calibration_chunks(source.vocabulary(), [text], chunk_size=64)
-    choices = choices_of(source, RUNTIMES["llama.cpp"], FORMATS)
+    choices = choices_of(source, RUNTIMES["llama.cpp"], ("f16", *FORMATS))
     with WorkFolder(tmp_path / "work", "key") as folder:
         sensitivity = measure_sensitivity(source, chunks[:24], tmp_path)
         candidates = make_candidates(source, choices, chunks[:24], folder, CandidateOptions("searched_scales"))
         costs = predicted_costs(source, choices, candidates, sensitivity)
         meter = Meter(source, choices, candidates, Chunks(chunks[24:40]), tmp_path / "measured.jsonl", threads=1)
         draw = np.random.default_rng(0)
-        drawn = [tuple(int(p) for p in draw.integers(0, len(FORMATS), len(choices))) for _ in range(12)]
+        # From almost nothing to much: neighbouring formats, at each of four levels.
+        drawn = [tuple(int(p) for p in draw.integers(n % 4, n % 4 + 2, len(choices))) for n in range(12)]
         found = agreement([costs.total(picks) for picks in drawn], [meter.kl(picks).mean for picks in drawn])
+        scaled = measured_costs(choices, candidates, lambda picks: meter.kl(picks).mean)
+        fallback = agreement([scaled.total(picks) for picks in drawn], [meter.kl(picks).mean for picks in drawn])
+    assert fallback.r_squared > 0.9
     assert found.r_squared > 0.9
     assert abs(found.bias) < 0.7
     assert get_format("q8_0") in choices[0].formats
 
 
 def test_an_unknown_runtime_or_search_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
-    for options in (replace(OPTIONS, runtime="onnxruntime"), replace(OPTIONS, search="luck")):  # type: ignore[arg-type]
+    for options in (
+        replace(OPTIONS, runtime="onnxruntime"),
+        replace(OPTIONS, search="luck"),
+        replace(OPTIONS, sensitivity="guess"),
+    ):  # type: ignore[arg-type]
         with pytest.raises(LilliputError, match="known:"):
             fit(model, Goal(size=10**6), tmp_path / "a.gguf", text=[text], options=options)

@@ -32,6 +32,9 @@ def command(
     ] = None,
     runtime: Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput or vllm.")] = "llama.cpp",
     formats: Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")] = "",
+    sensitivity: Annotated[
+        str, typer.Option("--sensitivity", help="gradient (one backward pass) or measured (each tensor alone).")
+    ] = "gradient",
     search: Annotated[str, typer.Option("--search", help="evolution, agent or none.")] = "evolution",
     evaluations: Annotated[int, typer.Option("--evaluations", min=0, help="How much the search may measure.")] = 60,
     seed: Annotated[int, typer.Option("--seed", help="Of the search.")] = 0,
@@ -58,7 +61,8 @@ def command(
     )  # fmt: skip
     chosen = fitting.FitOptions(
         runtime=runtime, formats=tuple(name.strip().lower() for name in formats.split(",") if name.strip()),
-        effort=effort, method=method, search=cast("fitting.SearchKind", search), evaluations=evaluations, seed=seed,
+        effort=effort, method=method, sensitivity=cast("fitting.SensitivityKind", sensitivity),
+        search=cast("fitting.SearchKind", search), evaluations=evaluations, seed=seed,
         tokens=tokens, threads=threads, revision=revision, work=work, selection=selection, held_out=held_out,
         force=force,
     )  # fmt: skip

@@ -5,6 +5,6 @@ A room of its own because it stands above `quantize`: it searches, then quantize
 """
 
 from lilliput.fitting.fit import fit, fit_again
-from lilliput.fitting.request import FitOptions, FitResult, Goal, Interval, SearchKind
+from lilliput.fitting.request import FitOptions, FitResult, Goal, Interval, SearchKind, SensitivityKind
 
-__all__ = ["FitOptions", "FitResult", "Goal", "Interval", "SearchKind", "fit", "fit_again"]
+__all__ = ["FitOptions", "FitResult", "Goal", "Interval", "SearchKind", "SensitivityKind", "fit", "fit_again"]

@@ -29,7 +29,17 @@ from lilliput.errors import PublishError, RecipeError
 from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.compare import evaluate
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
-from lilliput.fitting.request import FRONTIER, IDENTITY, RESULT, FitOptions, FitResult, Goal, Interval, result_from_json
+from lilliput.fitting.request import (
+    COSTS,
+    IDENTITY,
+    RESULT,
+    FitOptions,
+    FitResult,
+    Goal,
+    Interval,
+    SensitivityKind,
+    result_from_json,
+)
 from lilliput.fitting.texts import Texts, cut_texts
 from lilliput.formats import NumberFormat, get_format
 from lilliput.models import BUILT_IN
@@ -42,18 +52,29 @@ from lilliput.search.candidates import CandidateOptions, Candidates, make_candid
 from lilliput.search.choices import RUNTIMES, Choice, Picks, Runtime, choices_of, formats_by_tensor
 from lilliput.search.evolve import Refined, SearchOptions, evolve
 from lilliput.search.frontier import (
+    FRONTIER,
     Point,
     bits_per_weight,
+    distinct,
     frontier_sizes,
     pareto,
     picks_from,
     point,
+    read_points,
     read_records,
     sensitivities,
     write_records,
 )
 from lilliput.search.measure import AssembledModel, MeasuredKl, Meter
-from lilliput.search.predict import Agreement, CostTable, agreement, fitted_factors, predicted_costs
+from lilliput.search.predict import (
+    Agreement,
+    CostTable,
+    agreement,
+    fitted_factors,
+    measured_costs,
+    no_costs,
+    predicted_costs,
+)
 from lilliput.search.problem import Limits, Problem, cache_bytes, reasons
 from lilliput.search.reinforce import reinforce
 from lilliput.search.sensitivity import measure_sensitivity
@@ -61,6 +82,7 @@ from lilliput.search.speed_costs import SpeedTable, decode_seconds, speed_table
 
 Stages = Callable[[str], AbstractContextManager[workflows.Progress]]
 SEARCHES = {"evolution": evolve, "agent": reinforce}
+SENSITIVITIES = ("gradient", "measured")
 # Windows of the backward pass; its averages are over thousands of tokens then.
 SENSITIVITY_WINDOWS = 16
 # Configurations measured along the frontier, and drawn at random to judge the predictions by.
@@ -128,6 +150,7 @@ def fit_again(
     earlier = replace(
         options,
         runtime=str(request["runtime"]),
+        sensitivity=cast("SensitivityKind", str(request["sensitivity"])),
         formats=tuple(str(name) for name in formats),
         method=str(request["method"]),
         effort=None,
@@ -140,6 +163,17 @@ def fit_again(
     return fit(
         str(request["model"]), goal, output, text=[Path(str(path)) for path in texts], options=earlier, stages=stages
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Explored:
+    """What is known before anything is chosen. exact: with costs as predicted.  corrected: by what was measured."""
+
+    exact: Problem
+    corrected: Problem
+    meter: Meter
+    points: tuple[Point, ...]
+    agreement: Agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,17 +233,21 @@ class _Fitting:
     def run(self) -> FitResult:
         """Search, quantize, measure, publish."""
         self._claim_folder()
-        problem, meter, points, quality = self._explore()
+        # Sizes are known from headers: a budget that nothing meets is refused before any work.
+        self._limits(Problem(self.choices, no_costs(self.choices), self._overhead()))
+        found = self._explore()
+        problem, meter = found.corrected, found.meter
         limits = self._limits(problem)
+        earlier = read_points(self.folder, self.choices)
         if self.goal.max_kld is not None:
             made, refined = self._within_divergence(problem, meter, limits, self.goal.max_kld), None
         else:
-            start = self._best_known(problem, meter, limits, points)
+            start = self._best_known(found, limits, earlier if self.options.search == "none" else ())
             refined = self._refine(problem, limits, start, meter)
-            made = self._fast_enough(problem, meter, limits, refined)
-        points.append(self._point(problem, made.picks, meter, "chosen"))
-        self._write_frontier(problem, points, quality)
-        return self._publish(problem, made, refined, quality)
+            made = self._fast_enough(problem, limits, refined)
+        chosen = self._point(problem, made.picks, meter, "chosen")
+        self._write_frontier(found, distinct([*found.points, chosen, *earlier]))
+        return self._publish(found, made, refined)
 
     def _claim_folder(self) -> None:
         """Write what the folder is about, or refuse one that is about something else. Raises RecipeError."""
@@ -234,6 +272,7 @@ class _Fitting:
             "text": [_absolute(str(path)) for path in self.text],
             "selection": str(self.options.selection.resolve()) if self.options.selection else None,
             "runtime": self.options.runtime,
+            "sensitivity": self.options.sensitivity,
             "formats": list(self.options.formats),
             "method": self.method,
             "tokens": self.options.tokens,
@@ -241,7 +280,7 @@ class _Fitting:
         }
         write_records(self.folder, IDENTITY, {"identity": identity, "request": request})
 
-    def _explore(self) -> tuple[Problem, Meter, list[Point], Agreement]:
+    def _explore(self) -> _Explored:
         """Candidates, their costs, and real KL along the frontier and at random configurations."""
         with WorkFolder(self.folder / "candidates", _key(self.source, self.texts, self.method)) as store:
             with self.stages("making candidates") as advance:
@@ -249,13 +288,13 @@ class _Fitting:
                     self.source, self.choices, self.texts.calibration, store,
                     CandidateOptions(self.method, self.threads), advance,
                 )  # fmt: skip
-            costs = self._costs(candidates)
-            speed = self._speed(candidates) if self.goal.min_speed is not None else None
-            problem = Problem(self.choices, costs, self._overhead(), speed)
             meter = Meter(
                 self.source, self.choices, candidates, self.texts.selection, self.folder / "measured.jsonl",
                 threads=self.options.threads,
             )  # fmt: skip
+            costs = self._costs(candidates, meter)
+            speed = self._speed(candidates) if self.goal.min_speed is not None else None
+            problem = Problem(self.choices, costs, self._overhead(), speed)
             exact = [problem.solve(Limits(size)) for size in frontier_sizes(problem, FRONTIER_POINTS)]
             drawn = _random_configurations(problem, RANDOM_CONFIGURATIONS)
             with self.stages("measuring") as advance:
@@ -268,22 +307,25 @@ class _Fitting:
         # What was measured corrects the predictions: a factor a tensor, drawn towards a common one.
         measured = {picks: meter.kl(picks).mean for picks in (*exact, *drawn)}
         corrected = problem.with_costs(costs.scaled(fitted_factors(costs, measured).tolist()))
-        return corrected, meter, points, quality
+        return _Explored(problem, corrected, meter, tuple(points), quality)
 
-    def _costs(self, candidates: Candidates) -> CostTable:
+    def _costs(self, candidates: Candidates, meter: Meter) -> CostTable:
         """Predicted KL of every candidate; the backward pass is kept like all else."""
-        path = self.folder / "costs.json"
-        key = [[*choice.names, *(item.name for item in choice.formats)] for choice in self.choices]
-        known = read_records(self.folder, path.name)
+        key: list[Json] = [self.options.sensitivity]
+        key += [[*choice.names, *(item.name for item in choice.formats)] for choice in self.choices]
+        known = read_records(self.folder, COSTS)
         table = known.get("costs")
-        if known.get("choices") == cast("Json", key) and isinstance(table, list):
+        if known.get("choices") == key and isinstance(table, list):
             return CostTable(tuple(tuple(cast("list[float]", row)) for row in table))
         with self.stages("measuring sensitivity") as advance:
-            chunks = self.texts.calibration[:SENSITIVITY_WINDOWS]
-            sensitivity = measure_sensitivity(self.source, chunks, self.folder, threads=self.threads, progress=advance)
-        costs = predicted_costs(self.source, self.choices, candidates, sensitivity)
+            if self.options.sensitivity == "measured":
+                costs = measured_costs(self.choices, candidates, lambda picks: meter.kl(picks).mean)
+            else:
+                chunks = self.texts.calibration[:SENSITIVITY_WINDOWS]
+                found = measure_sensitivity(self.source, chunks, self.folder, threads=self.threads, progress=advance)
+                costs = predicted_costs(self.source, self.choices, candidates, found)
         rows: list[Json] = [list[Json](row) for row in costs.by_choice]
-        write_records(self.folder, path.name, {"choices": cast("Json", key), "costs": rows})
+        write_records(self.folder, COSTS, {"choices": key, "costs": rows})
         return costs
 
     def _speed(self, candidates: Candidates) -> SpeedTable:
@@ -305,12 +347,12 @@ class _Fitting:
     def _point(self, problem: Problem, picks: Picks, meter: Meter, found_by: str) -> Point:
         return point(problem, picks, meter.kl(picks), found_by, self.source)
 
-    def _write_frontier(self, problem: Problem, points: Sequence[Point], quality: Agreement) -> None:
+    def _write_frontier(self, found: _Explored, points: Sequence[Point]) -> None:
         write_records(
             self.folder, FRONTIER,
             {
-                "agreement": {**asdict(quality)},
-                "sensitivity": sensitivities(problem),
+                "agreement": {**asdict(found.agreement)},
+                "sensitivity": sensitivities(found.exact),
                 "frontier": [item.to_json() for item in pareto(points)],
                 "measured": [item.to_json() for item in points],
             },
@@ -343,11 +385,12 @@ class _Fitting:
         problem.check(limits)
         return limits
 
-    def _best_known(self, problem: Problem, meter: Meter, limits: Limits, points: Sequence[Point]) -> Picks:
-        """The exact solution of the corrected problem, or a measured configuration that is better."""
-        known = [picks_from(problem.choices, item.formats) for item in points]
-        found = {problem.solve(limits)}
-        found |= {picks for picks in known if problem.is_within(picks, limits)}
+    def _best_known(self, explored: _Explored, limits: Limits, earlier: Sequence[Point]) -> Picks:
+        """The exact solution, with costs as predicted or as corrected, or a measured configuration that is better."""
+        problem, meter = explored.corrected, explored.meter
+        recorded = (picks_from(self.choices, item.formats) for item in (*explored.points, *earlier))
+        found = {problem.solve(limits), explored.exact.solve(limits)}
+        found |= {picks for picks in recorded if problem.is_within(picks, limits)}
         return min(sorted(found), key=lambda picks: meter.kl(picks).mean)
 
     def _refine(self, problem: Problem, limits: Limits, start: Picks, meter: Meter) -> Refined:
@@ -422,7 +465,7 @@ class _Fitting:
             picks = smaller
         return picks
 
-    def _fast_enough(self, problem: Problem, meter: Meter, limits: Limits, refined: Refined) -> _Made:
+    def _fast_enough(self, problem: Problem, limits: Limits, refined: Refined) -> _Made:
         """Quantize; where the file is slower than predicted, search again with as much less time."""
         made = self._quantize(problem, refined.picks)
         for _ in range(TRIES):
@@ -475,7 +518,7 @@ class _Fitting:
         kld = found.files[0].scores.kld.reshape(len(chunks), -1)
         return MeasuredKl(kld.sum(axis=1), chunks.scored_per_chunk)
 
-    def _publish(self, problem: Problem, made: _Made, refined: Refined | None, quality: Agreement) -> FitResult:
+    def _publish(self, explored: _Explored, made: _Made, refined: Refined | None) -> FitResult:
         """Measure on the held-out text, move file and ledger into place, write the record."""
         held_out = self._measure(made.path, self.texts.held_out, "measuring held-out text")
         speed = None
@@ -496,10 +539,10 @@ class _Fitting:
             output=self.target,
             bytes=size,
             bits_per_weight=made.bits_per_weight,
-            predicted=problem.predicted(made.picks),
+            predicted=explored.corrected.predicted(made.picks),
             selection=_interval(made.selection),
             held_out=_interval(held_out),
-            agreement=quality,
+            agreement=explored.agreement,
             search=self.options.search if refined is not None and refined.history else "exact",
             history=tuple((step.evaluations, step.kl) for step in refined.history) if refined is not None else (),
             tokens_per_second=speed,
@@ -536,6 +579,8 @@ def _runtime(name: str) -> Runtime:
 
 def _method(text: tuple[Path, ...], options: FitOptions) -> Method:
     """The method that candidates and the result are made with."""
+    if options.sensitivity not in SENSITIVITIES:
+        raise RecipeError(f"unknown --sensitivity '{options.sensitivity}'; known: {', '.join(SENSITIVITIES)}")
     if options.search not in (*SEARCHES, "none"):
         raise RecipeError(f"unknown --search '{options.search}'; known: {', '.join((*SEARCHES, 'none'))}")
     asked = workflows.QuantizeOptions(effort=options.effort, method=parse_method(options.method))

@@ -10,11 +10,13 @@ from typing import Literal, cast
 
 from lilliput.architectures.architecture import Json
 from lilliput.errors import RecipeError
+from lilliput.search.frontier import FRONTIER
 from lilliput.search.predict import Agreement
 
 SearchKind = Literal["evolution", "agent", "none"]
-# What the work folder holds for others to read: what it is about, all that was measured, the last result.
-IDENTITY, FRONTIER, RESULT = "identity.json", "frontier.json", "result.json"
+SensitivityKind = Literal["gradient", "measured"]
+# What the work folder holds beside the frontier: what it is about, predicted costs, the last result.
+IDENTITY, COSTS, RESULT = "identity.json", "costs.json", "result.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class FitOptions:
     """How to search.
 
     runtime: a name in RUNTIMES.  formats: candidates, None of them means the runtime's.  effort, method: how codes are
-    chosen, as in `quantize`.  evaluations: of the selection text, for the search.  work: folder that keeps everything.
+    chosen, as in `quantize`.  sensitivity: by a backward pass, or by measuring each choice alone.
+    evaluations: of the selection text, for the search.  work: folder that keeps everything.
     selection, held_out: texts in place of parts of the calibration text.
     """
 
@@ -54,6 +57,7 @@ class FitOptions:
     formats: tuple[str, ...] = ()
     effort: str | None = None
     method: str | None = None
+    sensitivity: SensitivityKind = "gradient"
     search: SearchKind = "evolution"
     evaluations: int = 60
     seed: int = 0

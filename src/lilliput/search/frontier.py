@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Never, cast
 
 from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.model_source import ModelSource
@@ -19,6 +20,7 @@ from lilliput.search.measure import MeasuredKl
 from lilliput.search.problem import Problem
 
 SCHEMA = 1
+FRONTIER = "frontier.json"
 # Where the sensitivities of tensors are compared.
 COMPARED_BITS = 4.5
 VECTOR_FORMAT = get_format("f32")
@@ -96,6 +98,29 @@ def pareto(points: Iterable[Point]) -> list[Point]:
         if not kept or candidate.kl < kept[-1].kl:
             kept.append(candidate)
     return kept
+
+
+def distinct(points: Iterable[Point]) -> list[Point]:
+    """The first of the points of each configuration."""
+    found: dict[str, Point] = {}
+    for item in points:
+        found.setdefault(json.dumps(sorted(item.formats.items())), item)
+    return list(found.values())
+
+
+def read_points(path: Path, choices: tuple[Choice, ...]) -> list[Point]:
+    """What earlier runs measured and wrote, as far as it is made of these choices."""
+    recorded = read_records(path, FRONTIER).get("measured")
+    found = []
+    for content in recorded if isinstance(recorded, list) else ():
+        try:
+            item = Point(**cast("dict[str, Never]", content))
+            picks_from(choices, item.formats)
+        except (TypeError, RecipeError):
+            continue  # of another version, or of other candidates
+        low, high = (math.nan if bound is None else bound for bound in (item.kl_low, item.kl_high))
+        found.append(replace(item, kl_low=low, kl_high=high))
+    return found
 
 
 def frontier_sizes(problem: Problem, count: int) -> list[int]:

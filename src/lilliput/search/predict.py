@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from lilliput.search.sensitivity import Sensitivity
 
 # Predictions below this many nats are rounding of the engine and of float32 sums; logarithms need a floor.
 LEAST_KL = 1e-9
+LEAST_LOSS = 1e-30
+# Where the scalar fall-back measures: large enough to stand out of the engine's rounding, small enough to be linear.
+PROBED_BITS = 3.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ class CostTable:
         """All costs of each choice times its factor."""
         pairs = zip(self.by_choice, factors, strict=True)
         return CostTable(tuple(tuple(cost * factor for cost in costs) for costs, factor in pairs))
+
+
+def no_costs(choices: Sequence[Choice]) -> CostTable:
+    """Before anything is known: all formats alike."""
+    return CostTable(tuple((0.0,) * len(choice.formats) for choice in choices))
 
 
 def predicted_costs(
@@ -61,6 +69,32 @@ def predicted_costs(
             for choice in choices
         )
     )
+
+
+def measured_costs(choices: Sequence[Choice], candidates: Candidates, kl: Callable[[Picks], float]) -> CostTable:
+    """The scalar fall-back: real KL with one choice alone in a narrow format, scaled by the loss of the others.
+
+    kl: measures a configuration.  A choice's cost in a format is that KL times the format's loss tr(D H D^T) over the
+    narrow one's: linear in the loss, whatever the outputs do with it. One measurement a choice.
+    Source: the linearity theorem of HIGGS, https://arxiv.org/abs/2411.17525, with real losses in place of its noise.
+    """
+    widest = tuple(0 for _ in choices)
+    others = kl(widest)
+    rows = []
+    for place, choice in enumerate(choices):
+        widths = [abs(item.bits_per_weight - PROBED_BITS) for item in choice.formats]
+        probed = widths.index(min(widths))
+        # What the other tensors cost in their widest formats is not this one's.
+        alone = max(kl((*widest[:place], probed, *widest[place + 1 :])) - others, LEAST_KL)
+        losses = [_loss(candidates, choice, option) for option in range(len(choice.formats))]
+        rows.append(tuple(rounded(alone * loss / max(losses[probed], LEAST_LOSS)) for loss in losses))
+    return CostTable(tuple(rows))
+
+
+def _loss(candidates: Candidates, choice: Choice, option: int) -> float:
+    """Sum of the row losses of all its tensors."""
+    found = (candidates.get(name, choice.formats[option]).row_losses for name in choice.names)
+    return float(sum(losses.sum(dtype=np.float64) for losses in found))
 
 
 def rounded(cost: float) -> float:

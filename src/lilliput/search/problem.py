@@ -102,7 +102,8 @@ class Problem:
                 f"no file of at most {limits.file_bytes:,} bytes: the smallest with these formats has {least:,} bytes "
                 f"({least / 1e6:.2f} MB); ask for that, or allow smaller formats with --formats"
             )
-        if limits.seconds is not None and self.seconds(self.fastest) > limits.seconds:
+        is_timed = self.speed is not None and limits.seconds is not None
+        if is_timed and self.seconds(self.fastest) > (limits.seconds or 0.0):
             raise RecipeError(self._no_speed(limits, self.fastest))
 
     def _no_speed(self, limits: Limits, nearest: Picks) -> str:
