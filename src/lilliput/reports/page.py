@@ -150,7 +150,7 @@ def _text(report: Report) -> Markup:
         )  # fmt: skip
         return join(
             passage_block(report, index),
-            element("h3", "Where it thinks most differently"),
+            element("h3", "Farthest from the original"),
             places_block(file.places),
             written,
         )

@@ -16,7 +16,7 @@ SHOWN_CANDIDATES = 3
 def passage_block(report: Report, index: int) -> Markup:
     """The passage as file `index` sees it; the page's script reads the island of `token_data` on hover or tap."""
     scores = report.files[index].passage
-    before = element("span", tail(report.passage.before), class_="before")
+    before = element("span", tail(report.passage.before).lstrip("\n"), class_="before")
     originals = report.passage.candidates
     tokens = [
         _token(text, kld, index=at, is_changed=_best(originals[at]) != _best(scores.candidates[at]))
