@@ -167,7 +167,7 @@ class _Gathering:
             bits_per_weight=found.bits_per_weight,
             measured=measured(found, views.base_nll, views.shape),
             tensors=rows,
-            pictures=pictures(self.original, source, rows),
+            pictures=pictures(self.original, source, rows, is_rewritten=bool(made.transforms)),
             passage=views.scores(index, passage, logits.seen),
             places=views.places(index, logits.seen),
             continuation=continuation,

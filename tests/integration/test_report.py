@@ -179,3 +179,17 @@ def test_a_split_file_finds_the_ledger_of_the_whole(run: Run, made: tuple[Path, 
     found = json.loads(run("report", made[0], part, "--context", 32, "--tokens", 200, "--json")[1])
     assert found["files"][0]["making"]["recipe"] == "Q8_0"
     assert len(found["files"][0]["making"]["sha256"]) > 1
+
+
+def test_rewritten_weights_are_not_drawn_over_the_original(run: Run, made: tuple[Path, Path, Path]) -> None:
+    rotated = made[0].parent / "tiny-rotated.gguf"
+    words = ("quantize", made[0], "--to", "Q8_0", "--transform", "residual_rotation", "-o", rotated)
+    code, _, err = run(*words)
+    assert code == 0, err
+    found = json.loads(run("report", made[0], rotated, "--context", 32, "--tokens", 200, "--json")[1])["files"][0]
+    assert dict(found["making"]["transforms"])
+    assert all(row["relative_error"] < 0.01 for row in found["tensors"] if len(row["shape"]) > 1)
+    # Q8_0 leaves no stored value far from its weight; rotated ones would be.
+    assert all(item["relative_error"] < 0.01 for item in found["pictures"])
+    drawn = {item["tensor"] for item in found["pictures"]}
+    assert "token_embd.weight" not in drawn

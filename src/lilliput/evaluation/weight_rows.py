@@ -14,6 +14,8 @@ from lilliput.reports.records import TensorRow, WeightPicture
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 EMBEDDING = "token_embd.weight"
+# An error so many times the recorded one is against other weights; sampling alone moves it by a few percent.
+REWRITTEN_RATIO = 1.5
 
 
 def tensor_rows(
@@ -54,9 +56,16 @@ def _with_errors(row: TensorRow, entry: LedgerEntry | None, original: ModelSourc
     return replace(row, method=entry.method, relative_error=error, weighted_error=entry.weighted_error)
 
 
-def pictures(original: ModelSource, quantized: ModelSource, rows: tuple[TensorRow, ...]) -> tuple[WeightPicture, ...]:
-    """The matrix of largest error, the one of median error, and the token embedding."""
+def pictures(
+    original: ModelSource, quantized: ModelSource, rows: tuple[TensorRow, ...], *, is_rewritten: bool = False
+) -> tuple[WeightPicture, ...]:
+    """The matrix of largest error, the one of median error, and the token embedding.
+
+    is_rewritten: transforms changed weights before they were rounded; those cannot be laid over the original's.
+    """
     known = [row for row in rows if row.is_matrix and row.relative_error is not None and _is_same_shape(row, original)]
+    if is_rewritten:
+        known = [row for row in known if _is_as_recorded(row, original, quantized)]
     ranked = sorted(known, key=lambda row: row.relative_error or 0.0)
     if not ranked:
         return ()
@@ -75,6 +84,14 @@ def pictures(original: ModelSource, quantized: ModelSource, rows: tuple[TensorRo
         original.release(name)
         quantized.release(name)
     return tuple(found)
+
+
+def _is_as_recorded(row: TensorRow, original: ModelSource, quantized: ModelSource) -> bool:
+    """Whether stored values are as near to the original's weights as the ledger says they are to what was rounded."""
+    error = relative_error(original.tensor(row.name), quantized.tensor(row.name))
+    original.release(row.name)
+    quantized.release(row.name)
+    return error <= REWRITTEN_RATIO * (row.relative_error or 0.0) + 1e-9
 
 
 def _is_same_shape(row: TensorRow, original: ModelSource) -> bool:

@@ -56,6 +56,7 @@ def making(source: ModelSource, ledger: Ledger | None) -> Making:
         recipe=ledger.recipe,
         command=_command(source, ledger, methods),
         methods=tuple(methods.most_common()),
+        transforms=tuple(Counter(edge.transform for edge in ledger.transforms).most_common()),
         datasets=ledger.datasets,
         versions=ledger.versions,
         fingerprints=ledger.fingerprints,

@@ -172,6 +172,9 @@ def _how_made(report: Report) -> str:
             lines.append(f"- command: {code(made.command)}")
         if made.methods:
             lines.append("- codes chosen by: " + ", ".join(f"{code(name)} ({count})" for name, count in made.methods))
+        if made.transforms:
+            shown = ", ".join(f"{code(name)} ({count})" for name, count in made.transforms)
+            lines.append(f"- rewritten before by: {shown}")
         lines.append("- calibration text: " + (", ".join(map(code, made.datasets)) or "none, or not known"))
         lines.append("- formats: " + _formats(file))
         if made.versions:

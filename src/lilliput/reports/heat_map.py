@@ -47,7 +47,7 @@ WEIGHTED = Scale(
     "The same, weighted by what enters the layer", "heat", ERROR_LIMITS, lambda row: row.weighted_error, _compact
 )
 SENSITIVITY = Scale(
-    "KL that this tensor alone adds, nats", "heat", SENSITIVITY_LIMITS, lambda row: row.sensitivity, _compact
+    "Sensitivity: KL that each adds alone, nats", "heat", SENSITIVITY_LIMITS, lambda row: row.sensitivity, _compact
 )
 
 

@@ -181,11 +181,13 @@ class Making:
     """How a file was made, from its ledger or from what the file says of itself; empty where neither tells.
 
     command: that makes it again.  datasets: calibration texts.  sha256: of each weight file.
+    methods: and how many tensors each did.  transforms: and at how many edges each rewrote the weights.
     """
 
     recipe: str = ""
     command: str = ""
     methods: tuple[tuple[str, int], ...] = ()
+    transforms: tuple[tuple[str, int], ...] = ()
     datasets: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)

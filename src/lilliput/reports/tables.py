@@ -160,6 +160,9 @@ def making_list(file: QuantizedFile) -> Markup:
         rows.append(("command", element("code", made.command)))
     if made.methods:
         rows.append(("codes chosen by", ", ".join(f"{name} ({count} tensors)" for name, count in made.methods)))
+    if made.transforms:
+        shown = ", ".join(f"{name} (at {count} edges)" for name, count in made.transforms)
+        rows.append(("rewritten before by", f"{shown}; errors are those of the rewritten weights"))
     rows.append(("calibration text", ", ".join(made.datasets) or "none, or not known"))
     if made.versions:
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())))
