@@ -150,6 +150,17 @@ def test_memory_counts_the_cache(model: Path, fitted: Path, tmp_path: Path) -> N
     assert result.ram_bytes <= most
 
 
+def test_a_speed_target_holds_when_measured(fitted: Path, tmp_path: Path) -> None:
+    work = fitted.with_name("model.gguf.fit")
+    goal = Goal(size=fitted.stat().st_size, min_speed=1.0)
+    result = fit_again(work, goal, tmp_path / "speed.gguf", options=OPTIONS)
+    assert result.tokens_per_second is not None
+    assert result.tokens_per_second >= 1.0
+    rates = json.loads((work / "speed-1.json").read_text())
+    assert set(rates) == set(FORMATS)
+    assert all(rate > 0 for rate in rates.values())
+
+
 def test_bits_per_weight_are_not_exceeded(fitted: Path, tmp_path: Path) -> None:
     work = fitted.with_name("model.gguf.fit")
     result = fit_again(work, Goal(bits_per_weight=6.0), tmp_path / "bpw.gguf", options=OPTIONS)

@@ -121,29 +121,8 @@ def swapped(problem: Problem, limits: Limits, picks: Picks, draw: np.random.Gene
         step = int(draw.integers(1, REACH + 1)) * (1 if draw.random() < 0.5 else -1)
         current[place] = int(np.clip(current[place] + step, 0, last))
     moved_places = [int(place) for place in moved]
-    child = _narrowed(problem, limits, tuple(current), moved_places)
+    child = problem.narrowed(tuple(current), limits, moved_places)
     if child is None:
         return None
     child = problem.filled(child, limits, moved_places)
     return None if child == picks else child
-
-
-def _narrowed(problem: Problem, limits: Limits, picks: Picks, fixed: list[int]) -> Picks | None:
-    """Narrow other tensors, those that lose least a byte first, until the limits hold."""
-    current = picks
-    while not problem.is_within(current, limits):
-        best: tuple[float, Picks] | None = None
-        for place, (choice, costs) in enumerate(zip(problem.choices, problem.costs.by_choice, strict=True)):
-            if place in fixed:
-                continue
-            for option in range(len(choice.sizes)):
-                less = choice.sizes[current[place]] - choice.sizes[option]
-                if less <= 0:
-                    continue
-                rate = (costs[option] - costs[current[place]]) / less
-                if best is None or rate < best[0]:
-                    best = (rate, (*current[:place], option, *current[place + 1 :]))
-        if best is None:
-            return None
-        current = best[1]
-    return current

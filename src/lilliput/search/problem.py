@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 
 from lilliput.architectures.architecture import ModelConfig
 from lilliput.errors import RecipeError
@@ -121,23 +122,56 @@ class Problem:
     def filled(self, picks: Picks, limits: Limits, fixed: Sequence[int] = ()) -> Picks:
         """Widen tensors, those that gain most a byte first, until nothing more fits. fixed: choices to leave alone."""
         current = list(picks)
+        room = limits.file_bytes - self.file_bytes(picks)
+        time_left = inf if limits.seconds is None else limits.seconds - self.seconds(picks)
         while True:
-            best: tuple[float, int, int] | None = None
-            for place, (choice, costs) in enumerate(zip(self.choices, self.costs.by_choice, strict=True)):
-                if place in fixed:
+            best: tuple[float, _Move] | None = None
+            for move in self._moves(current, fixed):
+                if move.cost >= 0 or move.size < 0 or move.size > room or move.seconds > time_left:
                     continue
-                for option in range(len(choice.sizes)):
-                    more = choice.sizes[option] - choice.sizes[current[place]]
-                    gain = costs[current[place]] - costs[option]
-                    if gain <= 0 or more < 0:
-                        continue
-                    changed = (*current[:place], option, *current[place + 1 :])
-                    rate = gain / max(more, 1)
-                    if (best is None or rate > best[0]) and self.is_within(changed, limits):
-                        best = (rate, place, option)
+                rate = -move.cost / max(move.size, 1)
+                if best is None or rate > best[0]:
+                    best = (rate, move)
             if best is None:
                 return tuple(current)
-            current[best[1]] = best[2]
+            current[best[1].place] = best[1].option
+            room -= best[1].size
+            time_left -= best[1].seconds
+
+    def narrowed(self, picks: Picks, limits: Limits, fixed: Sequence[int] = ()) -> Picks | None:
+        """Narrow tensors, those that lose least a byte first, until the limits hold; None where that cannot be."""
+        current = list(picks)
+        while not self.is_within(tuple(current), limits):
+            best: tuple[float, _Move] | None = None
+            for move in self._moves(current, fixed):
+                if move.size < 0 and (best is None or move.cost / -move.size < best[0]):
+                    best = (move.cost / -move.size, move)
+            if best is None:
+                return None
+            current[best[1].place] = best[1].option
+        return tuple(current)
+
+    def _moves(self, picks: Sequence[int], fixed: Sequence[int]) -> Iterator[_Move]:
+        """Every other format of every choice that is not fixed."""
+        for place, (choice, costs) in enumerate(zip(self.choices, self.costs.by_choice, strict=True)):
+            if place in fixed:
+                continue
+            now = picks[place]
+            timed = self.speed.by_choice[place] if self.speed is not None else (0.0,) * len(costs)
+            for option, (size, cost, seconds) in enumerate(zip(choice.sizes, costs, timed, strict=True)):
+                if option != now:
+                    yield _Move(place, option, size - choice.sizes[now], cost - costs[now], seconds - timed[now])
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One choice in another format, and what that changes."""
+
+    place: int
+    option: int
+    size: int
+    cost: float
+    seconds: float
 
 
 def cache_bytes(config: ModelConfig, context: int) -> int:
