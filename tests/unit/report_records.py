@@ -92,8 +92,10 @@ def quantized_file(label: str = "model-Q4_K_M", layers: int = 3, kld: float = 0.
         measured=measured(kld), tensors=tensor_rows(layers), pictures=(picture,) * 3,
         passage=PassageScores(tuple(0.003 * (at % 50) for at in range(255)), candidates()),
         places=(place,) * 6, continuation=Continuation(HOSTILE[0], written, written[:3], 3),
-        making=Making("Q4_K_M", "lilliput quantize gulliver", (("feedback", 21),), (("awq_scaling", 3),), ("text.txt",), {"numpy": "2.4"},
-                      {"output": "ab" * 32}, {f"{label}.gguf": "cd" * 32}, (HOSTILE[0],)),
+        making=Making(
+            "Q4_K_M", "lilliput quantize gulliver", (("feedback", 21),), (("awq_scaling", 3),), ("text.txt",),
+            {"numpy": "2.4"}, {"output": "ab" * 32}, {f"{label}.gguf": "cd" * 32}, (HOSTILE[0],),
+        ),
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class Scale:
 
 def _compact(value: float) -> str:
     """4.9e-3 as 0.0049 and 3e-5 as 3e-5: what fits into a cell."""
-    return f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
+    return significant(value, 2) if value >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
 
 
 BITS = Scale("Bits per weight", "bits", BIT_LIMITS, lambda row: row.bits_per_weight, lambda value: f"{value:.3g}")
