@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import lilliput
 from lilliput.architectures.architecture import Json
 from lilliput.arrays import IntArray
+from lilliput.calibration.block_stream import Precision
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, open_model
@@ -95,7 +96,7 @@ class QuantizeOptions:
     transforms: as `parse_transform` reads them, after the recipe's own.
     tokens: of the text; None means all, or STREAM_TOKENS for methods that run the model on them block by block.
     inputs: what those methods fit each layer to, see `StreamOptions`; None means "both" for effort "best", else
-    "quantized".  split: parts of a split set.
+    "quantized".  precision: of their forward passes.  split: parts of a split set.
     threads: None means all.  announce: called with the plan before any work.
     """
 
@@ -106,6 +107,7 @@ class QuantizeOptions:
     transforms: tuple[str, ...] = ()
     tokens: int | None = None
     inputs: StreamInputs | None = None
+    precision: Precision = "float32"
     device: str = "cpu"
     threads: int | None = None
     revision: str | None = None
@@ -317,7 +319,10 @@ class _Job:
         texts = text_files(self.guidance.text)
         chunks = _chunks(self.source, texts, self.options.tokens or STREAM_TOKENS)
         stream = StreamOptions(
-            self.options.stream_inputs, device=self.options.device, threads=self.options.threads or default_threads()
+            self.options.stream_inputs,
+            self.options.precision,
+            device=self.options.device,
+            threads=self.options.threads or default_threads(),
         )
         done = quantize_blocks(self.source, self.plan, chunks, folder, stream, progress)
         if self.options.effort == "best":
@@ -540,6 +545,14 @@ def stream_inputs(name: str | None) -> StreamInputs | None:
     return known[name]
 
 
+def forward_precision(name: str) -> Precision:
+    """Parse --precision. Raises RecipeError."""
+    known: dict[str, Precision] = {"float32": "float32", "bfloat16": "bfloat16"}
+    if name not in known:
+        raise RecipeError(f"unknown --precision '{name}'; known: {', '.join(known)}")
+    return known[name]
+
+
 def thread_counts(words: str) -> tuple[int, ...]:
     """Parse a comma list of thread counts; empty means all cores. Raises RecipeError."""
     if not words:
@@ -683,7 +696,7 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
         lilliput.__version__, source.fingerprint(), plan.fingerprint,
         [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name for path in files],
         [options.split.max_bytes, options.split.max_tensors, options.tokens, options.device, options.effort == "best",
-         options.stream_inputs],
+         options.stream_inputs, options.precision],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -106,13 +106,31 @@ def test_following_both_models_brings_the_quantized_one_nearer(model: Path, text
     assert retargeted < plain
 
 
-def test_an_unknown_choice_of_inputs_is_refused(
-    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "known"), [("--inputs", "quantized, float, both"), ("--precision", "float32, bfloat16")]
+)
+def test_an_unknown_choice_is_refused(
+    option: str, known: str, model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["quantize", model, "--to", "Q4_0", "--text", text, "--inputs", "real", "-o", tmp_path / "x.gguf"]
+    words = ["quantize", model, "--to", "Q4_0", "--text", text, option, "real", "-o", tmp_path / "x.gguf"]
     assert main([str(word) for word in words]) != 0
-    assert "unknown --inputs 'real'; known: quantized, float, both" in capsys.readouterr().err
+    assert f"unknown {option} 'real'; known: {known}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_short_products_give_nearly_the_same_states(model: Path, text: Path) -> None:
+    with opened(model) as source:
+        tokens = calibration_chunks(source.vocabulary(), [text], chunk_size=32, tokens=32)[0]
+        outputs = []
+        for precision in ("float32", "bfloat16"):
+            stream = BlockStream(source, precision=precision)  # type: ignore[arg-type]
+            with torch.inference_mode(), stream.block(0) as block:
+                states = stream.forward(block, 0, 0, stream.embed(tokens), stream.block_arguments(32)[0])
+            assert states.dtype == torch.float32
+            outputs.append(states)
+    # Each of a handful of roundings in a row has up to 2^-9 of the values' size.
+    assert float((outputs[0] - outputs[1]).abs().max()) < 2.0**-6 * float(outputs[0].abs().max())
+    assert bool((outputs[0] != outputs[1]).any())
 
 
 @pytest.mark.parametrize("name", ["q2_k", "q3_k", "q4_0", "iq4_xs", "nf4_g32", "int4_g32_asym"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 Sums = TypeVar("Sums")
+# What products inside a block are computed in. bfloat16 takes less than half the time where the processor has it.
+Precision = Literal["float32", "bfloat16"]
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm."
 
@@ -44,16 +46,18 @@ class BlockStream:
     """Embedding, blocks and final norm of one model, each readable on its own. Everything is float32.
 
     source: where tensors come from, by canonical name.  device: a torch device, such as "cpu" or "cuda".
+    precision: of `forward`; states between blocks are float32 all the same.
     Raises CalibrationError where the tools are missing.
     """
 
-    def __init__(self, source: ModelSource, device: str = "cpu") -> None:
+    def __init__(self, source: ModelSource, device: str = "cpu", precision: Precision = "float32") -> None:
         require_torch()
         import torch
         from transformers import AutoModelForCausalLM
 
         self.source = source
         self.device = _usable_device(device)
+        self._is_short = precision == "bfloat16"
         self._table = {
             entry.source.name: entry
             for entry in source.architecture.tensor_table(source.config)
@@ -167,14 +171,15 @@ class BlockStream:
         """
         import torch
 
-        output = block(hidden[None].to(self.device), **arguments)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_short):
+            output = block(hidden[None].to(self.device), **arguments)
         states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
         if not bool(states.isfinite().all()):
             raise CalibrationError(
                 f"blk.{layer}: its output holds NaN or Inf in chunk {chunk}; "
                 "the model overflows on this text, or its weights are damaged"
             )
-        return states[0].cpu()
+        return states[0].float().cpu()
 
     def replace(self, block: torch.nn.Module, layer: int, tensor: QuantizedTensor) -> None:
         """Give a loaded block the values of `tensor` in place of its own, until it is dropped."""
@@ -269,7 +274,7 @@ class BlockStream:
 
 def _seeing(sums: Sums, see: Callable[[Sums, torch.Tensor], None]) -> Callable[..., None]:
     def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        see(sums, arguments[0])
+        see(sums, arguments[0].float())
 
     return hook
 

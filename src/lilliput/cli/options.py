@@ -42,5 +42,11 @@ Inputs = Annotated[
     str | None,
     typer.Option("--inputs", help="Fit layers to quantized inputs, float ones, or both (the default of effort best)."),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="Of the text's passes through the model: float32, or bfloat16 where it is faster."
+    ),
+]
 StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Statistics from `lilliput calibrate`.")]
 ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="llama.cpp's imatrix.gguf (or legacy .dat).")]

@@ -25,6 +25,7 @@ def command(
     transform: options.Transforms = None,
     tokens: options.Tokens = None,
     inputs: options.Inputs = None,
+    precision: options.Precision = "float32",
     device: options.Device = "cpu",
     split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Split files, e.g. 5GB.")] = None,
     threads: options.Threads = None,
@@ -48,6 +49,7 @@ def command(
     chosen = workflows.QuantizeOptions(
         force=force, split=split, effort=effort, method=method, transforms=tuple(transform or ()), tokens=tokens,
         device=device, threads=threads, revision=revision, announce=announce, inputs=workflows.stream_inputs(inputs),
+        precision=workflows.forward_precision(precision),
     )  # fmt: skip
     with progress("quantizing") as advance:
         result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)

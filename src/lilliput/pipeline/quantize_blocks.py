@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 from lilliput.arrays import Array, FloatArray, IntArray
-from lilliput.calibration.block_stream import BlockStream
+from lilliput.calibration.block_stream import BlockStream, Precision
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.methods import BLOCK_METHODS, METHODS
@@ -44,10 +44,11 @@ class StreamOptions:
     """inputs: of each block, from the blocks before it as quantized, or as in the float model.
 
     "both": codes are chosen for quantized inputs so that the outputs come near the float model's (methods/retarget.py).
-    device: a torch device.  threads: of torch and of the encoders.
+    precision: of the forward passes.  device: a torch device.  threads: of torch and of the encoders.
     """
 
     inputs: StreamInputs = "quantized"
+    precision: Precision = "float32"
     device: str = "cpu"
     threads: int = 1
 
@@ -93,7 +94,7 @@ class _Loop:
         self._folder = folder
         self._options = options
         self._progress = progress
-        self._stream = BlockStream(source, options.device)
+        self._stream = BlockStream(source, options.device, options.precision)
         self._shape = (*chunks.shape, source.config.hidden_size)
         self._follows_float = options.inputs == "both"
         # Passes through each block, and one through the final norm.
