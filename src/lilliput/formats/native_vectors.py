@@ -24,7 +24,8 @@ def nearest_vectors(name: str, y: Array, metric: Array | None) -> Array | None:
         return _native.nearest_vectors(name, np.ascontiguousarray(y), _square(metric, len(y)))
     if is_torch_array(y) and y.device.type == "cpu":  # type: ignore[attr-defined]  # Array stands for numpy's type
         square = _square(None if metric is None else np.asarray(metric), len(y))
-        found = _native.nearest_vectors(name, np.ascontiguousarray(np.asarray(y)), square)
+        threads = array_namespace(y).get_num_threads()
+        found = _native.nearest_vectors(name, np.ascontiguousarray(np.asarray(y)), square, threads)
         codes: Array = array_namespace(y).asarray(found)
         return codes
     return None
