@@ -11,7 +11,8 @@ Idea      GPTQ / LDLQ on the format's exact grid. Columns are decided one after 
 Changes   from GPTQ: blocks in order of their weight and columns in order of theirs inside a block, so that stored
           groups stay whole; scales weighted and searched instead of absmax; values exactly as the file will hold them
           (fp16 scales, integer scale codes) in the loop; polished afterwards.
-Cost      per weight about 2 * columns operations for the feedback and 4 * columns for each sweep of the descent.
+Cost      per weight about columns operations for the feedback, 2 * columns for the descent's first gradient and for
+          each of its sweeps: matrix products, for formats whose columns the native loops decide (native_columns.py).
 Not when  there is no text to calibrate on: the Hessian must be that of real inputs. The pipeline keeps the baseline for
           a tensor whose loss on held-out text does not fall.
 """
