@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--chunk-size", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the passes")
     parser.add_argument("--folder", type=Path, help="where the hidden states go")
     options = parser.parse_args()
     meter = Meter()
@@ -131,12 +132,14 @@ def main() -> None:
 
             work.finish = marked  # type: ignore[method-assign, assignment]
             meter.taken()
-            quantize_blocks(source, plan, chunks, work, StreamOptions(threads=options.threads))
+            stream = StreamOptions(precision=options.precision, threads=options.threads)
+            quantize_blocks(source, plan, chunks, work, stream)
     line = {
         "model": options.model.name,
         "to": options.to,
         "tokens": int(chunks.size),
         "threads": options.threads,
+        "precision": options.precision,
         "seconds": {
             step: {part: [round(s, 1) for s in seconds] for part, seconds in sorted(parts.items())}
             for step, parts in steps.items()
