@@ -19,12 +19,14 @@ from lilliput.reports.axes import Axis
 from lilliput.reports.card import card, code
 from lilliput.reports.colour_steps import KLD_LIMITS, STEPS, step
 from lilliput.reports.frontier import read_frontier
+from lilliput.reports.frontier_plot import frontier_plot
 from lilliput.reports.markup import element, json_island, text
 from lilliput.reports.numbers import change, human_bytes, share, significant, with_error
 from lilliput.reports.page import page
-from lilliput.reports.records import Comparison, Interval, Report
+from lilliput.reports.records import Comparison, FrontierPoint, Interval, Report
 from lilliput.reports.summary import headline_text
 from lilliput.reports.writing import write_all
+from lilliput.search.frontier import Point
 
 VOID = {"meta", "input", "br"}
 MEGABYTE = 1_000_000
@@ -253,6 +255,20 @@ def test_a_frontier_is_read_in_each_of_its_spellings(tmp_path: Path) -> None:
     assert len(read_frontier(path).points) == 2
 
 
+def test_the_frontier_of_a_search_is_read_as_it_is_kept(tmp_path: Path) -> None:
+    point = Point(4_500_000, 3.9, 0.02, 0.021, 0.019, 0.023, 31.5, "exact", {"token_embd.weight": "q6_k"})
+    unsure = replace(point, bytes=5_000_000, kl=0.01, kl_low=math.nan, kl_high=math.nan, speed=None)
+    path = tmp_path / "frontier.json"
+    kept = {"schema": 1, "sensitivity": {"token_embd.weight": 0.001}, "frontier": [point.to_json(), unsure.to_json()]}
+    path.write_text(json.dumps(kept, allow_nan=False))
+    first, second = read_frontier(path).points
+    assert (first.bytes, first.bits_per_weight, first.speed) == (4_500_000, 3.9, 31.5)
+    assert first.kld == Interval(0.021, 0.019, 0.023)
+    assert second.kld.value == 0.01
+    assert math.isnan(second.kld.low)
+    assert read_frontier(path).sensitivity == {"token_embd.weight": 0.001}
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
@@ -337,3 +353,34 @@ def test_many_files_are_paired_with_their_neighbours_in_size_only() -> None:
     assert shown.count("0.500 [0.400, 0.600]") == 4
     few = replace(report, files=report.files[:2], paired=(replace(pairs[0], ratio=Interval(2.0, math.nan, math.nan)),))
     assert "too few windows to tell" in Page(page(few)).shown
+
+
+def test_names_in_the_plot_keep_apart_and_inside() -> None:
+    report = some_report(4)
+    files = tuple(
+        replace(file, label=f"model-with-a-long-name-{at}", bytes=6_000_000 + 10_000 * at)
+        for at, file in enumerate(report.files)
+    )
+    chart = frontier_plot(replace(report, files=files))
+    names = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"(?: text-anchor="(\w+)")? class="point-name">([^<]+)<', chart)
+    assert len(names) == 4
+    spans = [
+        (float(x) - (7 * len(word) if anchor == "end" else 0), float(y), 7 * len(word)) for x, y, anchor, word in names
+    ]
+    for at, (left, height, width) in enumerate(spans):
+        assert left >= 0
+        assert left + width <= 480
+        for other_left, other_height, other_width in spans[at + 1 :]:
+            is_apart = left + width <= other_left or other_left + other_width <= left
+            assert is_apart or abs(height - other_height) >= 14
+
+
+def test_points_of_a_search_far_from_the_files_do_not_stretch_the_plot() -> None:
+    report = some_report(2)
+    points = tuple(
+        FrontierPoint(size, None, Interval(kld, kld, kld))
+        for size, kld in ((5_500_000, 0.02), (6_000_000, 0.01), (7_000_000, 0.005), (18_000_000, 1e-7))
+    )
+    chart = frontier_plot(replace(report, frontier=points))
+    assert chart.count("<circle") - 1 == 3
+    assert "10⁻⁷" not in chart

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.errors import ContainerError
+from lilliput.errors import ContainerError, RecipeError
 from lilliput.recipes.ledger import Ledger, ledger_path, read_ledger
+from lilliput.recipes.recipe import find_recipe
 from lilliput.reports.records import Making
 
 FINGERPRINT_KEY = "lilliput.fingerprint"
@@ -72,7 +73,14 @@ def file_digest(path: Path) -> str:
 
 
 def _command(source: ModelSource, ledger: Ledger, methods: Counter[str]) -> str:
-    """The `lilliput quantize` that makes an equivalent file; limits on tokens are not in the ledger."""
+    """The `lilliput quantize` that makes an equivalent file; limits on tokens are not in the ledger.
+
+    Empty where the recipe has no name that a command line knows: a user's YAML file, or what a search found.
+    """
+    try:
+        find_recipe(ledger.recipe, presets_only=True)
+    except RecipeError:
+        return ""
     words = ["lilliput", "quantize", ledger.model, "--to", ledger.recipe]
     statistics = source.provenance.extra.get("quantize.imatrix.file")
     if isinstance(statistics, str) and statistics != CALIBRATED_HERE:

@@ -131,7 +131,7 @@ def _size_and_divergence(report: Report) -> Markup:
     )
     cells = [_figure(divergence_plot(report.files), ridges, "KL over the tokens")]
     if len(report.files) > 1 or report.frontier:
-        searched = f" Small dots: {len(report.frontier)} mixes that a search measured." if report.frontier else ""
+        searched = " Small dots: mixes that a search measured, on its own text." if report.frontier else ""
         caption = f"Lower and further left is better. Bars: 95 % intervals, where longer than the marks.{searched}"
         cells.insert(0, _figure(frontier_plot(report), caption, "Size against divergence"))
     cells.append(element("div", element("h3", "KL at single tokens, nats"), percentiles_table(report.files)))
