@@ -35,9 +35,9 @@ from lilliput.models import BUILT_IN, gulliver
 from lilliput.pipeline.quantize_blocks import StreamInputs, StreamOptions, needs_stream, quantize_blocks
 from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
 from lilliput.pipeline.transform_model import check_guidance, decided, outlined, transform_plans
-from lilliput.pipeline.tune import TuneOptions, tune, tuned_rows
+from lilliput.pipeline.tune import BYTES_PER_WEIGHT, TuneOptions, tune, tuned_rows
 from lilliput.pipeline.work_folder import WorkFolder, work_path
-from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
+from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, TextWork, estimate
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
@@ -204,8 +204,8 @@ def plan(
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
         limit = options.tokens or (STREAM_TOKENS if needs_stream(found) else None)
-        tokens = _tokens_to_calibrate(source, guidance, limit)
-        cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, calibration_tokens=tokens)
+        text = _text_work(options, needs_stream(found), _tokens_to_calibrate(source, guidance, limit))
+        cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, text=text)
         return PlanReport(found, size, cost)
 
 
@@ -601,6 +601,19 @@ def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
     headers = tuple(TensorHeader(row.name, row.shape, row.format) for row in plan.rows)
     contents = Contents(source.architecture, source.config, vocabulary, source.provenance, headers, preset=plan.recipe)
     return contents, notes
+
+
+def _text_work(options: QuantizeOptions, streams: bool, tokens: int) -> TextWork:
+    """What a run with these options does with so many tokens."""
+    if not streams:
+        return TextWork(tokens)
+    tunes = options.effort == "best"
+    return TextWork(
+        tokens,
+        follows_float=options.stream_inputs == "both",
+        tuned_epochs=TuneOptions().epochs if tunes else 0,
+        tuned_bytes_per_weight=BYTES_PER_WEIGHT if tunes else 0,
+    )
 
 
 def _tokens_to_calibrate(source: ModelSource, guidance: Guidance, tokens: int | None) -> int:

@@ -6,7 +6,7 @@ import pytest
 from header_models import header_model
 
 from lilliput.recipes import estimate as module
-from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, estimate
+from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, TextWork, estimate
 from lilliput.recipes.plan import resolve
 
 
@@ -23,7 +23,7 @@ def cost_of(tmp_path: Path, preset: str = "Q4_K_M", *, tokens: int = 0, stored: 
     model = header_model(stored_format=stored)
     plan = resolve(model, preset, statistics_present=True)
     speeds = KnownSpeeds(2, guided=True, cache=tmp_path / "machine.json")
-    return estimate(plan, model.headers, file_bytes=10**8, speeds=speeds, calibration_tokens=tokens)
+    return estimate(plan, model.headers, file_bytes=10**8, speeds=speeds, text=TextWork(tokens))
 
 
 def test_time_is_work_over_speed_stage_by_stage(tmp_path: Path) -> None:
@@ -38,6 +38,23 @@ def test_time_is_work_over_speed_stage_by_stage(tmp_path: Path) -> None:
     assert cost.seconds["write"] == pytest.approx(1.0)
     assert cost.seconds["verify"] == pytest.approx(plan.weights / 1e7)
     assert "calibrate" not in cost_of(tmp_path).seconds
+
+
+def test_following_the_float_model_and_tuning_are_counted(tmp_path: Path) -> None:
+    model = header_model()
+    plan = resolve(model, "Q4_K_M", statistics_present=True, method="feedback")
+    speeds = KnownSpeeds(2, guided=True, cache=tmp_path / "machine.json")
+
+    def cost(text: TextWork) -> CostEstimate:
+        return estimate(plan, model.headers, file_bytes=1, speeds=speeds, text=text)
+
+    plain, both = cost(TextWork(1000)), cost(TextWork(1000, follows_float=True))
+    one_pass = 2 * plan.weights * 1000 / 1e9
+    assert both.seconds["calibrate"] - plain.seconds["calibrate"] == pytest.approx(one_pass)
+    tuned = cost(TextWork(1000, tuned_epochs=6, tuned_bytes_per_weight=56))
+    assert tuned.seconds["tune"] == pytest.approx(6 * 4 * one_pass)
+    assert tuned.peak_ram_bytes > 56 * plan.weights
+    assert "tune" not in plain.seconds
 
 
 def test_disk_holds_the_files_and_the_ledger(tmp_path: Path) -> None:

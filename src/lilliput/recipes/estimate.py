@@ -47,6 +47,20 @@ FIRST_READERS = (Role.ATTENTION_Q, Role.ATTENTION_OUTPUT, Role.FFN_GATE, Role.FF
 
 
 @dataclass(frozen=True, slots=True)
+class TextWork:
+    """What a run does with its text.
+
+    tokens: 0 when it does not calibrate.  follows_float: whether Hessian methods see the float model's inputs as well.
+    tuned_epochs: passes of end-to-end tuning.  tuned_bytes_per_weight: memory that this takes.
+    """
+
+    tokens: int = 0
+    follows_float: bool = False
+    tuned_epochs: int = 0
+    tuned_bytes_per_weight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CostEstimate:
     """What a run will take.
 
@@ -65,29 +79,35 @@ def estimate(
     *,
     file_bytes: int,
     speeds: MachineSpeeds,
-    calibration_tokens: int = 0,
+    text: TextWork | None = None,
 ) -> CostEstimate:
     """Predict what quantizing will take.
 
-    headers: of the input.  file_bytes: of all output files.  calibration_tokens: 0 when the run does not calibrate.
+    headers: of the input.  file_bytes: of all output files.  text: None when the run does not calibrate.
     """
     weights = plan.weights
+    text = text or TextWork()
     seconds = {"read": sum(header.nbytes for header in headers.values()) / speeds.bytes_hashed_per_second()}
-    if calibration_tokens:
+    if text.tokens:
         # A forward pass multiplies and adds once per weight and token; norms and attention are small beside it.
-        # Methods that see Hessians run the model twice, and sum the products of all pairs of each distinct input.
+        # Methods that see Hessians run the model twice, or thrice beside the float model, and sum the products of all
+        # pairs of each distinct input.
         # A transform that looks at inputs runs it before; other methods share what it finds.
-        passes = 2 + _looks_before(plan) if any(_sees_hessian(row) for row in plan.rows) else 1
+        streams = any(_sees_hessian(row) for row in plan.rows)
+        passes = 2 + text.follows_float + _looks_before(plan) if streams else 1
         pairs = sum(row.shape[-1] ** 2 for row in plan.rows if _sees_hessian(row) and row.role in FIRST_READERS)
-        seconds["calibrate"] = 2.0 * (passes * weights + pairs) * calibration_tokens / speeds.flops()
+        seconds["calibrate"] = 2.0 * (passes * weights + pairs) * text.tokens / speeds.flops()
     # Every slab is decoded once to float32, and its codes once more to measure their error.
     seconds["quantize"] = 2 * weights / speeds.weights_decoded_per_second()
     seconds["quantize"] += sum(weights_of(row) / speeds.weights_per_second(row, headers[row.name]) for row in plan.rows)
+    if text.tuned_epochs:
+        # The original forward, the quantized model forward and, twice as much, backward.
+        seconds["tune"] = 8.0 * weights * text.tokens * text.tuned_epochs / speeds.flops()
     seconds["write"] = file_bytes / speeds.bytes_written_per_second()
     seconds["verify"] = weights / speeds.weights_decoded_per_second()
     ram = PROCESS_BYTES + max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
     if any(_sees_hessian(row) for row in plan.rows):
-        ram += _block_bytes(plan)
+        ram += max(_block_bytes(plan), TORCH_BYTES + weights * text.tuned_bytes_per_weight)
     disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
     return CostEstimate(ram, disk, seconds)
 
