@@ -19,6 +19,7 @@ from lilliput.recipes.making import found_ledger, making
 from lilliput.recipes.plan import Plan
 from lilliput.runtime.session import EngineOptions, Session
 from lilliput.transforms import parse_transform
+from lilliput.workflows import Guidance, Progress, QuantizeOptions, quantize
 
 torch = pytest.importorskip("torch")
 
@@ -108,6 +109,39 @@ def test_every_transform_reaches_the_file_and_the_ledger(
     code, _, error = run(*words[:-1], "awq_scaling:0.5")
     assert code == 1  # another strength is another file, and --force was not given
     assert "exists" in error
+
+
+class Stopped(BaseException):
+    """As sudden as a signal inside one process can be."""
+
+
+def test_a_run_that_was_killed_ends_in_the_same_bytes_at_another_thread_count(
+    tied: Path, text: Path, tmp_path: Path
+) -> None:
+    chunks, layers = 4, 2
+    names = ("smooth_quant:0.5", "value_rotation", "awq_scaling")
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        # Collecting statistics and writing count other totals.
+        if total == (2 * layers + 1) * chunks and done >= 3 * chunks:
+            raise Stopped
+
+    def count(done: int, total: int) -> None:
+        if total == (2 * layers + 1) * chunks:
+            seen.append(done)
+
+    def made(output: Path, threads: int, progress: Progress | None = None) -> bytes:
+        options = QuantizeOptions(effort="balanced", transforms=names, threads=threads, tokens=512 * chunks)
+        quantize(tied, "Q4_0", output, guidance=Guidance(text=(text,)), options=options, progress=progress)
+        return output.read_bytes()
+
+    killed = tmp_path / "killed" / "model.gguf"
+    killed.parent.mkdir()
+    with pytest.raises(Stopped):
+        made(killed, 2, stop)
+    assert made(killed, 1, count) == made(tmp_path / "model.gguf", 1)
+    assert seen[0] > chunks, "the finished block was done again"
 
 
 def test_plan_shows_transforms_and_the_bytes_of_an_untied_head(run: Run, tied: Path, text: Path) -> None:
