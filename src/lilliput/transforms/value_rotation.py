@@ -6,7 +6,8 @@ Idea      attention is linear in its values: rows of head h of the value project
           attention output that read it W Q_h. Q_h is Hadamard with random signs; heads that share values share it.
 Changes   none from SpinQuant but that Q_h is not trained.
 Cost      float64 arithmetic, log2(head dim) operations per weight. Norms, ties and the file's size stay as they are.
-Not when  codes are chosen by a diagonal importance (searched_scales): it has then nothing to weigh by.
+Not when  the values have no outliers. On the built-in model: searched scales gain 3 % at Q2_K on text like that of the
+          calibration and nothing on other text; feedback gains nothing (docs/log.md).
 """
 
 from __future__ import annotations
