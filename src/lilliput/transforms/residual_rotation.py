@@ -10,8 +10,8 @@ Changes   from QuaRot: sizes that have no Hadamard matrix take Hartley's for the
           is turned at run time, so that the file runs anywhere. Q is not trained, as SpinQuant's is.
 Cost      float64 arithmetic, log2(hidden size) operations per weight; norms turn into ones and lose their freedom.
 Not when  the model has no outliers to spread. Rotation makes all inputs alike and leaves an importance nothing to weigh
-          by; with feedback the built-in model lost 9 % at Q2_K (docs/log.md). A tied head has to be given bytes of its
-          own first: `untie`.
+          by; with feedback the built-in model gained nothing, and lost 9 % with an embedding of 2 bits (docs/log.md).
+          A tied head has to be given bytes of its own first: `untie`.
 """
 
 from __future__ import annotations
