@@ -6,13 +6,11 @@ A module of its own because it stands above `quantize`: it searches, then quanti
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +27,7 @@ from lilliput.errors import PublishError, RecipeError
 from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.compare import evaluate
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
+from lilliput.fitting.files import absolute, digest, file_fingerprint, locked, move
 from lilliput.fitting.request import (
     COSTS,
     IDENTITY,
@@ -119,7 +118,7 @@ def fit(
             return known
         if target.exists() and not options.force:
             raise PublishError(f"{target} exists already; pass --force to replace it or choose another name with -o")
-        with _locked(folder):
+        with locked(folder):
             return fitting.run()
 
 
@@ -226,7 +225,7 @@ class _Fitting:
         known = read_records(self.folder, RESULT)
         if self.options.force or known.get("request") != self._request_key() or not self.target.is_file():
             return None
-        if known.get("fingerprint") != _file_fingerprint(self.target):
+        if known.get("fingerprint") != file_fingerprint(self.target):
             return None
         return result_from_json(cast("dict[str, Json]", known["result"]), self.target, self.folder)
 
@@ -254,8 +253,8 @@ class _Fitting:
         identity: dict[str, Json] = {
             "version": lilliput.__version__,
             "model": self.source.fingerprint(),
-            "text": [_digest(path) for path in self.text],
-            "selection": _digest(self.options.selection) if self.options.selection else None,
+            "text": [digest(path) for path in self.text],
+            "selection": digest(self.options.selection) if self.options.selection else None,
             "tokens": self.options.tokens,
             "method": self.method,
         }
@@ -268,8 +267,8 @@ class _Fitting:
                 "remove this one"
             )
         request: dict[str, Json] = {
-            "model": self.model if self.model == BUILT_IN else _absolute(self.model),
-            "text": [_absolute(str(path)) for path in self.text],
+            "model": self.model if self.model == BUILT_IN else absolute(self.model),
+            "text": [absolute(str(path)) for path in self.text],
             "selection": str(self.options.selection.resolve()) if self.options.selection else None,
             "runtime": self.options.runtime,
             "sensitivity": self.options.sensitivity,
@@ -429,22 +428,22 @@ class _Fitting:
     def _smallest_within(self, problem: Problem, meter: Meter, limits: Limits, most: float) -> Picks:
         """The smallest exact solution whose measured KL is at most that, or the best within the limits."""
         low, high = problem.file_bytes(problem.smallest), limits.file_bytes
-        smallest = problem.solve(replace(limits, file_bytes=low))
-        if meter.kl(smallest).mean <= most:
+        smallest = _solved(problem, replace(limits, file_bytes=low))
+        if smallest is not None and meter.kl(smallest).mean <= most:
             return smallest
         best = problem.solve(limits)
         with self.stages("narrowing down") as advance:
             for step in range(HALVINGS):
                 middle = (low + high) // 2
-                picks = problem.solve(replace(limits, file_bytes=middle))
-                if meter.kl(picks).mean <= most:
+                picks = _solved(problem, replace(limits, file_bytes=middle))
+                if picks is not None and meter.kl(picks).mean <= most:
                     best, high = picks, problem.file_bytes(picks)
                 else:
                     low = middle
                 advance(step + 1, HALVINGS)
-        return self._trimmed(problem, meter, best, most)
+        return self._trimmed(problem, meter, replace(limits, file_bytes=high), best, most)
 
-    def _trimmed(self, problem: Problem, meter: Meter, picks: Picks, most: float) -> Picks:
+    def _trimmed(self, problem: Problem, meter: Meter, limits: Limits, picks: Picks, most: float) -> Picks:
         """Single tensors narrowed, what saves most bytes first, while the measured KL allows it.
 
         Few tensors make coarse steps; between two exact solutions lie others that use what is left of the KL.
@@ -459,7 +458,8 @@ class _Fitting:
             ]
             hopeful = [child for child in children if scale * problem.predicted(child) <= most]
             hopeful.sort(key=lambda child: (problem.file_bytes(child), problem.predicted(child)))
-            smaller = next((child for child in hopeful[:3] if meter.kl(child).mean <= most), None)
+            allowed = [child for child in hopeful if problem.is_within(child, limits)]
+            smaller = next((child for child in allowed[:3] if meter.kl(child).mean <= most), None)
             if smaller is None:
                 break
             picks = smaller
@@ -500,8 +500,8 @@ class _Fitting:
         """The configuration through the whole pipeline, into the work folder; measured on the selection text."""
         formats = formats_by_tensor(problem.choices, picks)
         recipe = _recipe(formats, reasons(problem, picks), bits_per_weight(self.source, formats))
-        digest = hashlib.sha256(json.dumps(sorted((n, f.name) for n, f in formats.items())).encode()).hexdigest()
-        path = self.folder / "made" / digest[:16] / self.target.name
+        key = hashlib.sha256(json.dumps(sorted((n, f.name) for n, f in formats.items())).encode()).hexdigest()
+        path = self.folder / "made" / key[:16] / self.target.name
         with self.stages("quantizing") as advance:
             done = workflows.quantize(
                 self.model, recipe, path,
@@ -532,8 +532,8 @@ class _Fitting:
             if goal.ram is None
             else size + cache_bytes(config, checked_context(goal.context, config.context_length))
         )
-        _move(made.path, self.target)
-        _move(ledger_path(made.path), ledger_path(self.target))
+        move(made.path, self.target)
+        move(ledger_path(made.path), ledger_path(self.target))
         shutil.rmtree(self.folder / "made", ignore_errors=True)
         result = FitResult(
             output=self.target,
@@ -554,7 +554,7 @@ class _Fitting:
             self.folder, RESULT,
             {
                 "request": self._request_key(),
-                "fingerprint": _file_fingerprint(self.target),
+                "fingerprint": file_fingerprint(self.target),
                 "result": result.to_json(),
             },
         )  # fmt: skip
@@ -565,7 +565,7 @@ class _Fitting:
         chosen = replace(self.options, threads=None, work=None, force=False, selection=None, held_out=None)
         selection = self.texts.selection.token_ids.tobytes() + self.texts.held_out.token_ids.tobytes()
         content = [
-            lilliput.__version__, self.source.fingerprint(), [_digest(path) for path in self.text],
+            lilliput.__version__, self.source.fingerprint(), [digest(path) for path in self.text],
             hashlib.sha256(selection).hexdigest(), asdict(self.goal), asdict(chosen), self.method,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
@@ -585,6 +585,14 @@ def _method(text: tuple[Path, ...], options: FitOptions) -> Method:
         raise RecipeError(f"unknown --search '{options.search}'; known: {', '.join((*SEARCHES, 'none'))}")
     asked = workflows.QuantizeOptions(effort=options.effort, method=parse_method(options.method))
     return workflows.chosen_method(workflows.Guidance(text=text), asked)
+
+
+def _solved(problem: Problem, limits: Limits) -> Picks | None:
+    """The exact solution, or None where nothing is within the limits."""
+    try:
+        return problem.solve(limits)
+    except RecipeError:
+        return None
 
 
 def _random_configurations(problem: Problem, count: int) -> list[Picks]:
@@ -632,52 +640,6 @@ def _default_name(source: ModelSource, goal: Goal) -> Path:
 
 def _interval(measured: MeasuredKl) -> Interval:
     return Interval(measured.mean, *measured.interval())
-
-
-def _file_fingerprint(path: Path) -> str:
-    """What `quantize` wrote into the file about itself."""
-    return str(workflows.inspect(path).metadata.get(workflows.FINGERPRINT_KEY))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name
-
-
-def _absolute(path: str) -> str:
-    """A path that holds from any folder; names that are no path (hub ids, builtin) stay."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename into place, across file systems through a copy beside the target. Raises PublishError."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.replace(source, target)
-        except OSError:
-            part = target.with_name(f".{target.name}.partial")
-            shutil.copyfile(source, part)
-            os.replace(part, target)
-    except OSError as failure:
-        raise PublishError(f"{target}: cannot be written: {failure.strerror or failure}") from failure
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the work folder; a second run on it is refused. Raises PublishError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as failure:
-        raise PublishError(f"{folder}: cannot be used as work folder: {failure.strerror or failure}") from failure
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as taken:
-            raise PublishError(f"{folder}: another run works in this folder; wait for it or give --work") from taken
-        yield
-    finally:
-        os.close(lock)
 
 
 def _silent(_stage: str) -> AbstractContextManager[workflows.Progress]:
