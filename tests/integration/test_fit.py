@@ -178,6 +178,14 @@ def test_a_changed_text_is_refused_and_a_short_one_too(model: Path, fitted: Path
         fit(model, Goal(size=10**6), tmp_path / "a.gguf", text=[other], options=OPTIONS)
 
 
+def test_a_folder_without_a_search_or_of_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no finished search"):
+        fit_again(tmp_path, Goal(size=10**6), tmp_path / "a.gguf")
+    (tmp_path / "identity.json").write_text(json.dumps({"schema": 1, "request": {"model": "gulliver"}}))
+    with pytest.raises(RecipeError, match="another version"):
+        fit_again(tmp_path, Goal(size=10**6), tmp_path / "a.gguf")
+
+
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager

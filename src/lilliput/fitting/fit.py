@@ -135,32 +135,34 @@ def fit_again(
     options: threads, force and held_out count; all else is as in the search.  Raises RecipeError for a folder that
     holds no search.
     """
-    identity = read_records(work, IDENTITY)
-    request = identity.get("request")
+    request = read_records(work, IDENTITY).get("request")
     if not isinstance(request, dict):
         raise RecipeError(
             f"{work}: holds no finished search; run `lilliput fit MODEL ...` first and keep its work folder"
         )
-    options = options or FitOptions()
-    texts = request["text"]
-    formats = request["formats"]
-    assert isinstance(texts, list)
-    assert isinstance(formats, list)
-    earlier = replace(
+    try:
+        earlier = _earlier_options(request, options or FitOptions())
+        text = [Path(str(path)) for path in cast("list[str]", request["text"])]
+        model = str(request["model"])
+    except (KeyError, TypeError) as missing:
+        raise RecipeError(f"{work}: written by another version of lilliput ({missing}); search anew") from missing
+    return fit(model, goal, output, text=text, options=replace(earlier, work=work), stages=stages)
+
+
+def _earlier_options(request: Mapping[str, Json], options: FitOptions) -> FitOptions:
+    """What a search was asked for, with what may differ now. Raises KeyError, TypeError."""
+    selection = request["selection"]
+    return replace(
         options,
         runtime=str(request["runtime"]),
         sensitivity=cast("SensitivityKind", str(request["sensitivity"])),
-        formats=tuple(str(name) for name in formats),
+        formats=tuple(cast("list[str]", request["formats"])),
+        effort=cast("str | None", request["effort"]),
         method=str(request["method"]),
-        effort=None,
         search="none",
         tokens=cast("int | None", request["tokens"]),
         revision=cast("str | None", request["revision"]),
-        selection=Path(str(request["selection"])) if request["selection"] else None,
-        work=work,
-    )
-    return fit(
-        str(request["model"]), goal, output, text=[Path(str(path)) for path in texts], options=earlier, stages=stages
+        selection=Path(str(selection)) if selection else None,
     )
 
 
@@ -273,6 +275,7 @@ class _Fitting:
             "runtime": self.options.runtime,
             "sensitivity": self.options.sensitivity,
             "formats": list(self.options.formats),
+            "effort": self.options.effort,
             "method": self.method,
             "tokens": self.options.tokens,
             "revision": self.options.revision,
