@@ -36,7 +36,7 @@ from lilliput.search.sensitivity import measure_sensitivity
 torch = pytest.importorskip("torch")
 
 FORMATS = ("q8_0", "q5_0", "q4_0", "iq4_nl")
-OPTIONS = FitOptions(effort="fast", formats=FORMATS, evaluations=4, threads=1)
+OPTIONS = FitOptions(effort="fast", formats=FORMATS, search="evolution", evaluations=4, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def stages(name):
         if name == stage and done >= int(step):
             os.kill(os.getpid(), signal.SIGKILL)
     yield progress
-options = FitOptions(effort="fast", formats=("q8_0", "q5_0", "q4_0", "iq4_nl"), evaluations=4, threads=1)
+options = FitOptions(effort="fast", formats=("q8_0", "q5_0", "q4_0", "iq4_nl"), search="evolution", evaluations=4, threads=1)
 fit(model, Goal(size=int(size)), output, text=[Path(text)], options=options, stages=stages)
 """
 

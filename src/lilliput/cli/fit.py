@@ -35,7 +35,7 @@ def command(
     sensitivity: Annotated[
         str, typer.Option("--sensitivity", help="gradient (one backward pass) or measured (each tensor alone).")
     ] = "gradient",
-    search: Annotated[str, typer.Option("--search", help="evolution, agent or none.")] = "evolution",
+    search: Annotated[str, typer.Option("--search", help="evolution, agent or none: refine by real KL.")] = "none",
     evaluations: Annotated[int, typer.Option("--evaluations", min=0, help="How much the search may measure.")] = 60,
     seed: Annotated[int, typer.Option("--seed", help="Of the search.")] = 0,
     effort: options.Effort = None,

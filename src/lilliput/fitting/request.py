@@ -58,7 +58,7 @@ class FitOptions:
     effort: str | None = None
     method: str | None = None
     sensitivity: SensitivityKind = "gradient"
-    search: SearchKind = "evolution"
+    search: SearchKind = "none"
     evaluations: int = 60
     seed: int = 0
     tokens: int | None = None
