@@ -198,7 +198,8 @@ def stages(name):
         if name == stage and done >= int(step):
             os.kill(os.getpid(), signal.SIGKILL)
     yield progress
-options = FitOptions(effort="fast", formats=("q8_0", "q5_0", "q4_0", "iq4_nl"), search="evolution", evaluations=4, threads=1)
+formats = ("q8_0", "q5_0", "q4_0", "iq4_nl")
+options = FitOptions(effort="fast", formats=formats, search="evolution", evaluations=4, threads=1)
 fit(model, Goal(size=int(size)), output, text=[Path(text)], options=options, stages=stages)
 """
 
