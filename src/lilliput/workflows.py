@@ -20,7 +20,7 @@ from lilliput.arrays import IntArray
 from lilliput.calibration.block_stream import Precision
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.containers import CONTAINERS, open_model
+from lilliput.containers import CONTAINERS, container_for, open_model
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gguf_metadata import file_name
@@ -38,6 +38,7 @@ from lilliput.pipeline.transform_model import check_guidance, decided, outlined,
 from lilliput.pipeline.tune import BYTES_PER_WEIGHT, TuneOptions, tune, tuned_rows
 from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, TextWork, estimate
+from lilliput.recipes.float_roles import with_float_roles
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
@@ -175,10 +176,12 @@ def chosen_method(guidance: Guidance, options: QuantizeOptions) -> str:
 
 
 def _planned(
-    source: ModelSource, to: str | Recipe, guidance: Guidance, options: QuantizeOptions
+    source: ModelSource, to: str | Recipe, container: Container | None, guidance: Guidance, options: QuantizeOptions
 ) -> tuple[ModelSource, Plan]:
     """The model as its transforms will leave it, headers only, and the plan for that."""
     recipe = find_recipe(to) if isinstance(to, str) else to
+    if container is not None:
+        recipe = with_float_roles(recipe, container.float_roles, source)
     transforms = [parse_transform(words) for words in (*recipe.transforms, *options.transforms)]
     has_statistics = guidance.is_given and not guidance.text
     check_guidance(transforms, has_text=bool(guidance.text), has_statistics=has_statistics)
@@ -188,18 +191,28 @@ def _planned(
 
 
 def plan(
-    model: PathLike, to: str | Recipe, *, guidance: Guidance | None = None, options: QuantizeOptions | None = None
+    model: PathLike,
+    to: str | Recipe,
+    output: PathLike | None = None,
+    *,
+    guidance: Guidance | None = None,
+    options: QuantizeOptions | None = None,
 ) -> PlanReport:
-    """What `quantize` will do, from headers alone, with its exact size and what it will take."""
+    """What `quantize` will do, from headers alone, with its exact size and what it will take.
+
+    output: its name decides the container, as for `quantize`. Raises ContainerError for what that cannot hold.
+    """
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as original:
-        source, found = _planned(original, to, guidance, options)
-        found = replace(found, warnings=(*found.warnings, *_container_notes(found)))
+        wanted = container_for(Path(output)) if output else None
+        source, found = _planned(original, to, wanted, guidance, options)
+        if wanted is None:
+            found = replace(found, warnings=(*found.warnings, *_container_notes(found)))
         contents, _ = _contents(source, found)
         # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
         keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance), 0)
         contents = replace(contents, metadata={**keys, **contents.metadata})
-        container = _default_container(found)
+        container = wanted or _default_container(found)
         parts = container.layout(contents, f"model{container.suffix}", options.split)
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
@@ -220,17 +233,18 @@ def quantize(
 ) -> QuantizeResult:
     """Quantize `model` to a preset, number format or recipe (by name or as rules); verify, publish, write the ledger.
 
-    output: a GGUF file (or .safetensors for our own layout); None means `<Model>-<Size>-<QUANT>.gguf` here.
+    output: a name whose ending decides the container (docs/files.md); None means `<Model>-<Size>-<QUANT>.gguf` here.
     progress: called with (weights done, weights in all).
     Raises LilliputError with one clear line; nothing is left behind then.
     """
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as original:
-        source, plan = _planned(original, to, guidance, options)
+        wanted = container_for(Path(output)) if output else None
+        source, plan = _planned(original, to, wanted, guidance, options)
         _check_hessians(plan, guidance)
         contents, notes = _contents(source, plan)
         target = Path(output) if output else _default_name(source, contents, plan)
-        container = _container_for(target)
+        container = wanted or container_for(target)
         parts = container.layout(contents, target.name, options.split)
         paths = tuple(target.parent / part.file_name for part in parts)
         job = _Job(source, plan, guidance, options, fingerprint=_fingerprint(source, plan, guidance, options))
@@ -692,14 +706,6 @@ def _container_notes(plan: Plan) -> list[str]:
         f"GGUF has no type for {', '.join(foreign)}: the output will be lilliput's own layout (-o NAME.safetensors), "
         "which llama.cpp does not read"
     ]
-
-
-def _container_for(target: Path) -> Container:
-    for container in CONTAINERS:
-        if target.suffix == container.suffix:
-            return container
-    known = ", ".join(container.suffix for container in CONTAINERS)
-    raise ContainerError(f"{target.name}: the name must end in one of {known}; it decides the file format")
 
 
 def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: QuantizeOptions) -> str:

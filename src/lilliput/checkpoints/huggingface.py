@@ -12,7 +12,8 @@ import numpy as np
 
 from lilliput.architectures import architecture_for_huggingface
 from lilliput.architectures.architecture import Computed, Json, Named, PermutedHeads, TensorEntry
-from lilliput.arrays import ByteArray, FloatArray
+from lilliput.arrays import Array, ByteArray, FloatArray, IntArray
+from lilliput.checkpoints.compressed_tensors import packed_weights
 from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.mapped_file import planes_of_bytes
 from lilliput.checkpoints.model_card import read_provenance
@@ -28,7 +29,7 @@ from lilliput.checkpoints.scaled_weights import (
 from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.checkpoints.table_check import checked_table
 from lilliput.errors import CheckpointError
-from lilliput.formats import NumberFormat, get_format
+from lilliput.formats import NumberFormat, Planes, get_format
 from lilliput.records import QuantizedTensor, TensorHeader
 from lilliput.text.huggingface import load_vocabulary, padded
 from lilliput.text.vocabulary import Vocabulary
@@ -40,7 +41,7 @@ _IGNORED = re.compile(r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|maske
 
 
 class HuggingFaceModel:
-    """One opened folder. Tensors are mapped; permuted and FP8 ones are made when asked for."""
+    """One opened folder. Tensors are mapped; permuted, FP8 and packed ones are made when asked for."""
 
     container = "huggingface"
 
@@ -60,13 +61,15 @@ class HuggingFaceModel:
         config: Mapping[str, Json] = described  # type: ignore[assignment]
         self.architecture = architecture_for_huggingface(config)
         self.config = self.architecture.config_from_huggingface(config)
-        self.provenance = read_provenance(folder, described, repository)
+        self.provenance = read_provenance(folder, config, repository)
         self._fingerprint: str | None = None
         self._vocabulary: Vocabulary | None = None
         self._files = open_shards(folder)
         # Tensors that repeat the one they are tied to.
         self._copies: set[str] = set()
         try:
+            # Weights of a compressed-tensors checkpoint, by the name that they have in a float one.
+            self._packed = packed_weights(described.get("quantization_config"), self._files)
             table = checked_table(self.architecture, self.config, folder, len(self._files), CheckpointError)
             if self.config.tied and self._has_own_output():
                 self.config = replace(self.config, tied=False)
@@ -97,15 +100,19 @@ class HuggingFaceModel:
     def tensor(self, name: str) -> QuantizedTensor:
         """One tensor in the format its header says."""
         header = self.headers[name]
-        data = self._data(name)
-        planes = planes_of_bytes(header.format, header.rows, header.columns, data)
+        packed = self._packed.get(self._sources[name])
+        if packed is not None:
+            planes = self._ordered(name, packed.planes(self._files))
+        else:
+            planes = planes_of_bytes(header.format, header.rows, header.columns, self._data(name))
         return QuantizedTensor(name, header.shape, header.format, planes)
 
     def release(self, name: str) -> None:
         """Give the memory of a tensor's pages back."""
         source = self._sources[name]
-        if source:
-            self._files[source].release(source)
+        packed = self._packed.get(source)
+        for stored in packed.arrays.values() if packed is not None else (source,) if source else ():
+            self._files[stored].release(stored)
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, padded with unused tokens up to the rows of the embedding."""
@@ -156,13 +163,14 @@ class HuggingFaceModel:
             source = entry.source.name
             if entry.tied_to is not None:
                 continue
-            if source not in self._files:
+            packed = self._packed.get(source)
+            if packed is None and source not in self._files:
                 if not entry.optional:
                     absent.append(source)
                 continue
             self._check_shape(source, entry.shape)
             sources[entry.name] = source
-            used.add(source)
+            used |= {source} if packed is None else set(packed.arrays.values())
         if absent:
             raise CheckpointError(
                 f"{self.path.name}: {len(absent)} tensors missing that {self.architecture.family} needs: {_few(absent)}"
@@ -171,7 +179,7 @@ class HuggingFaceModel:
         return sources
 
     def _refuse_unexpected(self, used: set[str]) -> None:
-        scales = {self._scale_name(source) for source in used if source in self._files}
+        scales = {self._scale_name(source) for source in used}
         unexpected = [
             name
             for name in self._files
@@ -186,11 +194,15 @@ class HuggingFaceModel:
             )
 
     def _check_shape(self, source: str, shape: tuple[int, ...]) -> None:
-        stored = self._stored(source)
-        if stored.shape != shape:
+        packed = self._packed.get(source)
+        found = self._stored(source).shape if packed is None else packed.shape
+        if found != shape:
             raise CheckpointError(
-                f"{self.path.name}: tensor '{source}' has shape {list(stored.shape)}, config.json implies {list(shape)}"
+                f"{self.path.name}: tensor '{source}' has shape {list(found)}, config.json implies {list(shape)}"
             )
+        if packed is not None:
+            return
+        stored = self._stored(source)
         if stored.dtype not in _FORMATS:
             raise CheckpointError(
                 f"{self.path.name}: tensor '{source}' is {stored.dtype}; weights may be {', '.join(_FORMATS)}"
@@ -198,6 +210,8 @@ class HuggingFaceModel:
 
     def _format(self, name: str) -> NumberFormat:
         source = self._sources[name]
+        if source in self._packed:
+            return self._packed[source].format
         return get_format(_FORMATS[self._stored(source).dtype] if source else "f32")
 
     def _scale_name(self, source: str) -> str | None:
@@ -221,6 +235,13 @@ class HuggingFaceModel:
             case PermutedHeads(heads=heads):
                 return _permuted(data, stored.shape[0], heads)
 
+    def _ordered(self, name: str, planes: Planes) -> Planes:
+        """Planes with rows in canonical order."""
+        expression = self._entries[name].source
+        if not isinstance(expression, PermutedHeads):
+            return planes
+        return in_row_order(planes, paired_rows(self._entries[name].shape[0], expression.heads))
+
     def _float32(self, source: str) -> FloatArray:
         values = self._files[source].float32(source)
         scale = self._scale_name(source)
@@ -234,9 +255,22 @@ def _permuted(data: ByteArray, rows: int, heads: int) -> ByteArray:
 
     data: bytes of a [rows, n] matrix or a [rows] vector, any element size.
     """
-    order = np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
-    result: ByteArray = data.reshape(rows, -1)[order].reshape(-1)
+    result: ByteArray = data.reshape(rows, -1)[paired_rows(rows, heads)].reshape(-1)
     return result
+
+
+def paired_rows(rows: int, heads: int) -> IntArray:
+    """The checkpoint's row of each canonical row of a `PermutedHeads` tensor."""
+    order: IntArray = np.arange(rows, dtype=np.int32).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
+    return order
+
+
+def in_row_order(planes: Mapping[str, Array], order: IntArray) -> dict[str, Array]:
+    """Planes of a matrix with its rows taken in this order; what all rows share stays as it is."""
+    return {
+        name: np.ascontiguousarray(array[order]) if len(array) == len(order) else array
+        for name, array in planes.items()
+    }
 
 
 def _few(names: list[str]) -> str:

@@ -30,6 +30,10 @@ SIDE_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
 )
 # generation_config.json -> general.sampling.*
 _SAMPLING = {
@@ -43,7 +47,7 @@ _SIZE = re.compile(r"(\d+x)?\d+(\.\d+)?[KMBT]", re.IGNORECASE)
 _VERSION = re.compile(r"v\d+(\.\d+)*", re.IGNORECASE)
 
 
-def read_provenance(folder: Path, config: Mapping[str, object], repository: str | None = None) -> Provenance:
+def read_provenance(folder: Path, config: Mapping[str, Json], repository: str | None = None) -> Provenance:
     """Name, licence, base models, languages, tags and sampling defaults.
 
     repository: hub id, when the folder came from the hub (its own name is then a commit hash).
@@ -67,7 +71,7 @@ def read_provenance(folder: Path, config: Mapping[str, object], repository: str 
     general.update(_datasets(card))
     general.update(_sampling(folder / "generation_config.json"))
     side_files = {path: None for pattern in SIDE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()}
-    return Provenance(general=general, side_files=tuple(side_files))
+    return Provenance(general=general, side_files=tuple(side_files), huggingface_config=config)
 
 
 def _front_matter(path: Path) -> Mapping[str, object]:

@@ -20,11 +20,13 @@ class Provenance:
     general: GGUF's `general.*` keys without the prefix (name, license, base_model.0.name …), as far as known.
     extra: container metadata outside the architecture, tokenizer and general keys that must be carried over.
     side_files: files beside the weights that a copy of the model must keep (generation_config.json, LICENSE, *.py …).
+    huggingface_config: config.json as its folder has it; empty for models that come from no such folder.
     """
 
     general: Mapping[str, Json] = field(default_factory=dict)
     extra: Mapping[str, Json] = field(default_factory=dict)
     side_files: tuple[Path, ...] = ()
+    huggingface_config: Mapping[str, Json] = field(default_factory=dict)
 
 
 class ModelSource(Protocol):

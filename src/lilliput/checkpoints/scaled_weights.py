@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lilliput.arrays import FloatArray
+from lilliput.checkpoints.compressed_tensors import READABLE, is_compressed_tensors
 from lilliput.errors import CheckpointError
 
 FP8 = ("F8_E4M3", "F8_E5M2")
@@ -30,19 +31,19 @@ def block_shape(quantization: object) -> tuple[int, int]:
 
 
 def check_quantization(quantization: object) -> None:
-    """Refuse a pre-quantized checkpoint that is not FP8. Raises CheckpointError naming its method."""
+    """Refuse a pre-quantized checkpoint that cannot be read. Raises CheckpointError naming its method."""
     if quantization is None:
         return
     if not isinstance(quantization, Mapping):
         raise CheckpointError("config.json: quantization_config is not a JSON object")
     method = str(quantization.get("quant_method", "unknown"))
     kind = str(quantization.get("format", ""))
-    if method == "fp8" or (method == "compressed-tensors" and kind in ("float-quantized", "naive-quantized")):
+    if method == "fp8" or (is_compressed_tensors(quantization) and kind in READABLE):
         return
     spelled = f"{method} ({kind})" if kind else method
     raise CheckpointError(
         f"config.json: weights are already quantized with {spelled}, which cannot be read yet; "
-        "use the original checkpoint, or an FP8 one"
+        f"readable are fp8 and compressed-tensors ({', '.join(READABLE)}); use the original checkpoint"
     )
 
 

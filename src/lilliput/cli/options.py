@@ -15,6 +15,14 @@ Model = Annotated[
     ),
 ]
 To = Annotated[str, typer.Option("--to", help="Preset (Q4_K_M), number format (Q4_K, F16) or recipe.yaml.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o",
+        help="The ending decides the container: .gguf, .safetensors, or .compressed-tensors, a folder for transformers "
+        "and vLLM. Default: <Model>-<QUANT>.gguf here.",
+    ),
+]  # fmt: skip
 Text = Annotated[
     list[Path] | None,
     typer.Option("--text", help="Text, JSONL or chat file to calibrate on (gzip too); repeatable; 'builtin' for ours."),

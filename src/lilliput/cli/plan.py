@@ -10,6 +10,7 @@ from lilliput.cli.output import human_bytes, human_seconds, print_json, print_ta
 def command(
     model: options.Model,
     to: options.To = "Q4_K_M",
+    output: options.Output = None,
     text: options.Text = None,
     statistics: options.StatisticsFile = None,
     imatrix: options.ImatrixFile = None,
@@ -27,7 +28,7 @@ def command(
     chosen = workflows.QuantizeOptions(
         effort=effort, method=method, transforms=tuple(transform or ()), threads=threads, revision=revision
     )
-    report = workflows.plan(model, to, guidance=guidance, options=chosen)
+    report = workflows.plan(model, to, output, guidance=guidance, options=chosen)
     if json:
         print_json(report.to_json())
         return

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ from lilliput.cli.output import human_bytes, print_json, progress, say, tell, wa
 def command(
     model: options.Model,
     to: options.To = "Q4_K_M",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: <Model>-<QUANT>.gguf here.")] = None,
+    output: options.Output = None,
     text: options.Text = None,
     statistics: options.StatisticsFile = None,
     imatrix: options.ImatrixFile = None,

@@ -9,18 +9,21 @@ from pathlib import Path
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
+from lilliput.containers.compressed_tensors import CompressedTensors
 from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
-from lilliput.errors import CheckpointError
+from lilliput.errors import CheckpointError, ContainerError
 
-__all__ = ["CONTAINERS", "open_model"]
+__all__ = ["CONTAINERS", "FOLDERS", "container_for", "open_model"]
 
 # To add a container, write its file and add one line here.
 CONTAINERS: tuple[Container, ...] = (
     Gguf(),
     LilliputSafetensors(),
 )  # fmt: skip
+# Folders for other runtimes, made from a Hugging Face folder and with its side files.
+FOLDERS: tuple[Container, ...] = (CompressedTensors(),)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -43,6 +46,15 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
 
         return HuggingFaceModel(download(name, revision), repository=name)
     raise CheckpointError(f"{name}: no such file or folder, and not a hub id of the form organization/name")
+
+
+def container_for(target: Path) -> Container:
+    """What an output's name asks for. Raises ContainerError."""
+    for container in (*CONTAINERS, *FOLDERS):
+        if target.suffix == container.suffix:
+            return container
+    known = ", ".join(container.suffix for container in (*CONTAINERS, *FOLDERS))
+    raise ContainerError(f"{target.name}: the name must end in one of {known}; it decides the file format")
 
 
 def _open_folder(folder: Path) -> ModelSource:

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from lilliput.architectures.architecture import Architecture, Json, ModelConfig
 from lilliput.checkpoints.model_source import ModelSource, Provenance
 from lilliput.formats import NumberFormat, PlaneSpec
-from lilliput.records import QuantizedTensor, TensorHeader
+from lilliput.records import QuantizedTensor, Role, TensorHeader
 from lilliput.text.vocabulary import Vocabulary
 
 
@@ -71,7 +71,10 @@ class PlacedTensor:
 
 @dataclass(frozen=True, slots=True)
 class PartLayout:
-    """One file to be: its name, the bytes before the tensors, the tensors' places, its size."""
+    """One file to be: its name, the bytes before the tensors, the tensors' places, its size.
+
+    file_name: with a folder before it where the container is a folder.
+    """
 
     file_name: str
     prefix: bytes
@@ -88,10 +91,14 @@ class Written:
 
 
 class Container(Protocol):
-    """One file format. Implementations are modules listed in `CONTAINERS`."""
+    """One file format. Implementations are modules listed in `CONTAINERS`.
+
+    float_roles: what stays as it is where a number format alone is asked for, because no reader takes it quantized.
+    """
 
     name: str
     suffix: str
+    float_roles: tuple[Role, ...]
 
     def recognises(self, path: Path) -> bool:
         """Whether this file looks like one of ours, from its first bytes and name."""

@@ -15,7 +15,7 @@ from lilliput.containers.gguf_writer import gguf_layout
 from lilliput.containers.part_writer import verify_written, write_parts
 from lilliput.errors import ContainerError
 from lilliput.formats import NumberFormat
-from lilliput.records import QuantizedTensor
+from lilliput.records import QuantizedTensor, Role
 
 
 class Gguf:
@@ -23,6 +23,7 @@ class Gguf:
 
     name = "gguf"
     suffix = ".gguf"
+    float_roles: tuple[Role, ...] = ()
 
     def recognises(self, path: Path) -> bool:
         """The magic, or the name where the file is too short to have one."""

@@ -24,7 +24,7 @@ from lilliput.containers.part_writer import verify_written, write_parts
 from lilliput.containers.side_files import embedded_files
 from lilliput.errors import ContainerError, FormatError, TokenizerError
 from lilliput.formats import NumberFormat, PlaneSpec, get_format
-from lilliput.records import QuantizedTensor, TensorHeader
+from lilliput.records import QuantizedTensor, Role, TensorHeader
 from lilliput.text.vocabulary import Vocabulary
 
 VERSION = 1
@@ -56,6 +56,7 @@ class LilliputSafetensors:
 
     name = "lilliput"
     suffix = ".safetensors"
+    float_roles: tuple[Role, ...] = ()
 
     def recognises(self, path: Path) -> bool:
         """The first bytes, which our writer always puts there."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -49,6 +50,7 @@ def publish(
     tensors: in the order of `contents.headers`; taken one at a time.
     Raises PublishError: the output exists, the folder cannot be written, the disk is or becomes full.
     Raises ContainerError: a tensor that the container cannot hold, or that reads back differently.
+    A container that is a folder is renamed as one.
     Side files are not copied: a GGUF carries licence texts and sampling defaults in its metadata, and our own layout
     all of them; `copy_side_files` puts them into a folder when asked.
     """
@@ -58,15 +60,18 @@ def publish(
         written = container.write(parts, tensors, staging)
         container.verify(written)
         # Once more: another run may have finished the same output meanwhile.
-        _check_absent(target.parent, parts, overwrite=overwrite)
-        paths = _rename_all(written.paths, target.parent)
+        _check_absent(target, parts, overwrite=overwrite)
+        if written.paths[0].parent == staging:
+            paths = _rename_all(written.paths, target.parent)
+        else:
+            paths = _rename_folder(written.paths, target, staging)
     return Published(paths, sum(path.stat().st_size for path in paths), dict(written.digests))
 
 
 def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
     """Everything that can be known before the work starts. Raises PublishError."""
     folder = target.parent
-    _check_absent(folder, parts, overwrite=overwrite)
+    _check_absent(target, parts, overwrite=overwrite)
     if any((folder / part.file_name).is_dir() for part in parts):
         raise PublishError(f"{target} is a folder; give a file name")
     nearest = folder
@@ -83,10 +88,23 @@ def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool
         )
 
 
-def _check_absent(folder: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
-    existing = [part.file_name for part in parts if (folder / part.file_name).exists()]
+def _check_absent(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
+    existing = [part.file_name for part in parts if (target.parent / part.file_name).exists()]
     if existing and not overwrite:
         raise PublishError(f"{existing[0]} exists already; pass --force to replace it or choose another name with -o")
+    if parts[0].file_name == f"{target.name}/{Path(parts[0].file_name).name}":
+        _check_folder(target, {Path(part.file_name).name for part in parts})
+
+
+def _check_folder(target: Path, names: set[str]) -> None:
+    """Refuse to replace a folder that holds anything but an earlier output. Raises PublishError."""
+    if target.is_file():
+        raise PublishError(f"{target} is a file, and the output is a folder; choose another name with -o")
+    earlier = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|model\.safetensors(\.index\.json)?")
+    inside = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    strange = [name for name in inside if name not in names and not earlier.fullmatch(name)]
+    if strange:
+        raise PublishError(f"{target} holds {strange[0]}, which is no part of the output; choose another name with -o")
 
 
 @contextmanager
@@ -175,6 +193,24 @@ def _rename_all(sources: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
         raise
     _sync_folder(folder)
     return tuple(reversed(placed))
+
+
+def _rename_folder(sources: tuple[Path, ...], target: Path, staging: Path) -> tuple[Path, ...]:
+    """Move a finished folder into place; an earlier one goes to `staging`, and comes back when that fails."""
+    made, replaced = sources[0].parent, staging / f"{target.name}.replaced"
+    try:
+        _sync_folder(made)
+        if target.exists():
+            os.replace(target, replaced)
+        os.replace(made, target)
+    except BaseException as failure:
+        if replaced.exists() and not target.exists():
+            os.replace(replaced, target)
+        if isinstance(failure, OSError):
+            raise disk_error(str(target), failure) from failure
+        raise
+    _sync_folder(target.parent)
+    return tuple(target / source.name for source in sources)
 
 
 def _sync_folder(folder: Path) -> None:

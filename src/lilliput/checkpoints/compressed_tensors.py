@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of a compressed-tensors checkpoint as our own formats: the same codes and scales, nothing decoded.
+
+layout   a linear layer `<module>` has, in place of `<module>.weight` [out, in]:
+         pack-quantized   weight_packed int32 [out, ceil(in * bits / 32)]: each row a little-endian bit string of
+                          unsigned codes; weight_scale; weight_shape int64 [2]; with zero points weight_zero_point int32
+                          [ceil(out * bits / 32), groups], a bit string down each column
+         int-quantized    weight int8 [out, in]: code - 128; weight_scale
+         float-quantized, naive-quantized   weight F8_E4M3 [out, in]; weight_scale
+         weight_scale is a float [out, in / group_size], [out, 1] or [1]; code 2^(bits - 1) and the zero point are 0.0
+config   config.json, quantization_config.config_groups: targets (module names, re:REGEX or Linear) and `weights`
+source   vllm-project/compressed-tensors 0.20 and the arrays it reads
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lilliput.arrays import Array, ByteArray, FloatArray
+from lilliput.checkpoints.safetensors_reader import SafetensorsFile
+from lilliput.errors import CheckpointError, FormatError
+from lilliput.formats import NumberFormat, Planes, get_format
+from lilliput.formats.eight_bit_float import EightBitFloat
+from lilliput.formats.integer import SymmetricInteger
+from lilliput.formats.integer_zero_point import ZeroPointInteger
+from lilliput.formats.scoped_number import ScopedNumber, pack_bits, unpack_bits
+
+METHOD = "compressed-tensors"
+PACKED, INTEGER, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+MIXED = "mixed-precision"
+# naive-quantized is the older name of both plain kinds.
+READABLE = (PACKED, INTEGER, FLOAT, "naive-quantized", MIXED)
+# Fields under which a checkpoint of these kinds would mean something else than is read here.
+_ABSENT = ("transform_config", "sparsity_config")
+_WHERE = "config.json: quantization_config"
+Files = Mapping[str, SafetensorsFile]
+
+
+def is_compressed_tensors(quantization: object) -> bool:
+    """Whether config.json's quantization_config is one of this kind."""
+    return isinstance(quantization, Mapping) and quantization.get("quant_method") == METHOD
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """One weight as it lies in the files. arrays: role (codes, scale, zero_point, shape) -> stored name.
+
+    number_format: of codes and scales.  is_exact: its scales hold the stored ones exactly; otherwise the weight is F32.
+    """
+
+    name: str
+    number_format: ScopedNumber
+    shape: tuple[int, int]
+    arrays: Mapping[str, str]
+    is_exact: bool
+
+    @property
+    def format(self) -> NumberFormat:
+        """What the weight is in memory."""
+        return self.number_format if self.is_exact else get_format("f32")
+
+    def planes(self, files: Files) -> Planes:
+        """Planes of `format`, rows in the checkpoint's order."""
+        planes: dict[str, Array] = {"codes": self._codes(files), "scale": self._scale(files)}
+        if "zero_point" in self.arrays:
+            planes["zero_point"] = self._zero_points(files)
+        if self.is_exact:
+            stored = self.number_format.stored_planes(*self.shape)
+            return {name: np.ascontiguousarray(planes[name], dtype=spec.dtype) for name, spec in stored.items()}
+        values = self.number_format.dequantize(planes, self.shape[1])
+        return {"blocks": values.view(np.uint8)}
+
+    def _codes(self, files: Files) -> ByteArray:
+        """uint8 [rows, row bytes]; a view of the map where rows need no padding."""
+        name = self.arrays["codes"]
+        data = files[name].data(name).reshape(self.shape[0], -1)
+        if files[name].tensors[name].dtype == "I8":
+            return data ^ np.uint8(0x80)
+        return data[:, : self.number_format.row_bytes(self.shape[1])]
+
+    def _scale(self, files: Files) -> FloatArray:
+        name = self.arrays["scale"]
+        return files[name].float32(name).reshape(self.number_format.region.grid(*self.shape))
+
+    def _zero_points(self, files: Files) -> Array:
+        name = self.arrays["zero_point"]
+        rows, groups = self.number_format.region.grid(*self.shape)
+        words = files[name].data(name).view("<u4").reshape(-1, groups)
+        columns = np.ascontiguousarray(words.T).view(np.uint8)
+        return unpack_bits(columns, self.number_format.code_bits, rows).T
+
+
+def packed_zero_points(zero_points: Array, bits: int) -> Array:
+    """uint8 [rows, groups] -> int32 [ceil(rows * bits / 32), groups]."""
+    return np.ascontiguousarray(packed_codes(pack_bits(np.ascontiguousarray(zero_points.T), bits)).T)
+
+
+def packed_codes(codes: ByteArray) -> Array:
+    """Rows of bytes -> rows of int32 words, padded with zeros."""
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 4))) if codes.shape[1] % 4 else codes
+    return np.ascontiguousarray(padded).view("<i4")
+
+
+def packed_weights(quantization: object, files: Files) -> dict[str, PackedWeight]:
+    """Weight name of the float checkpoint -> how it lies here; empty for checkpoints of other kinds.
+
+    FP8 with scales of other shapes than one a tensor or row is left to `scaled_weights`.
+    Raises CheckpointError naming the field of quantization_config, or the array, that cannot be read.
+    """
+    if not isinstance(quantization, Mapping) or not is_compressed_tensors(quantization):
+        return {}
+    for field in _ABSENT:
+        if quantization.get(field):
+            raise CheckpointError(f"{_WHERE}.{field} is set, which cannot be read; use the original checkpoint")
+    groups = _Groups(quantization.get("config_groups"))
+    found: dict[str, PackedWeight] = {}
+    for name, file in files.items():
+        module, _, part = name.rpartition(".")
+        weight = f"{module}.weight"
+        if part == "weight_packed":
+            found[weight] = _packed(weight, groups.weights_of(module), files)
+        elif part == "weight" and file.tensors[name].dtype == "I8":
+            found[weight] = _plain_integer(weight, groups.weights_of(module), files)
+        elif part == "weight" and file.tensors[name].dtype == "F8_E4M3":
+            eight_bit = _eight_bit_float(weight, files)
+            found |= {weight: eight_bit} if eight_bit is not None else {}
+    return found
+
+
+class _Groups:
+    """config_groups: which `weights` description belongs to a module."""
+
+    def __init__(self, groups: object) -> None:
+        self._groups: list[tuple[str, tuple[str, ...], Mapping[str, object]]] = []
+        for key, group in groups.items() if isinstance(groups, Mapping) else ():
+            targets = group.get("targets") if isinstance(group, Mapping) else None
+            weights = group.get("weights") if isinstance(group, Mapping) else None
+            if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+                raise CheckpointError(
+                    f"{_WHERE}.config_groups.{key}.targets must be a list of names, re:REGEX or Linear"
+                )
+            if weights is not None and not isinstance(weights, Mapping):
+                raise CheckpointError(f"{_WHERE}.config_groups.{key}.weights is not a JSON object")
+            self._groups.append((str(key), tuple(targets), weights or {}))
+
+    def weights_of(self, module: str) -> _Weights:
+        """The group of a quantized module: by its name, then by regular expression, then as a Linear."""
+        for level in (_is_name, _is_expression, _is_class):
+            for key, targets, weights in self._groups:
+                if any(level(target, module) for target in targets):
+                    return _Weights(f"{_WHERE}.config_groups.{key}.weights", weights)
+        raise CheckpointError(f"{_WHERE}.config_groups: no group targets '{module}', whose weight is quantized")
+
+
+def _is_name(target: str, module: str) -> bool:
+    return target == module
+
+
+def _is_expression(target: str, module: str) -> bool:
+    try:
+        return target.startswith("re:") and re.match(target[3:], module) is not None
+    except re.error as failure:
+        raise CheckpointError(f"{_WHERE}: target '{target}' is not a regular expression: {failure}") from failure
+
+
+def _is_class(target: str, module: str) -> bool:
+    return target == "Linear"
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The `weights` of one group. where: its path in config.json."""
+
+    where: str
+    fields: Mapping[str, object]
+
+    def integer_format(self) -> SymmetricInteger | ZeroPointInteger:
+        """Our format of these integers. Raises CheckpointError naming the field."""
+        bits, kind = self.fields.get("num_bits"), self.fields.get("type", "int")
+        if kind != "int":
+            raise self._error("type", '"int" for this layout')
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8:
+            raise self._error("num_bits", "2 to 8")
+        if self.fields.get("actorder") in ("group", True):
+            raise self._error("actorder", 'null, "weight" or "static"')
+        symmetric = self.fields.get("symmetric", True)
+        if not isinstance(symmetric, bool):
+            raise self._error("symmetric", "true or false")
+        try:
+            found = get_format(f"int{bits}_{self._region()}{'' if symmetric else '_asym'}")
+        except FormatError:
+            raise self._error("group_size", "16, 32, 64, 128 or 256") from None
+        assert isinstance(found, SymmetricInteger | ZeroPointInteger)
+        return found
+
+    def _region(self) -> str:
+        size = self.fields.get("group_size")
+        strategy = self.fields.get("strategy")
+        if strategy is None:
+            # Older files leave it out: a positive group size means groups, -1 a scale a row.
+            strategy = "tensor" if size is None else "channel" if size == -1 else "group"
+        if strategy == "group":
+            return f"g{size}"
+        if strategy in ("channel", "tensor"):
+            return str(strategy)
+        raise self._error("strategy", '"group", "channel" or "tensor"')
+
+    def _error(self, field: str, allowed: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.where}.{field} is {self.fields.get(field)!r}; readable is {allowed}; use the original checkpoint"
+        )
+
+
+def _packed(weight: str, described: _Weights, files: Files) -> PackedWeight:
+    number_format = described.integer_format()
+    if f"{weight}_g_idx" in files:
+        raise CheckpointError(f"tensor '{weight}_g_idx': weights in another column order (actorder) cannot be read yet")
+    arrays = {"codes": f"{weight}_packed", "scale": f"{weight}_scale", "shape": f"{weight}_shape"}
+    if isinstance(number_format, ZeroPointInteger):
+        arrays["zero_point"] = f"{weight}_zero_point"
+    _check_present(weight, arrays, files)
+    rows, columns = _declared_shape(arrays["shape"], files)
+    bits = number_format.code_bits
+    _check_array(arrays["codes"], files, ("I32",), (rows, -(-columns * bits // 32)))
+    if "zero_point" in arrays:
+        groups = number_format.region.grid(rows, columns)
+        _check_array(arrays["zero_point"], files, ("I32",), (-(-groups[0] * bits // 32), groups[1]))
+    return _checked(weight, number_format, (rows, columns), arrays, files)
+
+
+def _plain_integer(weight: str, described: _Weights, files: Files) -> PackedWeight:
+    number_format = described.integer_format()
+    arrays = {"codes": weight, "scale": f"{weight}_scale"}
+    _check_present(weight, arrays, files)
+    if number_format.code_bits != 8 or not isinstance(number_format, SymmetricInteger):
+        raise CheckpointError(
+            f"tensor '{weight}' holds {number_format.name} one to a byte; readable so are 8 bits without zero points"
+        )
+    return _checked(weight, number_format, _matrix_shape(weight, files), arrays, files)
+
+
+def _eight_bit_float(weight: str, files: Files) -> PackedWeight | None:
+    """None where the scales are not one a tensor or row."""
+    scale = f"{weight}_scale"
+    if scale not in files:
+        return None
+    rows, columns = _matrix_shape(weight, files)
+    shape = files[scale].tensors[scale].shape
+    region = "tensor" if shape in ((), (1,), (1, 1)) else "channel" if shape in ((rows,), (rows, 1)) else None
+    if region is None:
+        return None
+    number_format = get_format(f"fp8_e4m3_{region}")
+    assert isinstance(number_format, EightBitFloat)
+    return _checked(weight, number_format, (rows, columns), {"codes": weight, "scale": scale}, files)
+
+
+def _checked(
+    weight: str, number_format: ScopedNumber, shape: tuple[int, int], arrays: Mapping[str, str], files: Files
+) -> PackedWeight:
+    """With its scales looked at: their shape, and whether ours hold them."""
+    rows, columns = shape
+    try:
+        number_format.check_columns(weight, columns)
+    except FormatError as failure:
+        raise CheckpointError(str(failure)) from failure
+    grid = number_format.region.grid(rows, columns)
+    shapes = _scale_shapes(grid, is_tensor=number_format.region.rows is None)
+    _check_array(arrays["scale"], files, ("F32", "F16", "BF16"), *shapes)
+    scale = files[arrays["scale"]].float32(arrays["scale"])
+    stored = number_format.stored_planes(rows, columns)["scale"].dtype
+    with np.errstate(over="ignore", under="ignore"):
+        is_exact = stored == np.float32 or bool(np.array_equal(scale.astype(stored).astype(np.float32), scale))
+    return PackedWeight(weight, number_format, shape, arrays, is_exact)
+
+
+def _scale_shapes(grid: tuple[int, int], *, is_tensor: bool) -> Iterator[tuple[int, ...]]:
+    yield grid
+    if grid[1] == 1:
+        yield grid[:1]
+    if is_tensor:
+        yield ()
+
+
+def _check_present(weight: str, arrays: Mapping[str, str], files: Files) -> None:
+    absent = [name for name in arrays.values() if name not in files]
+    if absent:
+        raise CheckpointError(f"tensor '{weight}' is quantized, and '{absent[0]}' is missing; download the model again")
+
+
+def _check_array(name: str, files: Files, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> None:
+    stored = files[name].tensors[name]
+    if stored.dtype not in dtypes or stored.shape not in shapes:
+        raise CheckpointError(
+            f"tensor '{name}' is {stored.dtype} {list(stored.shape)}; "
+            f"quantization_config implies {' or '.join(dtypes)} {list(shapes[0])}"
+        )
+
+
+def _matrix_shape(weight: str, files: Files) -> tuple[int, int]:
+    shape = files[weight].tensors[weight].shape
+    if len(shape) != 2:
+        raise CheckpointError(f"tensor '{weight}' has shape {list(shape)}; quantized weights are matrices")
+    return shape[0], shape[1]
+
+
+def _declared_shape(name: str, files: Files) -> tuple[int, int]:
+    _check_array(name, files, ("I64", "I32"), (2,))
+    kind = "<i8" if files[name].tensors[name].dtype == "I64" else "<i4"
+    rows, columns = (int(size) for size in np.frombuffer(files[name].data(name).tobytes(), dtype=kind))
+    # Sizes that no array could back would overflow what is computed from them.
+    if not (0 < rows < 1 << 31 and 0 < columns < 1 << 31):
+        raise CheckpointError(f"tensor '{name}' says [{rows}, {columns}], which is no shape of a matrix")
+    return rows, columns
