@@ -180,12 +180,12 @@ def _planned(
 ) -> tuple[ModelSource, Plan]:
     """The model as its transforms will leave it, headers only, and the plan for that."""
     recipe = find_recipe(to) if isinstance(to, str) else to
-    if container is not None:
-        recipe = with_float_roles(recipe, container.float_roles, source)
     transforms = [parse_transform(words) for words in (*recipe.transforms, *options.transforms)]
     has_statistics = guidance.is_given and not guidance.text
     check_guidance(transforms, has_text=bool(guidance.text), has_statistics=has_statistics)
     source = outlined(source, transforms)
+    if container is not None:
+        recipe = with_float_roles(recipe, container.float_roles, source)
     plan = resolve(source, recipe, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
     return source, replace(plan, transforms=transform_plans(source))
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model goes into a compressed-tensors folder, and the folder is a model like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_llama import TEXT, write_tiny_llama
+
+from lilliput import workflows
+from lilliput.containers import open_model
+from lilliput.errors import ContainerError
+from lilliput.evaluation.model_logits import EvaluationOptions
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "m"
+    return write_tiny_llama(folder, hidden=64, ffn=96, layers=1, heads=2, kv_heads=1, is_tied=True)
+
+
+def test_a_folder_runs_is_measured_and_is_written_again_without_loss(tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.compressed-tensors"
+    made = workflows.quantize(tiny, "int8_channel", target)
+    assert made.output[0] == target / "model.safetensors"
+    assert made.ledger == tmp_path / "m.compressed-tensors.ledger.json"
+    assert workflows.plan(tiny, "int8_channel", target).bytes == pytest.approx(made.bytes, abs=64)
+    assert workflows.quantize(tiny, "int8_channel", target).is_up_to_date
+    # Its name decides nothing once it is written.
+    renamed = target.rename(tmp_path / "renamed")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 8)
+    chosen = EvaluationOptions(context=64, measure_floor=False, threads=1)
+    found = workflows.evaluate(tiny, [renamed], text, options=chosen)
+    assert 0.0 < found.files[0].divergence.mean_kld.value < 0.01
+    assert workflows.generate(renamed, "The ", options=workflows.GenerateOptions(max_tokens=4)).token_ids
+    again = tmp_path / "again.compressed-tensors"
+    workflows.quantize(renamed, "int8_channel", again)
+    assert open_model(again).fingerprint() == open_model(renamed).fingerprint()
+
+
+def test_a_format_alone_leaves_embedding_and_head_in_floats_also_after_a_transform(tiny: Path) -> None:
+    options = workflows.QuantizeOptions(transforms=("untie",))
+    report = workflows.plan(tiny, "int4_g32", "m.compressed-tensors", options=options)
+    formats = {row.name: row.format.name for row in report.plan.rows}
+    assert (formats["token_embd.weight"], formats["output.weight"]) == ("f32", "f32")
+    assert formats["blk.0.ffn_up.weight"] == "int4_g32"
+    # Other outputs quantize them as before.
+    elsewhere = workflows.plan(tiny, "int4_g32", "m.safetensors", options=options)
+    assert {row.format.name for row in elsewhere.plan.rows if len(row.shape) == 2} == {"int4_g32"}
+
+
+def test_the_plan_says_what_the_folder_cannot_hold(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContainerError, match=r"'blk.0.attn_q.weight' .* cannot hold POT4_G32; it holds int2 to int8"):
+        workflows.plan(tiny, "pot4_g32", "m.compressed-tensors")
+    with pytest.raises(ContainerError, match="cannot hold POT4_G32"):
+        workflows.quantize(tiny, "pot4_g32", tmp_path / "m.compressed-tensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_untied_head_is_said_in_the_config(tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.compressed-tensors"
+    workflows.quantize(tiny, "int4_g32", target, options=workflows.QuantizeOptions(transforms=("untie",)))
+    config = json.loads((target / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert "output.weight" in open_model(target).headers
