@@ -76,6 +76,18 @@ def text_failures(files: list[Path]) -> list[str]:
     return failures
 
 
+def name_failures(files: list[Path]) -> list[str]:
+    """Two test files of one name: pytest imports only one of them."""
+    seen: dict[str, Path] = {}
+    failures = []
+    for path in files:
+        if path.name.startswith("test_") and path.suffix == ".py":
+            other = seen.setdefault(path.name, path)
+            if other != path:
+                failures.append(f"{path.relative_to(ROOT)}: {other.relative_to(ROOT)} has the same name; rename one")
+    return failures
+
+
 def version_failures() -> list[str]:
     """The changelog's newest version is the package's."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -98,6 +110,7 @@ def main() -> int:
         *run_tool("python", "tools/check_isa_symbols.py"),
         *size_failures(files),
         *text_failures(files),
+        *name_failures(files),
         *version_failures(),
     ]
     for failure in failures:
