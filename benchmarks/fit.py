@@ -3,10 +3,12 @@
 
     python benchmarks/fit.py --text CALIBRATION --test TEXT --work DIR [--model gulliver] [--presets Q4_K_M,Q3_K_M,Q2_K]
                              [--method feedback] [--searches none,evolution,agent] [--evaluations 60] [--tokens 30000]
+                             [--llama-cpp DIR]
 
 Each preset is quantized with the tokens that `fit` calibrates on; each search gets the preset's bytes as --size. KL is
 measured on the test text, which neither saw, with the paired interval of the ratio. One JSON line a preset and search,
 appended to benchmarks/results/fit.jsonl; the searches share one work folder, so that candidates are made once.
+With llama.cpp's programs in DIR the same preset is also made by llama-quantize, with the imatrix of the same text.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+from peers.llama_cpp import LlamaCpp
+
 import lilliput
 from lilliput import workflows
-from lilliput.evaluation.compare import EvaluationResult
+from lilliput.evaluation.compare import EvaluationResult, FileResult
 from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
-from lilliput.evaluation.paired import paired_ratio
+from lilliput.evaluation.paired import PairedRatio, paired_ratio
 from lilliput.fitting import FitOptions, Goal, SearchKind, fit
 from lilliput.fitting.texts import cut_texts
 from lilliput.text.documents import read_text
@@ -55,6 +59,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=30_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--llama-cpp", type=Path)
     return parser.parse_args()
 
 
@@ -84,13 +89,12 @@ def measured(arguments: argparse.Namespace, preset: str) -> list[dict[str, objec
         goal = Goal(size=size)
         fits[search] = fit(arguments.model, goal, folder / f"{search}.gguf", text=[arguments.text], options=own)
         seconds[search] = time.perf_counter() - start
-    found = compared(arguments, [baseline, *(result.output for result in fits.values())])
+    peers = [peer(arguments, preset, folder)] if arguments.llama_cpp else []
+    found = compared(arguments, [baseline, *(result.output for result in fits.values()), *peers])
     base = found.files[0]
     lines = []
-    for (search, result), file in zip(fits.items(), found.files[1:], strict=True):
-        pair = paired_ratio(
-            search, preset, file.scores.kld.reshape(found.chunks, -1), base.scores.kld.reshape(found.chunks, -1)
-        )
+    for (search, result), file in zip(fits.items(), found.files[1 : 1 + len(fits)], strict=True):
+        pair = ratio(found, file, base)
         lines.append(
             {
                 "model": arguments.model, "preset": preset, "method": arguments.method,
@@ -105,7 +109,37 @@ def measured(arguments: argparse.Namespace, preset: str) -> list[dict[str, objec
                 "seconds": round(seconds[search], 1), "version": lilliput.__version__, "commit": commit(),
             }
         )  # fmt: skip
+        if peers:
+            lines[-1] |= beside_peer(found, file)
     return lines
+
+
+def peer(arguments: argparse.Namespace, preset: str, folder: Path) -> Path:
+    """The preset by llama-quantize, with an imatrix of the whole calibration text."""
+    base, imatrix, output = folder / "float.gguf", folder / "imatrix.gguf", folder / "peer.gguf"
+    if not output.exists():
+        workflows.quantize(arguments.model, "F32", base, options=workflows.QuantizeOptions(force=True))
+        chosen = workflows.CalibrateOptions(threads=arguments.threads, force=True)
+        workflows.calibrate(arguments.model, [arguments.text], imatrix, options=chosen)
+        tools = LlamaCpp(arguments.llama_cpp, arguments.threads)
+        tools.quantize(base, output, preset, imatrix=imatrix, is_pure=False)
+    return output
+
+
+def beside_peer(found: EvaluationResult, file: FileResult) -> dict[str, object]:
+    """What a line says about the peer, which is the last file."""
+    other = found.files[-1]
+    pair = ratio(found, file, other)
+    return {
+        "peer": "llama-quantize --imatrix", "peer_bytes": other.bytes, "peer_kld": other.divergence.mean_kld.value,
+        "peer_ratio": pair.kld_ratio, "peer_low": pair.low, "peer_high": pair.high,
+    }  # fmt: skip
+
+
+def ratio(found: EvaluationResult, file: FileResult, other: FileResult) -> PairedRatio:
+    """KL of one file over another's, drawn window by window."""
+    one, two = (result.scores.kld.reshape(found.chunks, -1) for result in (file, other))
+    return paired_ratio(Path(file.name).stem, Path(other.name).stem, one, two)
 
 
 def compared(arguments: argparse.Namespace, files: list[Path]) -> EvaluationResult:
