@@ -18,7 +18,7 @@ TEXT = (
 
 def write_tiny_llama(
     folder: Path, *, hidden: int = 256, ffn: int = 512, layers: int = 2, heads: int = 4, kv_heads: int = 2,
-    vocab: int = 384, is_tied: bool = False, seed: int = 0,
+    vocab: int = 384, is_tied: bool = False, context: int = 512, seed: int = 0,
 ) -> Path:  # fmt: skip
     """Write config.json, model.safetensors (float32) and tokenizer files; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def write_tiny_llama(
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
         "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "vocab_size": vocab, "max_position_embeddings": 512,
+        "num_key_value_heads": kv_heads, "vocab_size": vocab, "max_position_embeddings": context,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": is_tied, "hidden_act": "silu",
         "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "float32",
     }  # fmt: skip

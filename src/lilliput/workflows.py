@@ -8,11 +8,11 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import lilliput
 from lilliput.architectures.architecture import Json
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
+Chosen = TypeVar("Chosen")
 BUILT_IN_TEXT = "builtin"
 FINGERPRINT_KEY = "lilliput.fingerprint"
 # --effort: how codes are chosen. Each step is justified by docs/log.md and benchmarks/quality.py.
@@ -544,9 +545,7 @@ def chosen_seed(seed: int | None) -> int:
 def activation_kind(name: str) -> Activations:
     """Parse --activations. Raises RecipeError."""
     known: dict[str, Activations] = {"f32": "f32", "engine": "engine"}
-    if name not in known:
-        raise RecipeError(f"unknown --activations '{name}'; known: {', '.join(known)}")
-    return known[name]
+    return _one_of("--activations", name, known)
 
 
 def stream_inputs(name: str | None) -> StreamInputs | None:
@@ -554,16 +553,18 @@ def stream_inputs(name: str | None) -> StreamInputs | None:
     if name is None:
         return None
     known: dict[str, StreamInputs] = {"quantized": "quantized", "float": "float", "both": "both"}
-    if name not in known:
-        raise RecipeError(f"unknown --inputs '{name}'; known: {', '.join(known)}")
-    return known[name]
+    return _one_of("--inputs", name, known)
 
 
 def forward_precision(name: str) -> Precision:
     """Parse --precision. Raises RecipeError."""
     known: dict[str, Precision] = {"float32": "float32", "bfloat16": "bfloat16"}
+    return _one_of("--precision", name, known)
+
+
+def _one_of(option: str, name: str, known: Mapping[str, Chosen]) -> Chosen:
     if name not in known:
-        raise RecipeError(f"unknown --precision '{name}'; known: {', '.join(known)}")
+        raise RecipeError(f"unknown {option} '{name}'; known: {', '.join(known)}")
     return known[name]
 
 

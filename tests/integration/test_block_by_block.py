@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -37,11 +36,8 @@ CHUNKS, LAYERS = 8, 3
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_llama(folder, hidden=32, ffn=32, layers=LAYERS, heads=2, kv_heads=1, vocab=300)
-    config = json.loads((folder / "config.json").read_text())
     # The chunks of calibration are as long as the model's context.
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
-    return folder
+    return write_tiny_llama(folder, hidden=32, ffn=32, layers=LAYERS, heads=2, kv_heads=1, vocab=300, context=64)
 
 
 @pytest.fixture(scope="module")

@@ -42,10 +42,7 @@ OPTIONS = FitOptions(effort="fast", formats=FORMATS, search="evolution", evaluat
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_llama(folder, hidden=64, ffn=96, layers=2, heads=2, kv_heads=1, vocab=300)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
-    return folder
+    return write_tiny_llama(folder, hidden=64, ffn=96, heads=2, kv_heads=1, vocab=300, context=64)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from lilliput.errors import CalibrationError
+from lilliput.methods.torch_threads import torch_threads
 from lilliput.records import LayerInputs
 
 if TYPE_CHECKING:
@@ -132,15 +133,10 @@ def _lower_triangle(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor |
     for start in range(0, columns, PANEL):
         rows = order[start : start + PANEL]
         work[start : start + PANEL] = matrix[rows][:, order]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for start in range(0, columns, PANEL):
-            if not _finish_panel_(work, start, min(start + PANEL, columns)):
-                return None
-    finally:
-        torch.set_num_threads(threads)
-    return work
+    with torch_threads(1):
+        starts = range(0, columns, PANEL)
+        is_done = all(_finish_panel_(work, start, min(start + PANEL, columns)) for start in starts)
+    return work if is_done else None
 
 
 def _finish_panel_(work: torch.Tensor, start: int, stop: int) -> bool:

@@ -98,7 +98,7 @@ class _Loop:
         self._shape = (*chunks.shape, source.config.hidden_size)
         self._follows_float = options.inputs == "both"
         # Passes through each block, and one through the final norm.
-        self._passes = 3 if self._follows_float else 2
+        self._passes = {"float": 1, "quantized": 2, "both": 3}[options.inputs]
         self._steps = (self._passes * self._stream.layers + 1) * len(chunks)
         self._steps_done = 0
 
@@ -177,12 +177,13 @@ class _Loop:
                     self._source.release(row.name)
             text = BlockText(before[0], after[1] if self._follows_float else after[0], arguments)
             done |= self._learned(block, layer, done, text)
+            # A stream of float inputs went on when it was watched.
             if self._options.inputs != "float":
                 for tensor, _ in done.values():
                     self._stream.replace(block, layer, tensor)
-            for index in range(len(self._chunks)):
-                after[0][index] = self._stream.forward(block, layer, index, before[0][index], arguments)
-                self._advance(1)
+                for index in range(len(self._chunks)):
+                    after[0][index] = self._stream.forward(block, layer, index, before[0][index], arguments)
+                    self._advance(1)
         return done
 
     def _learned(self, block: torch.nn.Module, layer: int, done: Done, text: BlockText) -> Done:

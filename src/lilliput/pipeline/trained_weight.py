@@ -71,8 +71,7 @@ class TrainedWeight:
             parameters[name] = torch.where(new.isfinite(), new, old)
         codes = self._codes
         if self._neighbours is not None and self.offsets is not None:
-            above, below = self._neighbours.above, self._neighbours.below
-            codes = torch.where(self.offsets > 0.5, above, torch.where(self.offsets < -0.5, below, codes))
+            codes = _by_offset(self.offsets, self._neighbours.above, codes, self._neighbours.below)
         return replace(self.tensor, planes=self.tensor.format.pack(to_encoded(codes, parameters)))
 
     def step_rounding(self, rate: float) -> None:
@@ -93,7 +92,7 @@ class TrainedWeight:
             return term
         rise, fall = self._neighbours.rise[name], self._neighbours.fall[name]
         fixed = self.offsets.detach()
-        moved = torch.where(fixed > 0.5, rise, torch.where(fixed < -0.5, -fall, 0.0))
+        moved = _by_offset(fixed, rise, torch.zeros(()), -fall)
         return term + moved + (rise + fall) * (0.5 * (self.offsets - fixed))
 
     def _find_neighbours(self) -> _Neighbours | None:
@@ -151,6 +150,13 @@ class Descent:
             weight.step_rounding(self._rounding_rate * (1.0 - self.taken / self.steps))
         self._schedule.step()
         self.taken += 1
+
+
+def _by_offset(offsets: torch.Tensor, up: torch.Tensor, same: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """What holds for a code that its offset moves up, leaves, or moves down."""
+    import torch
+
+    return torch.where(offsets > 0.5, up, torch.where(offsets < -0.5, down, same))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lilliput.architectures.architecture import Named, PermutedHeads
 from lilliput.arrays import DoubleArray, FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
+from lilliput.calibration.mapped_file import mapped_floats
 from lilliput.checkpoints.model_source import ModelSource
+from lilliput.containers.part_writer import disk_error
 from lilliput.errors import CalibrationError
 from lilliput.methods.torch_threads import torch_threads
-from lilliput.records import Role
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,11 @@ def _hidden_states(folder: Path, source: ModelSource, chunks: IntArray) -> Itera
     path = folder / "hidden-states"
     shape = (source.config.layers + 1, *chunks.shape, source.config.hidden_size)
     try:
-        yield np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+        try:
+            states = mapped_floats(path, shape)
+        except OSError as failure:
+            raise disk_error(path.name, failure) from failure
+        yield states
     finally:
         path.unlink(missing_ok=True)
 
@@ -111,15 +115,17 @@ class _Backward:
             for layer in range(self._stream.layers):
                 with self._stream.block(layer) as block:
                     for index in range(len(self._chunks)):
-                        output = _output(block(_tensor(self._states[layer, index])[None], **arguments[layer]))
-                        self._states[layer + 1, index] = output[0].numpy()
+                        hidden = torch.from_numpy(self._states[layer, index])
+                        self._states[layer + 1, index] = self._stream.forward(
+                            block, layer, index, hidden, arguments[layer]
+                        )
                         self._advance()
 
     def _head(self) -> None:
         """From the last hidden states to the gradients there, for tokens drawn from the predictions."""
         import torch
 
-        name = self._head_name()
+        name = self._stream.output_names[-1]
         head = torch.from_numpy(np.ascontiguousarray(self._source.tensor(name).dequantize()))
         total = torch.zeros(len(head), dtype=torch.float64)
         draw = torch.Generator().manual_seed(SEED)
@@ -142,11 +148,6 @@ class _Backward:
                 self._advance()
         self._sums[name] = total.numpy()
 
-    def _head_name(self) -> str:
-        table = self._source.architecture.tensor_table(self._source.config)
-        entry = next(entry for entry in table if entry.role is Role.OUTPUT)
-        return entry.tied_to or entry.name
-
     def _block(self, layer: int, arguments: dict[str, object]) -> None:
         with self._stream.block(layer) as block:
             block.requires_grad_(False)
@@ -161,11 +162,10 @@ class _Backward:
     @contextmanager
     def _watching(self, block: torch.nn.Module, layer: int) -> Iterator[None]:
         """Sum the squares of the gradients at the output of every linear of the block."""
-        prefix, handles = f"model.layers.{layer}.", []
+        handles = []
         for entries in self._stream.linears(layer).values():
             for entry in entries:
-                assert isinstance(entry.source, Named | PermutedHeads)
-                module = block.get_submodule(entry.source.name.removeprefix(prefix).removesuffix(".weight"))
+                module = block.get_submodule(self._stream.name_in_block(layer, entry.name).removesuffix(".weight"))
                 handles.append(module.register_full_backward_hook(self._adding_to(entry.name)))
         try:
             yield
