@@ -22,9 +22,9 @@ from lilliput.architectures.program import (
     Rope,
     SelectOutputRows,
 )
+from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.formats import get_format
 from lilliput.records import QuantizedTensor
-from lilliput.runtime.rope_frequencies import inverse_frequencies
 
 Numbers = NDArray[np.floating]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lilliput.architectures import llama
+from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.architectures.rope_scaling import llama3_factors
-from lilliput.runtime.rope_frequencies import inverse_frequencies
 
 transformers = pytest.importorskip("transformers")
 

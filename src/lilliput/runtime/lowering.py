@@ -24,12 +24,12 @@ from lilliput.architectures.program import (
     RopeFrequencies,
     SelectOutputRows,
 )
+from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.arrays import FloatArray
 from lilliput.errors import RuntimeModelError
 from lilliput.formats import get_format
 from lilliput.formats.native_decode import decode
 from lilliput.records import QuantizedTensor
-from lilliput.runtime.rope_frequencies import inverse_frequencies
 
 TensorByName = Callable[[str], QuantizedTensor]
 _NO_BIAS = -1

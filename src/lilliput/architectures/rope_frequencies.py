@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary frequencies, resolved once at load: base, linear, factors (llama3), YaRN."""
+"""Rotary frequencies, resolved once, by the engine and by exports: base, linear, factors (llama3), YaRN."""
 
 from __future__ import annotations
 
