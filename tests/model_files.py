@@ -13,7 +13,8 @@ import numpy as np
 from stored_planes import finite_planes
 
 from lilliput.architectures import llama
-from lilliput.architectures.architecture import Json, Named, PermutedHeads
+from lilliput.architectures.architecture import Json
+from lilliput.architectures.sources import Named, PermutedHeads
 from lilliput.checkpoints.model_source import Provenance
 from lilliput.containers.container import Contents
 from lilliput.formats import NumberFormat, get_format

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from reference_program import ProgramSource, float_tensor, run_program
 
 from lilliput.architectures import ARCHITECTURES, architecture_for_huggingface
-from lilliput.architectures.architecture import Architecture, Computed, Json, ModelConfig
+from lilliput.architectures.architecture import Architecture, Json, ModelConfig
+from lilliput.architectures.sources import Computed
 from lilliput.checkpoints.model_source import ModelSource, Provenance
 from lilliput.records import QuantizedTensor, Role, TensorHeader
 from lilliput.text.vocabulary import Vocabulary

@@ -12,15 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lilliput.architectures.program import (
+    Activate,
     Add,
     Attention,
     Embed,
     Glu,
+    LayerNorm,
     Linear,
+    Operation,
     Program,
     RmsNorm,
     Rope,
+    Scale,
     SelectOutputRows,
+    Softcap,
 )
 from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.formats import get_format
@@ -62,32 +67,61 @@ def encoded_tensor(name: str, values: NDArray[np.float32], format_name: str) -> 
 
 
 def run_program(
-    source: ProgramSource, token_ids: Sequence[int], rows: Sequence[int], dtype: type[np.floating] = np.float64
+    source: ProgramSource,
+    token_ids: Sequence[int],
+    rows: Sequence[int],
+    dtype: type[np.floating] = np.float64,
+    segments: Sequence[int] | None = None,
 ) -> Numbers:
     """Logits [rows, vocab] of one batch from an empty cache."""
     values = {name: tensor.dequantize().astype(dtype) for name, tensor in source.tensors.items()}
     buffers: dict[str, Numbers] = {}
     for operation in source.program.operations:
         match operation:
-            case Embed(out, weight, scale):
-                buffers[out] = values[weight][np.asarray(token_ids)] * dtype(scale)
+            case Embed(out, weight, scale, by, offset):
+                chosen = {
+                    "token": np.asarray(token_ids),
+                    "position": np.arange(len(token_ids)) + offset,
+                    "segment": np.zeros(len(token_ids), dtype=int) if segments is None else np.asarray(segments),
+                }[by]
+                buffers[out] = values[weight][chosen] * dtype(scale)
             case RmsNorm(out, x, weight, epsilon, groups):
                 parts = buffers[x].reshape(len(buffers[x]), groups, -1)
                 mean = np.mean(parts * parts, axis=2, keepdims=True)
                 buffers[out] = (parts / np.sqrt(mean + dtype(epsilon)) * values[weight]).reshape(len(parts), -1)
-            case Linear(out, x, weight, bias):
-                buffers[out] = buffers[x] @ values[weight].T + (0 if bias is None else values[bias])
+            case LayerNorm(out, x, weight, bias, epsilon):
+                centred = buffers[x] - buffers[x].mean(axis=1, keepdims=True)
+                variance = np.mean(centred * centred, axis=1, keepdims=True)
+                normed = centred / np.sqrt(variance + dtype(epsilon)) * values[weight]
+                buffers[out] = normed + (0 if bias is None else values[bias])
+            case Linear(out, x, weight, bias, row_range):
+                part = slice(None) if row_range is None else slice(*row_range)
+                buffers[out] = buffers[x] @ values[weight][part].T + (0 if bias is None else values[bias][part])
             case Rope():
                 buffers[operation.x] = rotate(operation, buffers[operation.x], values)
             case Attention():
                 buffers[operation.out] = attend(operation, buffers)
-            case Glu(out, gate, up, activation):
-                buffers[out] = ACTIVATIONS[activation](buffers[gate]) * buffers[up]
-            case Add(out, a, b):
-                buffers[out] = buffers[a] + buffers[b]
             case SelectOutputRows(out, x):
                 buffers[out] = buffers[x][np.asarray(rows, dtype=int)]
+            case _:
+                buffers[operation.out] = elementwise(operation, buffers, dtype)
     return buffers[source.program.output]
+
+
+def elementwise(operation: Operation, buffers: Mapping[str, Numbers], dtype: type[np.floating]) -> Numbers:
+    """Operations whose output's elements depend on the same elements of their inputs alone."""
+    match operation:
+        case Glu(_, gate, up, activation):
+            return ACTIVATIONS[activation](buffers[gate]) * buffers[up]
+        case Activate(_, x, activation):
+            return ACTIVATIONS[activation](buffers[x])
+        case Scale(_, x, factor):
+            return buffers[x] * dtype(factor)
+        case Softcap(_, x, limit):
+            return dtype(limit) * np.tanh(buffers[x] / dtype(limit))
+        case Add(_, a, b):
+            return buffers[a] + buffers[b]
+    raise AssertionError(f"no meaning for {operation}")
 
 
 def rotate(operation: Rope, x: Numbers, values: Mapping[str, Numbers]) -> Numbers:
@@ -137,4 +171,5 @@ ACTIVATIONS = {
     "gelu": lambda x: 0.5 * x * (1 + _erf(x / np.sqrt(x.dtype.type(2)))),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(x.dtype.type(2 / np.pi)) * (x + 0.044715 * x**3))),
     "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
 }

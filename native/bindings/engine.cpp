@@ -5,6 +5,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -12,6 +13,8 @@
 #include <array>
 #include <chrono>
 #include <memory>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -45,11 +48,16 @@ T by_name(const std::array<std::pair<const char*, T>, N>& table, const std::stri
   throw std::invalid_argument(std::string(what) + " '" + name + "' is unknown; known: " + known);
 }
 
-constexpr std::array<std::pair<const char*, kernels::Activation>, 4> kActivations{
+constexpr std::array<std::pair<const char*, kernels::Activation>, 5> kActivations{
     {{"silu", kernels::Activation::silu},
      {"gelu", kernels::Activation::gelu},
      {"gelu_tanh", kernels::Activation::gelu_tanh},
-     {"relu", kernels::Activation::relu}}};
+     {"relu", kernels::Activation::relu},
+     {"tanh", kernels::Activation::tanh}}};
+constexpr std::array<std::pair<const char*, engine::EmbedBy>, 3> kEmbedBy{
+    {{"token", engine::EmbedBy::token},
+     {"position", engine::EmbedBy::position},
+     {"segment", engine::EmbedBy::segment}}};
 constexpr std::array<std::pair<const char*, kernels::RopeStyle>, 2> kRopeStyles{
     {{"adjacent", kernels::RopeStyle::adjacent}, {"halves", kernels::RopeStyle::halves}}};
 constexpr std::array<std::pair<const char*, bool>, 2> kExactInput{
@@ -111,14 +119,16 @@ class SignalCheck {
 };
 
 Logits forward(engine::Engine& self, const Ints& tokens, std::int64_t n_past,
-               const Ints& output_rows) {
+               const Ints& output_rows, const std::optional<Ints>& segments) {
   const std::size_t rows = output_rows.size();
   const auto width = static_cast<std::size_t>(self.output_width());
   auto values = std::make_unique_for_overwrite<float[]>(rows * width);
   try {
     nb::gil_scoped_release release;
-    self.forward({tokens.data(), tokens.size()}, n_past, {output_rows.data(), rows},
-                 {values.get(), rows * width}, SignalCheck());
+    self.forward(
+        {tokens.data(), tokens.size()}, n_past, {output_rows.data(), rows},
+        {values.get(), rows * width}, SignalCheck(),
+        segments ? std::span(segments->data(), segments->size()) : std::span<const std::int32_t>());
   } catch (const engine::Interrupted&) {
     throw nb::python_error();
   }
@@ -157,16 +167,24 @@ void bind_program(nb::module_& module) {
           "kv_heads"_a, "head_dim"_a)
       .def(
           "embed",
-          [](BoundProgram& self, int out, int weight, float scale) {
-            self.program->add(engine::Embed{out, weight, scale});
+          [](BoundProgram& self, int out, int weight, float scale, const std::string& by,
+             std::int64_t offset) {
+            self.program->add(
+                engine::Embed{out, weight, scale, by_name(kEmbedBy, by, "embed by"), offset});
           },
-          nb::kw_only(), "out"_a, "weight"_a, "scale"_a)
+          nb::kw_only(), "out"_a, "weight"_a, "scale"_a, "by"_a = "token", "offset"_a = 0)
       .def(
           "rms_norm",
           [](BoundProgram& self, int out, int x, int weight, float epsilon, std::int64_t groups) {
             self.program->add(engine::RmsNorm{out, x, weight, epsilon, groups});
           },
           nb::kw_only(), "out"_a, "x"_a, "weight"_a, "epsilon"_a, "groups"_a)
+      .def(
+          "layer_norm",
+          [](BoundProgram& self, int out, int x, int weight, int bias, float epsilon) {
+            self.program->add(engine::LayerNorm{out, x, weight, bias, epsilon});
+          },
+          nb::kw_only(), "out"_a, "x"_a, "weight"_a, "bias"_a, "epsilon"_a, "bias: or -1.")
       .def("linears", &BoundProgram::linears, nb::kw_only(), "x"_a, "parts"_a,
            "parts: (out buffer, weight, bias vector or -1) of linears that all read x.")
       .def(
@@ -196,6 +214,25 @@ void bind_program(nb::module_& module) {
                 engine::Glu{out, gate, up, by_name(kActivations, activation, "activation")});
           },
           nb::kw_only(), "out"_a, "gate"_a, "up"_a, "activation"_a)
+      .def(
+          "activate",
+          [](BoundProgram& self, int out, int x, const std::string& activation) {
+            self.program->add(
+                engine::Activate{out, x, by_name(kActivations, activation, "activation")});
+          },
+          nb::kw_only(), "out"_a, "x"_a, "activation"_a)
+      .def(
+          "scale",
+          [](BoundProgram& self, int out, int x, float factor) {
+            self.program->add(engine::Scale{out, x, factor});
+          },
+          nb::kw_only(), "out"_a, "x"_a, "factor"_a)
+      .def(
+          "softcap",
+          [](BoundProgram& self, int out, int x, float limit) {
+            self.program->add(engine::Softcap{out, x, limit});
+          },
+          nb::kw_only(), "out"_a, "x"_a, "limit"_a)
       .def(
           "add",
           [](BoundProgram& self, int out, int a, int b) {
@@ -239,9 +276,11 @@ void bind_engine_class(nb::module_& module) {
           nb::keep_alive<1, 2>(), "program"_a, nb::kw_only(), "context"_a, "batch"_a, "threads"_a,
           "instruction_set"_a = "", "activations"_a = "engine", "kv_format"_a = "f16")
       .def("forward", &forward, "tokens"_a.noconvert(), "n_past"_a, "output_rows"_a.noconvert(),
+           "segments"_a.noconvert() = nb::none(),
            "tokens: int32 [n], at most `batch`, at positions n_past …; what the cache held from "
            "n_past on is dropped.  output_rows: int32, increasing.  Returns float32 "
-           "[len(output_rows), vocabulary]. Raises ValueError; KeyboardInterrupt between "
+           "[len(output_rows), vocabulary].  segments: int32 [n], None for all 0. Raises "
+           "ValueError; KeyboardInterrupt between "
            "operations, after which the cache holds n_past tokens.")
       .def("truncate", &engine::Engine::truncate, "length"_a)
       .def_prop_ro("length", &engine::Engine::length)

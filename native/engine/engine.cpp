@@ -31,6 +31,10 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
     refuse("context is " + std::to_string(options_.context) + ", must be at least 1");
   if (options_.batch < 1)
     refuse("batch is " + std::to_string(options_.batch) + ", must be at least 1");
+  if (options_.context > program_->positions()) {
+    refuse("context is " + std::to_string(options_.context) + ", but the table of positions has " +
+           std::to_string(program_->positions()) + " rows for it");
+  }
   for (const kernels::Weight& weight : program_->weights()) {
     matmul_kernels_.push_back(
         &kernels::matmul_kernel(weight.format, options_.isa, options_.exact_input));
@@ -134,6 +138,18 @@ void Engine::check_input(std::span<const std::int32_t> tokens, std::int64_t n_pa
   }
 }
 
+void Engine::check_segments(std::span<const std::int32_t> segments, std::size_t tokens) const {
+  if (!segments.empty() && segments.size() != tokens) {
+    refuse(std::to_string(segments.size()) + " segments for " + std::to_string(tokens) + " tokens");
+  }
+  for (const std::int32_t segment : segments) {
+    if (segment < 0 || segment >= program_->segments()) {
+      refuse("segment " + std::to_string(segment) + " is none of the model's " +
+             std::to_string(program_->segments()));
+    }
+  }
+}
+
 // Cosine and sine of position * frequency, in double precision: float32 angles lose 2^-11 at
 // position 8192.
 void Engine::prepare_angles(std::int64_t first_position, std::int64_t tokens) {
@@ -154,13 +170,15 @@ void Engine::prepare_angles(std::int64_t first_position, std::int64_t tokens) {
 
 void Engine::forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
                      std::span<const std::int32_t> output_rows, std::span<float> logits,
-                     const std::function<bool()>& should_stop) {
+                     const std::function<bool()>& should_stop,
+                     std::span<const std::int32_t> segments) {
   check_input(tokens, n_past, output_rows, logits);
+  check_segments(segments, tokens.size());
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   ThreadPool::Lease lease(ThreadPool::shared(), options_.threads);
   length_ = n_past;
   prepare_angles(n_past, n_tokens);
-  Pass pass{tokens, n_past, output_rows, logits, lease, 0};
+  Pass pass{tokens, segments, n_past, output_rows, logits, lease, 0};
   for (const Step& step : program_->steps()) {
     if (should_stop && should_stop()) throw Interrupted();
     pass.rows = step.on_selected_rows ? static_cast<std::int64_t>(output_rows.size()) : n_tokens;

@@ -40,11 +40,12 @@ class Engine {
 
   // Runs tokens at positions n_past, n_past + 1, …; what the cache held from n_past on is dropped.
   // output_rows: increasing indices into `tokens` whose logits are written to
-  // logits[row][vocabulary]. should_stop is asked between operations. Throws std::invalid_argument
-  // for bad input, Interrupted.
+  // logits[row][vocabulary]. should_stop is asked between operations. segments: of each token, or
+  // none: all 0. Throws std::invalid_argument for bad input, Interrupted.
   void forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
                std::span<const std::int32_t> output_rows, std::span<float> logits,
-               const std::function<bool()>& should_stop);
+               const std::function<bool()>& should_stop,
+               std::span<const std::int32_t> segments = {});
 
   std::int64_t length() const { return length_; }
   void truncate(std::int64_t length);
@@ -60,9 +61,14 @@ class Engine {
   struct LinearPlan;
   struct AttentionRun;
 
+  std::int64_t table_row(const Pass& pass, const Embed& operation, std::int64_t row) const;
+  template <typename Body>
+  void run_elementwise(const Pass& pass, BufferIndex out, BufferIndex x, Body body);
+
   void check_input(std::span<const std::int32_t> tokens, std::int64_t n_past,
                    std::span<const std::int32_t> output_rows, std::span<float> logits) const;
   void measure_scratch();
+  void check_segments(std::span<const std::int32_t> segments, std::size_t tokens) const;
   void prepare_angles(std::int64_t first_position, std::int64_t tokens);
   float* buffer(const Pass& pass, BufferIndex index) const;
   std::uint8_t* thread_scratch(int thread) const;
@@ -71,10 +77,14 @@ class Engine {
 
   void run(Pass& pass, const Embed& operation);
   void run(Pass& pass, const RmsNorm& operation);
+  void run(Pass& pass, const LayerNorm& operation);
   void run(Pass& pass, const LinearGroup& operation);
   void run(Pass& pass, const Rope& operation);
   void run(Pass& pass, const Attention& operation);
   void run(Pass& pass, const Glu& operation);
+  void run(Pass& pass, const Activate& operation);
+  void run(Pass& pass, const Scale& operation);
+  void run(Pass& pass, const Softcap& operation);
   void run(Pass& pass, const Add& operation);
   void run(Pass& pass, const SelectOutputRows& operation);
 

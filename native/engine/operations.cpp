@@ -33,6 +33,31 @@ void add_bias(const std::vector<float>& bias, std::int64_t row_begin, std::int64
 
 }  // namespace
 
+// The row of the table that row `row` of the batch takes.
+std::int64_t Engine::table_row(const Pass& pass, const Embed& operation, std::int64_t row) const {
+  const auto index = static_cast<std::size_t>(row);
+  switch (operation.by) {
+    case EmbedBy::position:
+      return pass.n_past + row + operation.offset;
+    case EmbedBy::segment:
+      return pass.segments.empty() ? 0 : pass.segments[index];
+    case EmbedBy::token:
+      break;
+  }
+  return pass.tokens[index];
+}
+
+// Calls body(x, floats, out) on runs of whole rows.
+template <typename Body>
+void Engine::run_elementwise(const Pass& pass, BufferIndex out, BufferIndex x, Body body) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(x)];
+  const float* from = buffer(pass, x);
+  float* to = buffer(pass, out);
+  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
+    body(from + begin * width, (end - begin) * width, to + begin * width);
+  });
+}
+
 void Engine::run(Pass& pass, const Embed& operation) {
   const kernels::Weight& weight = program_->weights()[static_cast<std::size_t>(operation.weight)];
   const formats::FormatTraits& traits = formats::traits(weight.format);
@@ -40,8 +65,8 @@ void Engine::run(Pass& pass, const Embed& operation) {
   pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       float* values = out + row * weight.columns;
-      const std::int64_t token = pass.tokens[static_cast<std::size_t>(row)];
-      traits.decode(weight.blocks + token * weight.row_bytes, values,
+      const std::int64_t chosen = table_row(pass, operation, row);
+      traits.decode(weight.blocks + chosen * weight.row_bytes, values,
                     weight.columns / traits.block_size);
       if (operation.scale == 1.0f) continue;
       for (std::int64_t i = 0; i < weight.columns; ++i) values[i] *= operation.scale;
@@ -58,6 +83,23 @@ void Engine::run(Pass& pass, const RmsNorm& operation) {
   pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin * operation.groups; i < end * operation.groups; ++i) {
       vector_kernels_.rms_norm(x + i * part, weight, operation.epsilon, part, out + i * part);
+    }
+  });
+}
+
+void Engine::run(Pass& pass, const LayerNorm& operation) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.x)];
+  const auto vector = [&](VectorIndex index) {
+    return index == kNone ? nullptr : program_->vectors()[static_cast<std::size_t>(index)].data();
+  };
+  const float* weight = vector(operation.weight);
+  const float* bias = vector(operation.bias);
+  const float* x = buffer(pass, operation.x);
+  float* out = buffer(pass, operation.out);
+  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      vector_kernels_.layer_norm(x + row * width, weight, bias, operation.epsilon, width,
+                                 out + row * width);
     }
   });
 }
@@ -147,6 +189,27 @@ void Engine::run(Pass& pass, const Glu& operation) {
     vector_kernels_.glu(gate + begin * width, up + begin * width, operation.activation,
                         (end - begin) * width, out + begin * width);
   });
+}
+
+void Engine::run(Pass& pass, const Activate& operation) {
+  run_elementwise(pass, operation.out, operation.x,
+                  [&](const float* x, std::int64_t floats, float* out) {
+                    vector_kernels_.activate(x, operation.activation, floats, out);
+                  });
+}
+
+void Engine::run(Pass& pass, const Scale& operation) {
+  run_elementwise(pass, operation.out, operation.x,
+                  [&](const float* x, std::int64_t floats, float* out) {
+                    vector_kernels_.scale(x, operation.factor, floats, out);
+                  });
+}
+
+void Engine::run(Pass& pass, const Softcap& operation) {
+  run_elementwise(pass, operation.out, operation.x,
+                  [&](const float* x, std::int64_t floats, float* out) {
+                    vector_kernels_.softcap(x, operation.limit, floats, out);
+                  });
 }
 
 void Engine::run(Pass& pass, const Add& operation) {

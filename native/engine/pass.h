@@ -14,6 +14,7 @@ namespace lilliput::engine {
 
 struct Engine::Pass {
   std::span<const std::int32_t> tokens;
+  std::span<const std::int32_t> segments;  // empty: all 0
   std::int64_t n_past;
   std::span<const std::int32_t> output_rows;
   std::span<float> logits;

@@ -97,6 +97,13 @@ void Program::append(Operation operation, Rows rows, BufferIndex out) {
   mark_written(out, rows);
 }
 
+// An operation of one input that makes as many values of each row.
+void Program::append_elementwise(const char* what, const Operation& operation, BufferIndex out,
+                                 BufferIndex x) {
+  check_width(what, out, width(x));
+  append(operation, rows_of(x), out);
+}
+
 void Program::mark_written(BufferIndex buffer, Rows rows) {
   written_[static_cast<std::size_t>(buffer)] = rows;
   if (rows == Rows::all) held_all_[static_cast<std::size_t>(buffer)] = true;
@@ -105,7 +112,21 @@ void Program::mark_written(BufferIndex buffer, Rows rows) {
 void Program::add(const Embed& operation) {
   const kernels::Weight& weight = at(weights_, operation.weight, "weight");
   check_width("embed", operation.out, weight.columns);
-  vocabulary_ = vocabulary_ == 0 ? weight.rows : std::min(vocabulary_, weight.rows);
+  switch (operation.by) {
+    case EmbedBy::token:
+      vocabulary_ = vocabulary_ == 0 ? weight.rows : std::min(vocabulary_, weight.rows);
+      break;
+    case EmbedBy::position:
+      if (operation.offset < 0 || operation.offset >= weight.rows) {
+        refuse("embed: offset " + std::to_string(operation.offset) + " leaves no position of " +
+               std::to_string(weight.rows));
+      }
+      positions_ = std::min(positions_, weight.rows - operation.offset);
+      break;
+    case EmbedBy::segment:
+      segments_ = segments_ == 1 ? weight.rows : std::min(segments_, weight.rows);
+      break;
+  }
   append(operation, Rows::all, operation.out);
 }
 
@@ -117,6 +138,14 @@ void Program::add(const RmsNorm& operation) {
   }
   check_vector("rms_norm: weight", operation.weight, width(operation.x) / operation.groups);
   append(operation, rows_of(operation.x), operation.out);
+}
+
+void Program::add(const LayerNorm& operation) {
+  check_vector("layer_norm: weight", operation.weight, width(operation.x));
+  if (operation.bias != kNone) {
+    check_vector("layer_norm: bias", operation.bias, width(operation.x));
+  }
+  append_elementwise("layer_norm", operation, operation.out, operation.x);
 }
 
 void Program::add(const LinearGroup& operation) {
@@ -172,6 +201,19 @@ void Program::add(const Glu& operation) {
   check_width("glu", operation.out, width(operation.up));
   if (rows_of(operation.gate) != rows_of(operation.up)) refuse("glu: inputs hold different rows");
   append(operation, rows_of(operation.up), operation.out);
+}
+
+void Program::add(const Activate& operation) {
+  append_elementwise("activate", operation, operation.out, operation.x);
+}
+
+void Program::add(const Scale& operation) {
+  append_elementwise("scale", operation, operation.out, operation.x);
+}
+
+void Program::add(const Softcap& operation) {
+  if (!(operation.limit > 0.0f)) refuse("softcap: the limit must be above 0");
+  append_elementwise("softcap", operation, operation.out, operation.x);
 }
 
 void Program::add(const Add& operation) {

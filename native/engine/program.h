@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <variant>
 #include <vector>
@@ -22,10 +23,15 @@ using VectorIndex = int;
 using RopeIndex = int;
 inline constexpr int kNone = -1;
 
+// What chooses the row of a table: the token's id, its position plus `offset`, or its segment.
+enum class EmbedBy : std::uint8_t { token, position, segment };
+
 struct Embed {
   BufferIndex out;
   WeightIndex weight;
   float scale;
+  EmbedBy by;
+  std::int64_t offset;
 };
 
 struct RmsNorm {
@@ -34,6 +40,14 @@ struct RmsNorm {
   VectorIndex weight;
   float epsilon;
   std::int64_t groups;
+};
+
+struct LayerNorm {
+  BufferIndex out;
+  BufferIndex x;
+  VectorIndex weight;
+  VectorIndex bias;  // or kNone
+  float epsilon;
 };
 
 struct LinearPart {
@@ -77,6 +91,24 @@ struct Glu {
   kernels::Activation activation;
 };
 
+struct Activate {
+  BufferIndex out;
+  BufferIndex x;
+  kernels::Activation activation;
+};
+
+struct Scale {
+  BufferIndex out;
+  BufferIndex x;
+  float factor;
+};
+
+struct Softcap {
+  BufferIndex out;
+  BufferIndex x;
+  float limit;
+};
+
 struct Add {
   BufferIndex out;
   BufferIndex a;
@@ -88,8 +120,8 @@ struct SelectOutputRows {
   BufferIndex x;
 };
 
-using Operation =
-    std::variant<Embed, RmsNorm, LinearGroup, Rope, Attention, Glu, Add, SelectOutputRows>;
+using Operation = std::variant<Embed, RmsNorm, LayerNorm, LinearGroup, Rope, Attention, Glu,
+                               Activate, Scale, Softcap, Add, SelectOutputRows>;
 
 // An operation runs on all tokens, or on the rows whose logits were asked for.
 struct Step {
@@ -120,10 +152,14 @@ class Program {
 
   void add(const Embed& operation);
   void add(const RmsNorm& operation);
+  void add(const LayerNorm& operation);
   void add(const LinearGroup& operation);
   void add(const Rope& operation);
   void add(const Attention& operation);
   void add(const Glu& operation);
+  void add(const Activate& operation);
+  void add(const Scale& operation);
+  void add(const Softcap& operation);
   void add(const Add& operation);
   void add(const SelectOutputRows& operation);
   // The buffer of the logits. Ends the program.
@@ -136,8 +172,11 @@ class Program {
   const std::vector<KvState>& states() const { return states_; }
   const std::vector<Step>& steps() const { return steps_; }
   BufferIndex output() const { return output_; }
-  // Token ids are below this.
+  // Token ids are below this, segments below that.
   std::int64_t vocabulary() const { return vocabulary_; }
+  std::int64_t segments() const { return segments_; }
+  // Positions that the tables of learned positions have rows for.
+  std::int64_t positions() const { return positions_; }
 
  private:
   enum class Rows : std::uint8_t { none, all, selected };
@@ -145,6 +184,8 @@ class Program {
   std::int64_t width(BufferIndex buffer) const;
   Rows rows_of(BufferIndex buffer) const;
   void check_width(const char* what, BufferIndex buffer, std::int64_t expected) const;
+  void append_elementwise(const char* what, const Operation& operation, BufferIndex out,
+                          BufferIndex x);
   void check_vector(const char* what, VectorIndex vector, std::int64_t expected) const;
   void append(Operation operation, Rows rows, BufferIndex out);
   void mark_written(BufferIndex buffer, Rows rows);
@@ -160,6 +201,8 @@ class Program {
   std::vector<Step> steps_;
   BufferIndex output_ = kNone;
   std::int64_t vocabulary_ = 0;
+  std::int64_t segments_ = 1;
+  std::int64_t positions_ = std::numeric_limits<std::int64_t>::max();
 };
 
 }  // namespace lilliput::engine

@@ -10,7 +10,7 @@
 
 namespace lilliput::kernels {
 
-enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu };
+enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu, tanh };
 enum class RopeStyle : std::uint8_t { adjacent, halves };
 enum class CacheFormat : std::uint8_t { f16, f32 };
 
@@ -61,7 +61,14 @@ struct VectorKernels {
   // y = x / sqrt(mean(x²) + epsilon) * weight over `width` floats; y may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, std::int64_t width,
                    float* y);
+  // y = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias; bias may be null; y may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float epsilon,
+                     std::int64_t width, float* y);
   void (*add)(const float* a, const float* b, std::int64_t width, float* y);
+  void (*activate)(const float* x, Activation activation, std::int64_t width, float* y);
+  void (*scale)(const float* x, float factor, std::int64_t width, float* y);
+  // y = limit tanh(x / limit)
+  void (*softcap)(const float* x, float limit, std::int64_t width, float* y);
   void (*glu)(const float* gate, const float* up, Activation activation, std::int64_t width,
               float* y);
   // Rotates each head's first 2 * pairs floats by the angles whose cosine and sine are given,

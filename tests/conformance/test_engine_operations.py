@@ -11,18 +11,22 @@ from reference_program import ProgramSource, encoded_tensor, float_tensor, run_p
 
 from lilliput import _native
 from lilliput.architectures.program import (
+    Activate,
     Add,
     Attention,
     Embed,
     Glu,
     KvState,
+    LayerNorm,
     Linear,
     Operation,
     Program,
     RmsNorm,
     Rope,
     RopeFrequencies,
+    Scale,
     SelectOutputRows,
+    Softcap,
     YarnScaling,
 )
 from lilliput.errors import RuntimeModelError
@@ -75,6 +79,29 @@ def test_rms_norm_is_exact_to_its_rounding(instruction_set, width, groups):
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("width", [64, 172, 3])
+@pytest.mark.parametrize("bias", ["b", None])
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_layer_norm_is_exact_to_its_rounding(instruction_set, width, bias, mean):
+    weight = float_tensor("w", np.linspace(0.5, 1.5, width, dtype=np.float32))
+    shift = float_tensor("b", np.linspace(-1.0, 2.0, width, dtype=np.float32))
+    rows = table("table", width).dequantize() + np.float32(mean)
+    source = single(
+        [Embed("x", "table"), LayerNorm("y", "x", "w", bias, 1e-5)],
+        {"x": width, "y": width}, [float_tensor("table", rows), weight, shift], "y",
+    )  # fmt: skip
+    tokens = tokens_of(19)
+    expected = run_program(source, tokens, range(19))
+    # The mean errs by `width` roundings of the largest input; that error is divided by the deviation like the input
+    # itself. Sum of squares, root, two products and a sum follow.
+    x = rows[tokens].astype(np.float64)
+    deviation = np.maximum(x.std(axis=1, keepdims=True), 1e-3)
+    bound = (width + 3) * UNIT * np.abs(x).max(axis=1, keepdims=True) / deviation * 1.5
+    bound = bound + (width + 8) * UNIT * (np.abs(expected) + 2.0)
+    assert (np.abs(run_engine(source, tokens, instruction_set) - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("format_name", ["f32", "f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("count", [1, 5, 70])
 def test_linear_with_exact_input_is_within_the_dot_product_bound(instruction_set, format_name, count):
@@ -89,6 +116,33 @@ def test_linear_with_exact_input_is_within_the_dot_product_bound(instruction_set
     x = source.tensors["table"].dequantize()[tokens].astype(np.float64)
     magnitude = np.abs(x) @ np.abs(weight.dequantize()).T.astype(np.float64) + np.abs(bias.dequantize())
     assert (np.abs(run_engine(source, tokens, instruction_set) - expected) <= (96 + 2) * UNIT * magnitude).all()
+
+
+@pytest.mark.parametrize("format_name", ["f32", "q8_0", "int8_channel"])
+def test_rows_of_a_fused_weight_give_what_the_rows_alone_give(format_name):
+    rng = np.random.default_rng(6)
+    weight = encoded_tensor("w", rng.standard_normal((48, 96)).astype(np.float32), format_name)
+    bias = float_tensor("b", rng.standard_normal(48).astype(np.float32))
+    ranges = {"q": (0, 16), "k": (16, 40), "v": (40, 48)}
+    operations: list[Operation] = [Embed("x", "table")]
+    operations += [Linear(out, "x", "w", "b", rows) for out, rows in ranges.items()]
+    widths = {"x": 96, **{out: end - start for out, (start, end) in ranges.items()}}
+    whole = single([Embed("x", "table"), Linear("y", "x", "w", "b")], {"x": 96, "y": 48}, [], "y")
+    tokens = tokens_of(7)
+    tensors = {tensor.name: tensor for tensor in (table("table", 96), weight, bias)}
+    together = run_engine(ProgramSource(whole.program, tensors), tokens, INSTRUCTION_SETS[-1])
+    for out, rows in ranges.items():
+        part = ProgramSource(single(operations, widths, [], out).program, tensors)
+        np.testing.assert_array_equal(run_engine(part, tokens, INSTRUCTION_SETS[-1]), together[:, slice(*rows)])
+        expected = run_program(part, tokens, range(7))
+        np.testing.assert_allclose(together[:, slice(*rows)], expected, atol=1e-4)
+
+
+def test_rows_that_a_weight_does_not_have_are_refused():
+    tensors = [table("t", 16), float_tensor("w", np.ones((8, 16), dtype=np.float32))]
+    source = single([Embed("x", "t"), Linear("y", "x", "w", rows=(4, 12))], {"x": 16, "y": 8}, tensors, "y")
+    with pytest.raises(RuntimeModelError, match="w: rows 4 to 12 were asked for, and it has 8"):
+        lower(source.program, source.tensor)
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
@@ -210,6 +264,77 @@ def test_gated_activations_are_exact_to_their_rounding(instruction_set, activati
     # Products and quotient, 3e-7 of the exponential; the Gaussian's argument and its erf are rounded at 1.
     bound = (8 * UNIT + 3e-7) * np.abs(expected) + 8 * UNIT * np.abs(gate * up)
     assert (np.abs(run_engine(source, tokens, instruction_set) - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "tanh"])
+def test_activations_are_exact_to_their_rounding(instruction_set, activation):
+    source = single(
+        [Embed("a", "ta"), Activate("y", "a", activation)], {"a": 37, "y": 37}, [table("ta", 37, spread=4.0)], "y"
+    )
+    tokens = tokens_of(30)
+    expected = run_program(source, tokens, range(30))
+    x = np.abs(source.tensors["ta"].dequantize()[tokens])
+    # As above; tanh is 1 less a quotient, whose rounding is that of 1.
+    bound = (8 * UNIT + 3e-7) * np.abs(expected) + 8 * UNIT * np.maximum(x, 1.0)
+    assert (np.abs(run_engine(source, tokens, instruction_set) - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+@pytest.mark.parametrize("value", [-1e30, -np.inf, -40.0, 0.0, 40.0, 1e30, np.inf, np.nan])
+def test_activations_of_extreme_inputs_are_their_limits(instruction_set, activation, value):
+    extreme = float_tensor("ta", np.full((VOCABULARY, 20), value, dtype=np.float32))
+    source = single([Embed("a", "ta"), Activate("y", "a", activation)], {"a": 20, "y": 20}, [extreme], "y")
+    limits = {"gelu": max(value, 0.0), "tanh": float(np.tanh(value))}
+    expected = value if np.isnan(value) else limits[activation]
+    np.testing.assert_allclose(run_engine(source, [3], instruction_set)[0], np.full(20, expected), atol=1e-30)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_scale_and_softcap_work_in_place(instruction_set):
+    source = single(
+        [Embed("a", "ta"), Scale("a", "a", 0.3), Softcap("a", "a", 2.0)], {"a": 21}, [table("ta", 21, spread=9.0)], "a"
+    )
+    tokens = tokens_of(12)
+    expected = run_program(source, tokens, range(12))
+    # The tangent errs by a few roundings of 1, times the limit.
+    assert np.abs(run_engine(source, tokens, instruction_set) - expected).max() <= 2.0 * (8 * UNIT + 3e-7)
+
+
+def test_learned_positions_count_on_from_the_cache():
+    tables = [table("t", 16), table("p", 16)]
+    source = single(
+        [Embed("x", "t"), Embed("p", "p", by="position", offset=2), Add("y", "x", "p")],
+        {"x": 16, "p": 16, "y": 16}, tables, "y",
+    )  # fmt: skip
+    tokens = tokens_of(100)
+    expected = run_program(source, tokens, range(100)).astype(np.float32)
+    session = Session(source, EngineOptions(threads=2, context=VOCABULARY - 2))
+    got = np.concatenate([session.forward(tokens[:90], "all"), session.forward(tokens[90:], "all")])
+    np.testing.assert_array_equal(got, expected)
+    with pytest.raises(RuntimeModelError, match=f"has {VOCABULARY - 2} rows"):
+        Session(source, EngineOptions(context=VOCABULARY - 1))
+
+
+def test_segments_choose_their_row_and_are_the_first_where_none_is_given():
+    source = single(
+        [Embed("x", "t"), Embed("s", "s", by="segment"), Add("y", "x", "s")],
+        {"x": 16, "s": 16, "y": 16}, [table("t", 16), float_tensor("s", np.eye(2, 16, dtype=np.float32))], "y",
+    )  # fmt: skip
+    tokens = np.arange(5, dtype=np.int32)
+    native = lower(source.program, source.tensor)
+    engine = _native.Engine(native, context=8, batch=8, threads=1)
+    rows = np.arange(5, dtype=np.int32)
+    segments = np.array([0, 0, 1, 1, 0], dtype=np.int32)
+    expected = run_program(source, tokens, range(5), segments=segments).astype(np.float32)
+    np.testing.assert_array_equal(engine.forward(tokens, 0, rows, segments), expected)
+    expected = run_program(source, tokens, range(5)).astype(np.float32)
+    np.testing.assert_array_equal(engine.forward(tokens, 0, rows), expected)
+    with pytest.raises(ValueError, match="segment 2 is none of the model's 2"):
+        engine.forward(tokens, 0, rows, segments + np.int32(1))
+    with pytest.raises(ValueError, match="1 segments for 5 tokens"):
+        engine.forward(tokens, 0, rows, segments[:1])
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from reference_program import ProgramSource, float_tensor, run_program
 
 from lilliput.architectures import architecture_for_gguf, architecture_for_huggingface
-from lilliput.architectures.architecture import Computed, Json, ModelConfig, PermutedHeads, Source, TensorEntry
+from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.program import Linear, RopeFrequencies
+from lilliput.architectures.sources import Computed, arranged, chosen_source
 from lilliput.records import QuantizedTensor
 from lilliput.runtime.session import EngineOptions, Session
 
@@ -157,19 +158,12 @@ def canonical_tensors(
     tensors = {}
     for entry in table:
         if entry.tied_to is None:
-            values = from_source(entry.source, checkpoint)
+            source = chosen_source(entry.source, checkpoint)
+            computed = isinstance(source, Computed)
+            values = np.array(source.values, np.float32) if computed else arranged(source, checkpoint.__getitem__)
             assert values.shape == entry.shape, entry.name
             tensors[entry.name] = float_tensor(entry.name, values)
     return tensors
-
-
-def from_source(source: Source, checkpoint: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    if isinstance(source, Computed):
-        return np.array(source.values, dtype=np.float32)
-    values = checkpoint[source.name]
-    if isinstance(source, PermutedHeads):
-        return values.reshape(source.heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-    return values
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from lilliput.architectures import ARCHITECTURES, architecture_for_gguf, architecture_for_huggingface
-from lilliput.architectures.architecture import Json, ModelConfig, PermutedHeads
+from lilliput.architectures.architecture import Json, ModelConfig
 from lilliput.architectures.config_fields import ConfigFields
 from lilliput.architectures.rope_scaling import llama3_factors
+from lilliput.architectures.sources import PermutedHeads
 from lilliput.errors import UnsupportedModelError
 
 LLAMA: dict[str, Json] = {

@@ -177,6 +177,20 @@ def test_an_operation_that_nobody_knows_is_refused_not_ignored() -> None:
         residual_stream(_program(*_block(), strange, Linear("logits", "n", "head.weight")))
 
 
+def test_a_layer_norm_is_an_edge_and_rows_of_a_fused_weight_are_one_use_of_it() -> None:
+    from lilliput.architectures.program import Embed, LayerNorm
+
+    qkv = [Linear(out, "n", "qkv.weight", rows=(8 * i, 8 * i + 8)) for i, out in enumerate("qkv")]
+    steps = [Embed("r", "embed.weight"), LayerNorm("n", "r", "norm.weight", "norm.bias", 1e-5), *qkv]
+    steps += [Attention("a", "q", "k", "v", 0, 2, 2, 4, 1.0), Linear("o", "a", "o.weight"), Add("r", "r", "o")]
+    (edge,) = foldable_edges(_program(*steps)).edges
+    assert (edge.name, edge.makers, edge.readers) == ("norm", ("norm.weight", "norm.bias"), ("qkv.weight",))
+    with pytest.raises(UnsupportedModelError, match=r"norm\.weight: operation LayerNorm reads the residual stream"):
+        residual_stream(_program(*steps))
+    other = [Linear("gate", "o", "qkv.weight", rows=(0, 8))]
+    assert foldable_edges(_program(*steps, *other)).refused == {"norm": "qkv.weight is used in several places"}
+
+
 def test_values_behind_a_norm_are_no_edge() -> None:
     assert [edge.name for edge in foldable_edges(_program(*_block(values_norm=True))).edges] == ["norm"]
 

@@ -25,14 +25,39 @@ inline void map2(const float* a, const float* b, std::int64_t width, float* y, B
   for (std::int64_t j = i; j < width; ++j) y[j] = rest_a[j - i];
 }
 
-void rms_norm(const float* x, const float* weight, float epsilon, std::int64_t width, float* y) {
+// The same of one input.
+template <typename Body>
+inline void map(const float* x, std::int64_t width, float* y, Body body) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) store(y + i, body(load(x + i)));
+  if (i == width) return;
+  float rest[kLanes] = {};
+  for (std::int64_t j = i; j < width; ++j) rest[j - i] = x[j];
+  store(rest, body(load(rest)));
+  for (std::int64_t j = i; j < width; ++j) y[j] = rest[j - i];
+}
+
+float row_sum(const float* x, std::int64_t width) {
+  Lanes sums = zero();
+  std::int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) sums = add(sums, load(x + i));
+  float rest = 0.0f;
+  for (; i < width; ++i) rest += x[i];
+  return sum(sums) + rest;
+}
+
+float row_sum_of_squares(const float* x, std::int64_t width) {
   Lanes squares = zero();
   std::int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes)
     squares = multiply_add(load(x + i), load(x + i), squares);
   float rest = 0.0f;
   for (; i < width; ++i) rest += x[i] * x[i];
-  const float mean = (sum(squares) + rest) / static_cast<float>(width);
+  return sum(squares) + rest;
+}
+
+void rms_norm(const float* x, const float* weight, float epsilon, std::int64_t width, float* y) {
+  const float mean = row_sum_of_squares(x, width) / static_cast<float>(width);
   const float factor = 1.0f / std::sqrt(mean + epsilon);
   map2(x, weight, width, y,
        [factor](Lanes v, Lanes w) { return multiply(multiply(v, broadcast(factor)), w); });
@@ -40,6 +65,18 @@ void rms_norm(const float* x, const float* weight, float epsilon, std::int64_t w
 
 void add_rows(const float* a, const float* b, std::int64_t width, float* y) {
   map2(a, b, width, y, [](Lanes u, Lanes v) { return add(u, v); });
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float epsilon,
+                std::int64_t width, float* y) {
+  const float mean = row_sum(x, width) / static_cast<float>(width);
+  // Two passes: the mean of squares less the square of the mean cancels where the mean is large.
+  map(x, width, y, [mean](Lanes v) { return subtract(v, broadcast(mean)); });
+  const float variance = row_sum_of_squares(y, width) / static_cast<float>(width);
+  const float factor = 1.0f / std::sqrt(variance + epsilon);
+  map2(y, weight, width, y,
+       [factor](Lanes v, Lanes w) { return multiply(multiply(v, broadcast(factor)), w); });
+  if (bias != nullptr) add_rows(y, bias, width, y);
 }
 
 // x / (1 + e^-x)
@@ -54,24 +91,66 @@ inline Lanes gelu_tanh(Lanes x) {
   return divide(x, add(broadcast(1.0f), exponential(minus_2u)));
 }
 
-void glu(const float* gate, const float* up, Activation activation, std::int64_t width, float* y) {
+// 0.5 x (1 + erf(x / sqrt(2))) = max(x, 0) - 0.5 |x| erfc(|x| / sqrt(2)), where
+// erfc(z) = (a1 t + … + a5 t⁵) e^(-z²), t = 1 / (1 + p z), within 1.5e-7 (Abramowitz and Stegun
+// 7.1.26).
+inline Lanes gelu(Lanes x) {
+  // Beyond 20 erfc is 0; infinity times it would be no number.
+  const Lanes size = minimum(broadcast(20.0f), maximum(subtract(zero(), x), x));
+  const Lanes z = multiply(size, broadcast(0.707106781186547524f));
+  const Lanes t = divide(broadcast(1.0f), multiply_add(z, broadcast(0.3275911f), broadcast(1.0f)));
+  Lanes polynomial = broadcast(1.061405429f);
+  for (const float a : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
+    polynomial = multiply_add(polynomial, t, broadcast(a));
+  }
+  const Lanes erfc =
+      multiply(multiply(polynomial, t), exponential(subtract(zero(), multiply(z, z))));
+  return subtract(maximum(zero(), x), multiply(multiply(broadcast(0.5f), size), erfc));
+}
+
+inline Lanes relu(Lanes x) { return maximum(zero(), x); }
+
+// 1 - 2 / (e^(2x) + 1)
+inline Lanes hyperbolic_tangent(Lanes x) {
+  const Lanes e = exponential(add(x, x));
+  return subtract(broadcast(1.0f), divide(broadcast(2.0f), add(e, broadcast(1.0f))));
+}
+
+// Calls body(function on lanes) for the activation.
+template <typename Body>
+inline void with_activation(Activation activation, Body body) {
   switch (activation) {
     case Activation::silu:
-      map2(gate, up, width, y, [](Lanes g, Lanes u) { return multiply(silu(g), u); });
-      return;
-    case Activation::gelu_tanh:
-      map2(gate, up, width, y, [](Lanes g, Lanes u) { return multiply(gelu_tanh(g), u); });
-      return;
-    case Activation::relu:
-      map2(gate, up, width, y, [](Lanes g, Lanes u) { return multiply(maximum(g, zero()), u); });
-      return;
+      return body([](Lanes x) { return silu(x); });
     case Activation::gelu:
-      for (std::int64_t i = 0; i < width; ++i) {
-        const float g = gate[i];
-        y[i] = 0.5f * g * (1.0f + ::erff(g * 0.707106781186547524f)) * up[i];
-      }
-      return;
+      return body([](Lanes x) { return gelu(x); });
+    case Activation::gelu_tanh:
+      return body([](Lanes x) { return gelu_tanh(x); });
+    case Activation::relu:
+      return body([](Lanes x) { return relu(x); });
+    case Activation::tanh:
+      return body([](Lanes x) { return hyperbolic_tangent(x); });
   }
+}
+
+void glu(const float* gate, const float* up, Activation activation, std::int64_t width, float* y) {
+  with_activation(activation, [&](auto function) {
+    map2(gate, up, width, y, [&](Lanes g, Lanes u) { return multiply(function(g), u); });
+  });
+}
+
+void activate(const float* x, Activation activation, std::int64_t width, float* y) {
+  with_activation(activation, [&](auto function) { map(x, width, y, function); });
+}
+
+void scale_rows(const float* x, float factor, std::int64_t width, float* y) {
+  map(x, width, y, [factor](Lanes v) { return multiply(v, broadcast(factor)); });
+}
+
+void softcap(const float* x, float limit, std::int64_t width, float* y) {
+  map(x, width, y, [limit](Lanes v) {
+    return multiply(broadcast(limit), hyperbolic_tangent(multiply(v, broadcast(1.0f / limit))));
+  });
 }
 
 void rope(float* x, std::int64_t heads, std::int64_t head_dim, const float* cosine,
@@ -92,6 +171,7 @@ void rope(float* x, std::int64_t heads, std::int64_t head_dim, const float* cosi
 }  // namespace
 
 extern const VectorKernels kVectorKernels;
-const VectorKernels kVectorKernels = {rms_norm, add_rows, glu, rope, store_key_value, attend};
+const VectorKernels kVectorKernels = {rms_norm, layer_norm, add_rows, activate,        scale_rows,
+                                      softcap,  glu,        rope,     store_key_value, attend};
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lilliput.architectures.program import Program, RopeFrequencies
+from lilliput.architectures.sources import Source
 from lilliput.records import Role
 
 # JSON-like values of a Hugging Face config.json and of GGUF metadata.
@@ -50,31 +51,6 @@ class ModelConfig:
     rope_layers: tuple[int, ...] | None = None
     # The llama3 rope scaling that `rope_freqs.weight` is computed from; None where a container brought the tensor.
     rope_llama3: Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """The checkpoint's tensor of that name, as it is. Alternatives are tried in order."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class PermutedHeads:
-    """Rows of each head reordered from halves to adjacent pairs: reshape(heads, 2, d/2).swap(1, 2)."""
-
-    name: str
-    heads: int
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """A tensor that no checkpoint holds; `values` are its float32 numbers (rope_freqs)."""
-
-    values: tuple[float, ...]
-
-
-Source = Named | PermutedHeads | Computed
 
 
 @dataclass(frozen=True, slots=True)

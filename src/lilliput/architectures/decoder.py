@@ -11,15 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lilliput.architectures.architecture import (
-    Computed,
-    Json,
-    ModelConfig,
-    Named,
-    PermutedHeads,
-    Source,
-    TensorEntry,
-)
+from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.config_fields import ConfigFields
 from lilliput.architectures.program import (
     Add,
@@ -42,6 +34,7 @@ from lilliput.architectures.rope_scaling import (
     rope_from_huggingface,
     rope_gguf_metadata,
 )
+from lilliput.architectures.sources import Computed, Named, PermutedHeads, Source
 from lilliput.errors import UnsupportedModelError
 from lilliput.records import Role
 

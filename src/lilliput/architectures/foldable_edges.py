@@ -9,11 +9,11 @@ refused by itself where it has something (a norm on the stream, say) that a rewr
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
-from lilliput.architectures.program import Add, Attention, Embed, Glu, Linear, Operation, Program, RmsNorm
+from lilliput.architectures.program import Add, Attention, Embed, Glu, LayerNorm, Linear, Operation, Program, RmsNorm
 from lilliput.architectures.program import SelectOutputRows as Select
 from lilliput.errors import UnsupportedModelError
 
@@ -120,8 +120,9 @@ class _Value:
     is_stream: bool = False
 
     def reading_weights(self) -> tuple[str, ...]:
-        """Weights of the linears that read it."""
-        return tuple(step.operation.weight for step in self.readers if isinstance(step.operation, Linear))
+        """Weights of the linears that read it, each once."""
+        names = (step.operation.weight for step in self.readers if isinstance(step.operation, Linear))
+        return tuple(dict.fromkeys(names))
 
 
 @dataclass(eq=False)
@@ -136,7 +137,8 @@ class _Flow:
 
     def __init__(self, program: Program) -> None:
         self.steps: list[_Step] = []
-        self._uses: Counter[str] = Counter()
+        # Rows of a fused weight that read one value are one use of it.
+        self._uses: dict[str, set[object]] = defaultdict(set)
         present: dict[str, _Value] = {}
         for operation in program.operations:
             inputs: dict[str, _Value] = {}
@@ -145,7 +147,7 @@ class _Flow:
                 if not isinstance(word, str):
                     continue
                 if word not in program.buffers:
-                    self._uses[word] += 1
+                    self._uses[word].add(inputs["x"] if isinstance(operation, Linear) else object())
                 elif part.name != "out":
                     inputs[part.name] = present.setdefault(word, _Value())
             # What has no `out` works in place.
@@ -159,7 +161,7 @@ class _Flow:
 
     def fault_of_use(self, name: str) -> str | None:
         """Why a tensor may not be rewritten: other operations use it too."""
-        if self._uses[name] <= 1:
+        if len(self._uses[name]) <= 1:
             return None
         is_table = any(isinstance(step.operation, Embed) and step.operation.weight == name for step in self.steps)
         return "is both the embedding and the output head (tied)" if is_table else "is used in several places"
@@ -187,6 +189,9 @@ def _candidates(step: _Step) -> Iterator[tuple[str, tuple[str, ...], _Value, Hea
     match step.operation:
         case RmsNorm(weight=weight, groups=1):
             yield weight.removesuffix(".weight"), (weight,), step.output, None
+        case LayerNorm(weight=weight, bias=bias):
+            vectors = (weight,) if bias is None else (weight, bias)
+            yield weight.removesuffix(".weight"), vectors, step.output, None
         case Glu():
             up = step.inputs["up"]
             if (makers := _sole_maker(up)) and up is not step.inputs["gate"]:
@@ -202,6 +207,9 @@ def _sole_maker(value: _Value) -> tuple[str, ...]:
     if value.step is None or not isinstance(value.step.operation, Linear) or len(value.readers) != 1:
         return ()
     linear = value.step.operation
+    if linear.rows is not None:
+        # The other rows of the fused weight make something else.
+        return ()
     return (linear.weight,) if linear.bias is None else (linear.weight, linear.bias)
 
 

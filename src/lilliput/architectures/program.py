@@ -10,16 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+# "gelu" is the exact one, of the error function.
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh"]
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out = scale * weight[token]."""
+    """out = scale * weight[row]: of the token, of its position plus `offset`, or of its segment (BERT's sentence).
+
+    Rows of a position table bound the context: a token at position p reads row p + offset.
+    """
 
     out: str
     weight: str
     scale: float = 1.0
+    by: Literal["token", "position", "segment"] = "token"
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +43,29 @@ class RmsNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """out = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias."""
+
+    out: str
+    x: str
+    weight: str
+    bias: str | None
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
-    """out = x @ weight.T + bias."""
+    """out = x @ weight.T + bias.
+
+    rows: half-open range of the rows of weight and bias that this reads, for weights that a file keeps fused
+    (`attn_qkv`); None means all. Nothing is copied.
+    """
 
     out: str
     x: str
     weight: str
     bias: str | None = None
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +139,33 @@ class Glu:
 
 
 @dataclass(frozen=True, slots=True)
+class Activate:
+    """out = activation(x)."""
+
+    out: str
+    x: str
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """out = factor * x."""
+
+    out: str
+    x: str
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Softcap:
+    """out = limit * tanh(x / limit)."""
+
+    out: str
+    x: str
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Add:
     """out = a + b."""
 
@@ -133,7 +182,9 @@ class SelectOutputRows:
     x: str
 
 
-Operation = Embed | RmsNorm | Linear | Rope | Attention | Glu | Add | SelectOutputRows
+Operation = (
+    Embed | RmsNorm | LayerNorm | Linear | Rope | Attention | Glu | Activate | Scale | Softcap | Add | SelectOutputRows
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +200,8 @@ class KvState:
 class Program:
     """buffers: width of each named buffer.  output: the buffer that holds the logits [selected rows, vocab_size].
 
-    `Add` may write onto one of its inputs and `Rope` works in place; every other `out` is a buffer of its own.
+    `Add`, `Activate`, `Scale` and `Softcap` may write onto an input and `Rope` works in place; every other `out` is a
+    buffer of its own.
     """
 
     buffers: dict[str, int]

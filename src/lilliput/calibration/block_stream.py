@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from lilliput.architectures.architecture import Named, PermutedHeads, TensorEntry
+from lilliput.architectures.architecture import TensorEntry
+from lilliput.architectures.sources import Named, PermutedHeads
 from lilliput.arrays import FloatArray, IntArray
 from lilliput.calibration.transformers_config import transformers_config
 from lilliput.checkpoints.model_source import ModelSource

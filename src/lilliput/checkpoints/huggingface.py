@@ -11,9 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from lilliput.architectures import architecture_for_huggingface
-from lilliput.architectures.architecture import Computed, Json, Named, PermutedHeads, TensorEntry
+from lilliput.architectures.architecture import Json, TensorEntry
+from lilliput.architectures.sources import (
+    Computed,
+    InterleavedHeads,
+    Named,
+    PermutedHeads,
+    Shifted,
+    StoredSource,
+    arranged,
+    chosen_source,
+    row_order,
+    source_names,
+    stored_shape,
+)
 from lilliput.arrays import Array, ByteArray, FloatArray, IntArray
-from lilliput.checkpoints.compressed_tensors import packed_weights
+from lilliput.checkpoints.compressed_tensors import PackedWeight, packed_weights
 from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.mapped_file import planes_of_bytes
 from lilliput.checkpoints.model_card import read_provenance
@@ -29,7 +42,7 @@ from lilliput.checkpoints.scaled_weights import (
 from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.checkpoints.table_check import checked_table
 from lilliput.errors import CheckpointError
-from lilliput.formats import NumberFormat, Planes, get_format
+from lilliput.formats import NumberFormat, get_format
 from lilliput.records import QuantizedTensor, TensorHeader
 from lilliput.text.huggingface import load_vocabulary, padded
 from lilliput.text.vocabulary import Vocabulary
@@ -95,24 +108,27 @@ class HuggingFaceModel:
 
     def source_name(self, name: str) -> str:
         """The checkpoint's own name of a canonical tensor; the canonical one where it holds none."""
-        return self._sources[name] or name
+        return next(iter(source_names(self._sources[name])), name)
 
     def tensor(self, name: str) -> QuantizedTensor:
         """One tensor in the format its header says."""
         header = self.headers[name]
-        packed = self._packed.get(self._sources[name])
+        source = self._sources[name]
+        packed = self._packed_weight(source)
         if packed is not None:
-            planes = self._ordered(name, packed.planes(self._files))
+            order = None if isinstance(source, Computed) else row_order(source, header.rows)
+            planes = packed.planes(self._files)
+            planes = planes if order is None else in_row_order(planes, order)
         else:
             planes = planes_of_bytes(header.format, header.rows, header.columns, self._data(name))
         return QuantizedTensor(name, header.shape, header.format, planes)
 
     def release(self, name: str) -> None:
         """Give the memory of a tensor's pages back."""
-        source = self._sources[name]
-        packed = self._packed.get(source)
-        for stored in packed.arrays.values() if packed is not None else (source,) if source else ():
-            self._files[stored].release(stored)
+        for source in source_names(self._sources[name]):
+            packed = self._packed.get(source)
+            for stored in packed.arrays.values() if packed is not None else (source,):
+                self._files[stored].release(stored)
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, padded with unused tokens up to the rows of the embedding."""
@@ -151,26 +167,25 @@ class HuggingFaceModel:
                     return True
         return False
 
-    def _match(self, table: tuple[TensorEntry, ...]) -> dict[str, str]:
-        """Canonical name -> source name ("" for computed tensors), each checked against the table's shape."""
-        sources: dict[str, str] = {}
+    def _match(self, table: tuple[TensorEntry, ...]) -> dict[str, StoredSource | Computed]:
+        """Canonical name -> the layout that the checkpoint has, each checked against the table's shape."""
+        sources: dict[str, StoredSource | Computed] = {}
         used: set[str] = set()
         absent: list[str] = []
         for entry in table:
-            if isinstance(entry.source, Computed):
-                sources[entry.name] = ""
-                continue
-            source = entry.source.name
+            source = chosen_source(entry.source, self._files.keys() | self._packed.keys())
             if entry.tied_to is not None:
                 continue
-            packed = self._packed.get(source)
-            if packed is None and source not in self._files:
-                if not entry.optional:
-                    absent.append(source)
+            names = source_names(source)
+            missing = [name for name in names if name not in self._packed and name not in self._files]
+            if missing:
+                absent.extend(() if entry.optional else missing)
                 continue
-            self._check_shape(source, entry.shape)
             sources[entry.name] = source
-            used |= {source} if packed is None else set(packed.arrays.values())
+            for name in names:
+                self._check_shape(name, source, entry.shape)
+                packed = self._packed.get(name)
+                used |= {name} if packed is None else set(packed.arrays.values())
         if absent:
             raise CheckpointError(
                 f"{self.path.name}: {len(absent)} tensors missing that {self.architecture.family} needs: {_few(absent)}"
@@ -193,7 +208,9 @@ class HuggingFaceModel:
                 f"{_few(unexpected)}; dropping them would change the model, so it is refused"
             )
 
-    def _check_shape(self, source: str, shape: tuple[int, ...]) -> None:
+    def _check_shape(self, source: str, expression: StoredSource | Computed, canonical: tuple[int, ...]) -> None:
+        """The checkpoint's tensor `source`, one of those that the expression reads."""
+        shape = canonical if isinstance(expression, Computed) else stored_shape(expression, canonical)
         packed = self._packed.get(source)
         found = self._stored(source).shape if packed is None else packed.shape
         if found != shape:
@@ -201,6 +218,11 @@ class HuggingFaceModel:
                 f"{self.path.name}: tensor '{source}' has shape {list(found)}, config.json implies {list(shape)}"
             )
         if packed is not None:
+            if not isinstance(expression, Named | PermutedHeads | InterleavedHeads):
+                raise CheckpointError(
+                    f"{self.path.name}: tensor '{source}' is quantized, and {self.architecture.family} keeps it in "
+                    "another layout than its rows; use the original checkpoint"
+                )
             return
         stored = self._stored(source)
         if stored.dtype not in _FORMATS:
@@ -210,9 +232,16 @@ class HuggingFaceModel:
 
     def _format(self, name: str) -> NumberFormat:
         source = self._sources[name]
-        if source in self._packed:
-            return self._packed[source].format
-        return get_format(_FORMATS[self._stored(source).dtype] if source else "f32")
+        packed = self._packed_weight(source)
+        if packed is not None:
+            return packed.format
+        if isinstance(source, Computed | Shifted):
+            return get_format("f32")
+        dtypes = {_FORMATS[self._stored(each).dtype] for each in source_names(source)}
+        return get_format(dtypes.pop() if len(dtypes) == 1 else "f32")
+
+    def _packed_weight(self, source: StoredSource | Computed) -> PackedWeight | None:
+        return next((self._packed[each] for each in source_names(source) if each in self._packed), None)
 
     def _scale_name(self, source: str) -> str | None:
         if self._stored(source).dtype not in FP8:
@@ -221,26 +250,18 @@ class HuggingFaceModel:
 
     def _data(self, name: str) -> ByteArray:
         """Stored bytes of the canonical tensor in its header's format."""
-        expression = self._entries[name].source
-        if isinstance(expression, Computed):
-            return np.asarray(expression.values, dtype=np.float32).view(np.uint8)
         source = self._sources[name]
-        stored = self._stored(source)
-        data = self._files[source].data(source)
-        if stored.dtype in FP8 or stored.dtype == "F64":
-            data = np.ascontiguousarray(self._float32(source)).reshape(-1).view(np.uint8)
-        match expression:
-            case Named():
-                return data
-            case PermutedHeads(heads=heads):
-                return _permuted(data, stored.shape[0], heads)
+        if isinstance(source, Computed):
+            return np.asarray(source.values, dtype=np.float32).view(np.uint8)
+        is_float32 = self._format(name).name == "f32"
+        values = arranged(source, self._float32 if is_float32 else self._halves)
+        data: ByteArray = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        return data
 
-    def _ordered(self, name: str, planes: Planes) -> Planes:
-        """Planes with rows in canonical order."""
-        expression = self._entries[name].source
-        if not isinstance(expression, PermutedHeads):
-            return planes
-        return in_row_order(planes, paired_rows(self._entries[name].shape[0], expression.heads))
+    def _halves(self, source: str) -> Array:
+        """A tensor of 16-bit floats as their bits, which is all that reordering needs."""
+        bits: Array = self._files[source].data(source).view("<u2").reshape(self._stored(source).shape)
+        return bits
 
     def _float32(self, source: str) -> FloatArray:
         values = self._files[source].float32(source)
@@ -248,21 +269,6 @@ class HuggingFaceModel:
         if scale is None:
             return values
         return apply_scale(source, values, self._files[scale].float32(scale), self._block)
-
-
-def _permuted(data: ByteArray, rows: int, heads: int) -> ByteArray:
-    """Rows of each head from halves to adjacent pairs: row (half, i) of a head becomes row (i, half).
-
-    data: bytes of a [rows, n] matrix or a [rows] vector, any element size.
-    """
-    result: ByteArray = data.reshape(rows, -1)[paired_rows(rows, heads)].reshape(-1)
-    return result
-
-
-def paired_rows(rows: int, heads: int) -> IntArray:
-    """The checkpoint's row of each canonical row of a `PermutedHeads` tensor."""
-    order: IntArray = np.arange(rows, dtype=np.int32).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
-    return order
 
 
 def in_row_order(planes: Mapping[str, Array], order: IntArray) -> dict[str, Array]:

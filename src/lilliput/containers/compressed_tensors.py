@@ -15,7 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lilliput.architectures.architecture import Computed, Json, PermutedHeads, TensorEntry
+from lilliput.architectures.architecture import Json, TensorEntry
+from lilliput.architectures.sources import (
+    Computed,
+    InterleavedHeads,
+    Named,
+    PermutedHeads,
+    StoredSource,
+    chosen_source,
+    row_order,
+    source_names,
+)
 from lilliput.arrays import Array
 from lilliput.checkpoints.compressed_tensors import (
     FLOAT,
@@ -27,7 +37,7 @@ from lilliput.checkpoints.compressed_tensors import (
     packed_zero_points,
 )
 from lilliput.checkpoints.fingerprint import tensor_digest
-from lilliput.checkpoints.huggingface import HuggingFaceModel, in_row_order, paired_rows
+from lilliput.checkpoints.huggingface import HuggingFaceModel, in_row_order
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import INDEX, SINGLE, read_json
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
@@ -143,9 +153,9 @@ class CompressedTensors:
 
 @dataclass(frozen=True, slots=True)
 class _PlacedWeight(PlacedTensor):
-    """heads: whose rows were paired and go back to halves; None where rows stay.  has_wide_scales: F32 for F16."""
+    """source: whose row order the rows go back to.  has_wide_scales: F32 for F16."""
 
-    heads: int | None = None
+    source: StoredSource | Computed
     has_wide_scales: bool = False
 
 
@@ -210,6 +220,11 @@ def _entries(contents: Contents) -> dict[str, TensorEntry]:
         if entry is None:
             raise ContainerError(f"tensor '{header.name}': {contents.config.family} has no such tensor in a checkpoint")
         shown = f"tensor '{header.name}' ({_source_name(entry)})"
+        if not isinstance(entry.source, Named | PermutedHeads | InterleavedHeads | Computed):
+            raise ContainerError(
+                f"{shown}: a checkpoint of this family keeps it {type(entry.source).__name__.lower()}, which cannot be "
+                "written back; give -o NAME.gguf or NAME.safetensors instead"
+            )
         if not container.holds(header.format):
             raise ContainerError(
                 f"{shown}: a compressed-tensors folder cannot hold {header.format.name.upper()}; {_HOLDS}; "
@@ -252,7 +267,7 @@ def _is_linear(entry: TensorEntry) -> bool:
 
 
 def _source_name(entry: TensorEntry) -> str:
-    return entry.name if isinstance(entry.source, Computed) else entry.source.name
+    return next(iter(source_names(entry.source)), entry.name)
 
 
 def _config(contents: Contents) -> str:
@@ -328,11 +343,12 @@ def _stored_planes(tensor: QuantizedTensor, place: _PlacedWeight) -> dict[str, A
         return {}
     planes: Mapping[str, Array] = {name: np.asarray(array) for name, array in tensor.planes.items()}
     number_format = tensor.format
-    if place.heads is not None:
-        # Vectors are one row of stored bytes; their elements are what has to move.
-        count = tensor.rows if len(tensor.shape) > 1 else tensor.columns
+    # Vectors are one row of stored bytes; their elements are what has to move.
+    count = tensor.rows if len(tensor.shape) > 1 else tensor.columns
+    order = None if isinstance(place.source, Computed) else row_order(place.source, count)
+    if order is not None:
         planes = {name: array.reshape(count, -1) if len(tensor.shape) == 1 else array for name, array in planes.items()}
-        planes = in_row_order(planes, np.argsort(paired_rows(count, place.heads)).astype(np.int32))
+        planes = in_row_order(planes, np.argsort(order).astype(np.int32))
     if not isinstance(number_format, ScopedNumber):
         return {"": planes["blocks"]}
     scale = planes["scale"].astype("<f4") if place.has_wide_scales else planes["scale"]
@@ -391,8 +407,7 @@ def _shard_layout(file_name: str, folder: _Folder, shard: tuple[TensorHeader, ..
     for tensor, arrays in places:
         source = folder.entries[tensor.name].source
         pieces = tuple(Piece("planes", array.suffix, len(prefix) + start, array.nbytes) for array, start in arrays)
-        heads = source.heads if isinstance(source, PermutedHeads) else None
-        tensors.append(_PlacedWeight(tensor, pieces, heads, folder.has_wide_scales))
+        tensors.append(_PlacedWeight(tensor, pieces, chosen_source(source, ()), folder.has_wide_scales))
     return PartLayout(file_name, prefix, tuple(tensors), len(prefix) + position)
 
 

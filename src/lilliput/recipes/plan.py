@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from lilliput.architectures.architecture import Json, ModelConfig, Named, PermutedHeads, TensorEntry
+from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
+from lilliput.architectures.sources import Named, source_names
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RecipeError
 from lilliput.formats import NumberFormat, get_format
@@ -194,9 +195,7 @@ class _Resolver:
 
     def _rule(self, header: TensorHeader, entry: TensorEntry, source_name: str) -> Rule:
         """The first rule that matches."""
-        names = [source_name]
-        if isinstance(entry.source, Named | PermutedHeads):
-            names.append(entry.source.name)
+        names = [source_name, *source_names(entry.source)]
         found = LAYER.match(header.name)
         layer = int(found[1]) if found else None
         for index, rule in enumerate(self._rules):

@@ -12,26 +12,32 @@ import numpy as np
 
 from lilliput import _native
 from lilliput.architectures.program import (
+    Activate,
     Add,
     Attention,
     Embed,
     Glu,
+    LayerNorm,
     Linear,
     Operation,
     Program,
     RmsNorm,
     Rope,
     RopeFrequencies,
+    Scale,
     SelectOutputRows,
+    Softcap,
 )
 from lilliput.architectures.rope_frequencies import inverse_frequencies
-from lilliput.arrays import FloatArray
+from lilliput.arrays import Array, FloatArray
 from lilliput.errors import RuntimeModelError
 from lilliput.formats import get_format
 from lilliput.formats.native_decode import decode
 from lilliput.records import QuantizedTensor
 
 TensorByName = Callable[[str], QuantizedTensor]
+# Half-open; None means all rows.
+RowRange = tuple[int, int] | None
 _NO_BIAS = -1
 _LOG = logging.getLogger(__name__)
 # Weights decoded at once.
@@ -79,10 +85,11 @@ class _Lowering:
     tensor: TensorByName
     native: _native.Program = field(default_factory=_native.Program)
     buffers: dict[str, int] = field(default_factory=dict)
-    weights: dict[str, int] = field(default_factory=dict)
-    vectors: dict[str, int] = field(default_factory=dict)
+    weights: dict[tuple[str, RowRange], int] = field(default_factory=dict)
+    vectors: dict[tuple[str, RowRange], int] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, int] = field(default_factory=dict)
     layers: dict[int, int] = field(default_factory=dict)
+    mappable: dict[str, QuantizedTensor] = field(default_factory=dict)
     decoded_bytes: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> _native.Program:
@@ -105,21 +112,36 @@ class _Lowering:
         buffers = self.buffers
         match operation:
             case tuple():
-                parts = [(buffers[part.out], self._weight(part.weight), self._bias(part.bias)) for part in operation]
-                self.native.linears(x=buffers[operation[0].x], parts=parts)
-            case Embed(out, weight, scale):
-                self.native.embed(out=buffers[out], weight=self._weight(weight), scale=scale)
+                self.native.linears(x=buffers[operation[0].x], parts=[self._part(linear) for linear in operation])
+            case Embed(out, weight, scale, by, offset):
+                self.native.embed(out=buffers[out], weight=self._weight(weight), scale=scale, by=by, offset=offset)
             case RmsNorm(out, x, weight, epsilon, groups):
                 self.native.rms_norm(
                     out=buffers[out], x=buffers[x], weight=self._vector(weight), epsilon=epsilon, groups=groups
+                )
+            case LayerNorm(out, x, weight, bias, epsilon):
+                self.native.layer_norm(
+                    out=buffers[out], x=buffers[x], weight=self._vector(weight), bias=self._bias(bias), epsilon=epsilon
                 )
             case Rope(x, heads, head_dim, frequencies, style):
                 rope = self._rope(frequencies)
                 self.native.rope(x=buffers[x], heads=heads, head_dim=head_dim, frequencies=rope, style=style)
             case Attention():
                 self._attention(operation)
+            case _:
+                self._add_elementwise(operation)
+
+    def _add_elementwise(self, operation: Operation) -> None:
+        buffers = self.buffers
+        match operation:
             case Glu(out, gate, up, activation):
                 self.native.glu(out=buffers[out], gate=buffers[gate], up=buffers[up], activation=activation)
+            case Activate(out, x, activation):
+                self.native.activate(out=buffers[out], x=buffers[x], activation=activation)
+            case Scale(out, x, factor):
+                self.native.scale(out=buffers[out], x=buffers[x], factor=factor)
+            case Softcap(out, x, limit):
+                self.native.softcap(out=buffers[out], x=buffers[x], limit=limit)
             case Add(out, a, b):
                 self.native.add(out=buffers[out], a=buffers[a], b=buffers[b])
             case SelectOutputRows(out, x):
@@ -139,8 +161,21 @@ class _Lowering:
             softcap=operation.softcap or 0.0,
         )
 
-    def _weight(self, name: str) -> int:
-        if name not in self.weights:
+    def _part(self, linear: Linear) -> tuple[int, int, int]:
+        bias = self._bias(linear.bias, linear.rows)
+        return self.buffers[linear.out], self._weight(linear.weight, linear.rows), bias
+
+    def _weight(self, name: str, rows: RowRange = None) -> int:
+        if (name, rows) not in self.weights:
+            tensor = self._mappable(name)
+            mapped = _rows_of(np.ascontiguousarray(tensor.planes["blocks"]).reshape(tensor.rows, -1), rows, name)
+            index = self.native.add_weight(name, tensor.format.name, tensor.columns, mapped)
+            self.weights[name, rows] = index
+        return self.weights[name, rows]
+
+    def _mappable(self, name: str) -> QuantizedTensor:
+        """A tensor in a format that the engine multiplies with."""
+        if name not in self.mappable:
             tensor = self.tensor(name)
             if tensor.sidecars:
                 raise RuntimeModelError(
@@ -148,9 +183,8 @@ class _Lowering:
                 )
             if tensor.format.name not in _native.formats():
                 tensor = self._decoded(tensor)
-            mapped = np.ascontiguousarray(tensor.planes["blocks"]).reshape(tensor.rows, -1)
-            self.weights[name] = self.native.add_weight(name, tensor.format.name, tensor.columns, mapped)
-        return self.weights[name]
+            self.mappable[name] = tensor
+        return self.mappable[name]
 
     def _decoded(self, tensor: QuantizedTensor) -> QuantizedTensor:
         """The same values in a format that the engine multiplies with."""
@@ -158,13 +192,14 @@ class _Lowering:
         self.decoded_bytes[tensor.format.name] = self.decoded_bytes.get(tensor.format.name, 0) + plain.nbytes
         return plain
 
-    def _bias(self, name: str | None) -> int:
-        return _NO_BIAS if name is None else self._vector(name)
+    def _bias(self, name: str | None, rows: RowRange = None) -> int:
+        return _NO_BIAS if name is None else self._vector(name, rows)
 
-    def _vector(self, name: str) -> int:
-        if name not in self.vectors:
-            self.vectors[name] = self.native.add_vector(self.tensor(name).dequantize().reshape(-1))
-        return self.vectors[name]
+    def _vector(self, name: str, rows: RowRange = None) -> int:
+        if (name, rows) not in self.vectors:
+            values = _rows_of(self.tensor(name).dequantize().reshape(-1), rows, name)
+            self.vectors[name, rows] = self.native.add_vector(values)
+        return self.vectors[name, rows]
 
     def _rope(self, frequencies: RopeFrequencies) -> int:
         if frequencies not in self.ropes:
@@ -174,6 +209,16 @@ class _Lowering:
             inverse, magnitude = inverse_frequencies(frequencies, factors)
             self.ropes[frequencies] = self.native.add_rope(inverse, magnitude)
         return self.ropes[frequencies]
+
+
+def _rows_of(array: Array, rows: RowRange, name: str) -> Array:
+    """A range of rows, not copied."""
+    if rows is None:
+        return array
+    start, end = rows
+    if not 0 <= start < end <= len(array):
+        raise RuntimeModelError(f"{name}: rows {start} to {end} were asked for, and it has {len(array)}")
+    return array[start:end]
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lilliput.architectures.architecture import Named
+from lilliput.architectures.sources import Named
 from lilliput.checkpoints.fingerprint import bytes_of
 from lilliput.checkpoints.mapped_file import update_digest
 from lilliput.checkpoints.model_source import ModelSource
