@@ -10,6 +10,7 @@ rows of 1,024 four, which a narrower model would leave untested. It is not meant
     python tools/train_gulliver.py --data DIR --minutes 90     # everything: train, evaluate, sample, model card
     python tools/train_gulliver.py --data DIR --evaluate       # only measure the exported model and rewrite its card
     python tools/train_gulliver.py --data DIR --sample         # only write sample.txt from the exported model
+    python tools/train_gulliver.py --data DIR --shape blefuscu --out DIR --minutes 90    # a second model, to test on
 
 DIR holds train, valid and test as `<name>.jsonl.gz`, one JSON object with a `text` field a line. The length of the run
 is given in minutes, not in steps: the learning rate follows the clock and reaches zero when the time is spent, so a
@@ -35,7 +36,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,14 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 LOG = logging.getLogger("train_gulliver")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -131,6 +139,7 @@ class TrainingOptions:
     muon_learning_rate: float
     adamw_learning_rate: float
     seed: int
+    shape: str
     compiles: bool
 
 
@@ -178,9 +187,12 @@ def main() -> None:
             muon_learning_rate=arguments.muon_learning_rate,
             adamw_learning_rate=arguments.adamw_learning_rate,
             seed=arguments.seed,
+            shape=arguments.shape,
             compiles=arguments.compile,
         )
         train(arguments.data, arguments.work, arguments.out, options)
+    if arguments.shape != "gulliver":
+        return
     if does_everything or arguments.evaluate:
         evaluate_export(arguments.data, arguments.out)
     if does_everything or arguments.sample:
@@ -198,6 +210,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help=f"windows of {CONTEXT} tokens a step")
     parser.add_argument("--muon-learning-rate", type=float, default=4e-3, help="for the hidden matrices")
     parser.add_argument("--adamw-learning-rate", type=float, default=2e-3, help="for the embedding and the norms")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="gulliver", help="the architecture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile: a minute at the start, then faster")
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the exported model")
@@ -218,7 +231,7 @@ def train(data: Path, work: Path, out: Path, options: TrainingOptions) -> None:
     stream = load_or_encode_stream(data, work, tokenizer, "train")
     validation_stream = load_or_encode_stream(data, work, tokenizer, "valid")[: VALIDATION_WINDOWS * CONTEXT + 1]
     torch.manual_seed(options.seed)
-    model = LlamaForCausalLM(gulliver_config())
+    model = AutoModelForCausalLM.from_config(SHAPES[options.shape]())
     optimizers = build_optimizers(model, options)
     checkpoint_path = work / "checkpoint.pt"
     progress = load_checkpoint_(checkpoint_path, model, optimizers)
@@ -274,7 +287,7 @@ class Speedometer:
         self.tokens_seen, self.seconds = progress.tokens_seen, progress.seconds
 
 
-def gulliver_config() -> LlamaConfig:
+def gulliver_config() -> PretrainedConfig:
     """The fixed architecture."""
     return LlamaConfig(
         vocab_size=VOCABULARY_SIZE,
@@ -293,7 +306,30 @@ def gulliver_config() -> LlamaConfig:
     )
 
 
-def language_model_loss(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+def blefuscu_config() -> PretrainedConfig:
+    """Across the channel from Gulliver's: Qwen3, deeper and narrower, embedding and output head apart."""
+    return Qwen3Config(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        attn_implementation="sdpa",
+    )
+
+
+SHAPES: dict[str, Callable[[], PretrainedConfig]] = {"gulliver": gulliver_config, "blefuscu": blefuscu_config}
+
+
+def language_model_loss(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     """Mean nats per token of batch [windows, CONTEXT + 1], computed in bfloat16.
 
     Measured 2026-11 on AVX-512 BF16: matrix products of these shapes run at 200 GFLOP/s, in float32 at 75.
@@ -303,7 +339,7 @@ def language_model_loss(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.T
     return functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
 
 
-def build_optimizers(model: LlamaForCausalLM, options: TrainingOptions) -> tuple[torch.optim.Optimizer, ...]:
+def build_optimizers(model: PreTrainedModel, options: TrainingOptions) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices of the layers, AdamW for the tied embedding and the norms."""
     hidden = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     hidden_ids = {id(parameter) for parameter in hidden}
@@ -343,7 +379,7 @@ def iterate_batches(stream: TokenArray, options: TrainingOptions, *, first_step:
 
 
 def save_checkpoint(
-    path: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...], progress: Progress
+    path: Path, model: PreTrainedModel, optimizers: tuple[torch.optim.Optimizer, ...], progress: Progress
 ) -> None:
     """Write beside `path` and rename, so that a kill at any moment leaves a whole checkpoint."""
     temporary = path.with_suffix(".tmp")
@@ -361,7 +397,7 @@ def save_checkpoint(
     temporary.replace(path)
 
 
-def load_checkpoint_(path: Path, model: LlamaForCausalLM, optimizers: tuple[torch.optim.Optimizer, ...]) -> Progress:
+def load_checkpoint_(path: Path, model: PreTrainedModel, optimizers: tuple[torch.optim.Optimizer, ...]) -> Progress:
     """Restore model and optimizers in place; a run without a checkpoint starts at zero."""
     if not path.exists():
         return Progress()
@@ -428,7 +464,7 @@ def encode_documents(tokenizer: Tokenizer, documents: list[str]) -> TokenArray:
 
 
 @torch.no_grad()
-def evaluate_stream(model: LlamaForCausalLM, stream: TokenArray, *, utf8_bytes: int) -> Evaluation:
+def evaluate_stream(model: PreTrainedModel, stream: TokenArray, *, utf8_bytes: int) -> Evaluation:
     """Loss over a packed stream in windows of CONTEXT that do not overlap; every token but the first is predicted."""
     window_nats, window_tokens = [], []
     for start in range(0, len(stream) - 1, CONTEXT):
@@ -450,7 +486,7 @@ def evaluate_stream(model: LlamaForCausalLM, stream: TokenArray, *, utf8_bytes: 
 def evaluate_export(data: Path, out: Path) -> None:
     """Measure the exported bfloat16 weights on all of `test`, in float32; write training.json and the card."""
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     documents = read_documents(data, "test")
     result = evaluate_stream(
         model,
@@ -481,7 +517,7 @@ def write_sample(data: Path, work: Path, out: Path, seed: int) -> None:
     of the training text word for word, or when it holds broken UTF-8. The file has SAMPLE_BYTES bytes or a few less.
     """
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     training_stream = load_or_encode_stream(data, work, tokenizer, "train")
     pieces: list[str] = []
     while len("\n\n".join(pieces).encode()) < SAMPLE_BYTES:
@@ -498,7 +534,7 @@ def write_sample(data: Path, work: Path, out: Path, seed: int) -> None:
     LOG.info("sample.txt: %d bytes", len(text.encode()))
 
 
-def generate_pieces(model: LlamaForCausalLM, tokenizer: Tokenizer, *, seed: int, n_pieces: int = 32) -> list[str]:
+def generate_pieces(model: PreTrainedModel, tokenizer: Tokenizer, *, seed: int, n_pieces: int = 32) -> list[str]:
     """Up to CONTEXT tokens each; shorter where the model ended its text."""
     torch.manual_seed(seed)
     prompt = torch.full((n_pieces, 1), END_OF_TEXT)
@@ -535,10 +571,10 @@ def find_copied(tokenizer: Tokenizer, pieces: list[str], training_stream: TokenA
 
 
 def export_model(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path, progress: Progress, options: TrainingOptions
+    model: PreTrainedModel, tokenizer: Tokenizer, out: Path, progress: Progress, options: TrainingOptions
 ) -> None:
     """Write the Hugging Face folder; each file appears whole, so that others may read it while training goes on."""
-    copy = LlamaForCausalLM(gulliver_config())
+    copy = AutoModelForCausalLM.from_config(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16)
     copy.generation_config = GenerationConfig(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)
@@ -590,7 +626,7 @@ def tokenizer_config() -> dict[str, object]:
     }
 
 
-def training_record(model: LlamaForCausalLM, progress: Progress, options: TrainingOptions) -> dict[str, object]:
+def training_record(model: PreTrainedModel, progress: Progress, options: TrainingOptions) -> dict[str, object]:
     """The content of training.json; evaluate_export adds `test`."""
     parameters = count_parameters(model)
     return {
@@ -604,7 +640,7 @@ def training_record(model: LlamaForCausalLM, progress: Progress, options: Traini
     }
 
 
-def count_parameters(model: LlamaForCausalLM) -> int:
+def count_parameters(model: PreTrainedModel) -> int:
     """Tied weights count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -37,9 +37,10 @@ from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
 from lilliput.pipeline.transform_model import check_guidance, decided, outlined, transform_plans
 from lilliput.pipeline.tune import BYTES_PER_WEIGHT, TuneOptions, tune, tuned_rows
 from lilliput.pipeline.work_folder import WorkFolder, work_path
-from lilliput.recipes.estimate import CostEstimate, MachineSpeeds, TextWork, estimate
+from lilliput.recipes.estimate import CostEstimate, TextWork, estimate, looks_before
 from lilliput.recipes.float_roles import with_float_roles
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
+from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
 from lilliput.records import AppliedEdge, QuantizedTensor, Role, Statistics, TensorHeader
@@ -218,7 +219,7 @@ def plan(
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
         limit = options.tokens or (STREAM_TOKENS if needs_stream(found) else None)
-        text = _text_work(options, needs_stream(found), _tokens_to_calibrate(source, guidance, limit))
+        text = text_work(options, found, _tokens_to_calibrate(source, guidance, limit))
         cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, text=text)
         return PlanReport(found, size, cost)
 
@@ -618,14 +619,17 @@ def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
     return contents, notes
 
 
-def _text_work(options: QuantizeOptions, streams: bool, tokens: int) -> TextWork:
+def text_work(options: QuantizeOptions, plan: Plan, tokens: int) -> TextWork:
     """What a run with these options does with so many tokens."""
-    if not streams:
+    if not needs_stream(plan):
         return TextWork(tokens)
     tunes = options.effort == "best"
+    # A block runs before its tensors are chosen and after; where the float model is followed, there as well.
+    passes = {"float": 1, "quantized": 2, "both": 3}[options.stream_inputs]
     return TextWork(
         tokens,
-        follows_float=options.stream_inputs == "both",
+        passes=passes + looks_before(plan),
+        sees_hessians=True,
         tuned_epochs=TuneOptions().epochs if tunes else 0,
         tuned_bytes_per_weight=BYTES_PER_WEIGHT if tunes else 0,
     )
