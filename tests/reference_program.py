@@ -15,6 +15,7 @@ from lilliput.architectures.program import (
     Activate,
     Add,
     Attention,
+    CrossAttention,
     Embed,
     Glu,
     LayerNorm,
@@ -25,8 +26,10 @@ from lilliput.architectures.program import (
     Rope,
     Scale,
     SelectOutputRows,
+    Share,
     Softcap,
 )
+from lilliput.architectures.relative_bias import distance_buckets
 from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.formats import get_format
 from lilliput.records import QuantizedTensor
@@ -72,8 +75,13 @@ def run_program(
     rows: Sequence[int],
     dtype: type[np.floating] = np.float64,
     segments: Sequence[int] | None = None,
+    shared: dict[int, tuple[Numbers, Numbers]] | None = None,
 ) -> Numbers:
-    """Logits [rows, vocab] of one batch from an empty cache."""
+    """Logits [rows, vocab] of one batch from an empty cache.
+
+    shared: keys and values by shared state: an encoder's program puts them there, a decoder's takes them.
+    """
+    shared = {} if shared is None else shared
     values = {name: tensor.dequantize().astype(dtype) for name, tensor in source.tensors.items()}
     buffers: dict[str, Numbers] = {}
     for operation in source.program.operations:
@@ -100,7 +108,12 @@ def run_program(
             case Rope():
                 buffers[operation.x] = rotate(operation, buffers[operation.x], values)
             case Attention():
-                buffers[operation.out] = attend(operation, buffers)
+                k, v = buffers[operation.k], buffers[operation.v]
+                buffers[operation.out] = attend(operation, buffers[operation.q], k, v, values)
+            case CrossAttention():
+                buffers[operation.out] = attend(operation, buffers[operation.q], *shared[operation.layer], values)
+            case Share(k_name, v_name, layer):
+                shared[layer] = buffers[k_name], buffers[v_name]
             case SelectOutputRows(out, x):
                 buffers[out] = buffers[x][np.asarray(rows, dtype=int)]
             case _:
@@ -141,20 +154,24 @@ def rotate(operation: Rope, x: Numbers, values: Mapping[str, Numbers]) -> Number
     return heads.reshape(x.shape)
 
 
-def attend(operation: Attention, buffers: Mapping[str, Numbers]) -> Numbers:
-    """softmax(scale q kᵀ) v, causal, within the window."""
-    q, k, v = (buffers[name] for name in (operation.q, operation.k, operation.v))
-    tokens, dtype = len(q), q.dtype.type
+def attend(
+    operation: Attention | CrossAttention, q: Numbers, k: Numbers, v: Numbers, values: Mapping[str, Numbers]
+) -> Numbers:
+    """softmax(scale q kᵀ + bias) v, causal and within the window where the operation says so."""
+    tokens, keys, dtype = len(q), len(k), q.dtype.type
     group = operation.heads // operation.kv_heads
     q = q.reshape(tokens, operation.heads, -1)
-    k = np.repeat(k.reshape(tokens, operation.kv_heads, -1), group, axis=1)
-    v = np.repeat(v.reshape(tokens, operation.kv_heads, -1), group, axis=1)
+    k = np.repeat(k.reshape(keys, operation.kv_heads, -1), group, axis=1)
+    v = np.repeat(v.reshape(keys, operation.kv_heads, -1), group, axis=1)
     scores = np.einsum("thd,shd->hts", q, k) * dtype(operation.scale)
-    if operation.softcap:
-        scores = dtype(operation.softcap) * np.tanh(scores / dtype(operation.softcap))
-    age = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
-    visible = (age >= 0) & (age < (operation.window or tokens))
-    scores = np.where(visible, scores, -np.inf)
+    age = np.arange(tokens)[:, None] - np.arange(keys)[None, :]
+    if isinstance(operation, Attention):
+        if operation.softcap:
+            scores = dtype(operation.softcap) * np.tanh(scores / dtype(operation.softcap))
+        if operation.bias is not None:
+            scores += values[operation.bias.weight][distance_buckets(operation.bias, -age)].transpose(2, 0, 1)
+        visible = (age >= 0) & (age < (operation.window or tokens)) | (not operation.causal)
+        scores = np.where(visible, scores, -np.inf)
     p = np.exp(scores - scores.max(axis=2, keepdims=True))
     p /= p.sum(axis=2, keepdims=True)
     return np.einsum("hts,shd->thd", p, v).reshape(tokens, -1)

@@ -6,6 +6,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -119,7 +120,7 @@ class SignalCheck {
 };
 
 Logits forward(engine::Engine& self, const Ints& tokens, std::int64_t n_past,
-               const Ints& output_rows, const std::optional<Ints>& segments) {
+               const Ints& output_rows, const std::optional<Ints>& segments, bool abreast) {
   const std::size_t rows = output_rows.size();
   const auto width = static_cast<std::size_t>(self.output_width());
   auto values = std::make_unique_for_overwrite<float[]>(rows * width);
@@ -128,7 +129,8 @@ Logits forward(engine::Engine& self, const Ints& tokens, std::int64_t n_past,
     self.forward(
         {tokens.data(), tokens.size()}, n_past, {output_rows.data(), rows},
         {values.get(), rows * width}, SignalCheck(),
-        segments ? std::span(segments->data(), segments->size()) : std::span<const std::int32_t>());
+        segments ? std::span(segments->data(), segments->size()) : std::span<const std::int32_t>(),
+        abreast);
   } catch (const engine::Interrupted&) {
     throw nb::python_error();
   }
@@ -166,6 +168,19 @@ void bind_program(nb::module_& module) {
           },
           "kv_heads"_a, "head_dim"_a)
       .def(
+          "add_shared_state",
+          [](BoundProgram& self, std::int64_t kv_heads, std::int64_t head_dim) {
+            return self.program->add_shared_state(kv_heads, head_dim);
+          },
+          "kv_heads"_a, "head_dim"_a)
+      .def(
+          "add_bias",
+          [](BoundProgram& self, std::int64_t heads, const Floats& values) {
+            return self.program->add_bias(heads, {values.data(), values.data() + values.size()});
+          },
+          "heads"_a, "values"_a.noconvert(),
+          "values: [heads][2 * reach + 1], flat, by the key's position less the query's.")
+      .def(
           "embed",
           [](BoundProgram& self, int out, int weight, float scale, const std::string& by,
              std::int64_t offset) {
@@ -199,14 +214,22 @@ void bind_program(nb::module_& module) {
           "attention",
           [](BoundProgram& self, std::tuple<int, int, int, int> buffers, int layer,
              std::tuple<std::int64_t, std::int64_t, std::int64_t> heads, float scale,
-             std::int64_t window, float softcap) {
+             std::int64_t window, float softcap, bool causal, int bias) {
             const auto [out, q, k, v] = buffers;
             const auto [n_heads, kv_heads, head_dim] = heads;
             self.program->add(engine::Attention{out, q, k, v, layer, n_heads, kv_heads, head_dim,
-                                                scale, window, softcap});
+                                                scale, window, softcap, causal, bias});
           },
           nb::kw_only(), "buffers"_a, "layer"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a,
-          "buffers: out, q, k, v.  heads: heads, kv_heads, head_dim.  window, softcap: 0 for none.")
+          "causal"_a = true, "bias"_a = engine::kNone,
+          "buffers: out, q, k, v; k and v -1 to read the shared state `layer`.  heads: heads, "
+          "kv_heads, head_dim.  window, softcap: 0 for none.")
+      .def(
+          "share",
+          [](BoundProgram& self, int k, int v, int layer) {
+            self.program->add(engine::Share{k, v, layer});
+          },
+          nb::kw_only(), "k"_a, "v"_a, "layer"_a)
       .def(
           "glu",
           [](BoundProgram& self, int out, int gate, int up, const std::string& activation) {
@@ -250,13 +273,28 @@ void bind_program(nb::module_& module) {
           "buffer"_a);
 }
 
+void bind_shared_cache(nb::module_& module) {
+  nb::class_<engine::SharedCache>(module, "SharedCache",
+                                  "Keys and values that an encoder leaves to a decoder.")
+      .def(
+          "__init__",
+          [](engine::SharedCache* self, const BoundProgram& program, std::int64_t context,
+             const std::string& kv_format) {
+            new (self) engine::SharedCache(program.program->shared_states(), context,
+                                           by_name(kCacheFormats, kv_format, "kv format"));
+          },
+          "program"_a, nb::kw_only(), "context"_a, "kv_format"_a = "f16")
+      .def_prop_ro("length", [](const engine::SharedCache& self) { return self.length; });
+}
+
 void bind_engine_class(nb::module_& module) {
   nb::class_<engine::Engine>(module, "Engine", "Runs a Program on one sequence.")
       .def(
           "__init__",
           [](engine::Engine* self, const BoundProgram& program, std::int64_t context,
              std::int64_t batch, int threads, const std::string& instruction_set,
-             const std::string& activations, const std::string& kv_format) {
+             const std::string& activations, const std::string& kv_format, std::int64_t sequences,
+             const std::shared_ptr<engine::SharedCache>& shared) {
             const kernels::Isa isa =
                 instruction_set.empty()
                     ? kernels::best_isa()
@@ -270,19 +308,28 @@ void bind_engine_class(nb::module_& module) {
                                                 threads,
                                                 isa,
                                                 by_name(kExactInput, activations, "activations"),
-                                                by_name(kCacheFormats, kv_format, "kv format")};
-            new (self) engine::Engine(program.program, options);
+                                                by_name(kCacheFormats, kv_format, "kv format"),
+                                                sequences};
+            new (self) engine::Engine(program.program, options, shared);
           },
           nb::keep_alive<1, 2>(), "program"_a, nb::kw_only(), "context"_a, "batch"_a, "threads"_a,
-          "instruction_set"_a = "", "activations"_a = "engine", "kv_format"_a = "f16")
+          "instruction_set"_a = "", "activations"_a = "engine", "kv_format"_a = "f16",
+          "sequences"_a = 1, "shared"_a = nb::none())
       .def("forward", &forward, "tokens"_a.noconvert(), "n_past"_a, "output_rows"_a.noconvert(),
-           "segments"_a.noconvert() = nb::none(),
+           "segments"_a.noconvert() = nb::none(), "abreast"_a = false,
            "tokens: int32 [n], at most `batch`, at positions n_past …; what the cache held from "
            "n_past on is dropped.  output_rows: int32, increasing.  Returns float32 "
            "[len(output_rows), vocabulary].  segments: int32 [n], None for all 0. Raises "
            "ValueError; KeyboardInterrupt between "
            "operations, after which the cache holds n_past tokens.")
       .def("truncate", &engine::Engine::truncate, "length"_a)
+      .def(
+          "reorder",
+          [](engine::Engine& self, const Ints& sources) {
+            self.reorder({sources.data(), sources.size()});
+          },
+          "sources"_a.noconvert(),
+          "sources: int32 [n]; sequence i goes on from what sources[i] was.")
       .def_prop_ro("length", &engine::Engine::length)
       .def_prop_rw("threads", &engine::Engine::threads, &engine::Engine::set_threads)
       .def_prop_ro("context", [](const engine::Engine& self) { return self.options().context; })
@@ -297,6 +344,7 @@ void bind_engine_class(nb::module_& module) {
 
 void bind_engine(nb::module_& module) {
   bind_program(module);
+  bind_shared_cache(module);
   bind_engine_class(module);
   module.def("available_instruction_sets", &available_instruction_sets,
              "Instruction sets that this machine runs, worst first.");

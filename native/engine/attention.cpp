@@ -31,9 +31,9 @@ AttentionPartial cut_partial(float* memory, std::int64_t rows) {
 }  // namespace
 
 AttentionTiling::AttentionTiling(const Attention& attention, std::int64_t tokens,
-                                 std::int64_t key_end)
+                                 std::int64_t key_end, bool separate)
     : group(attention.heads / attention.kv_heads),
-      tile_tokens(std::min(tokens, std::max<std::int64_t>(1, kTaskRows / group))),
+      tile_tokens(separate ? 1 : std::min(tokens, std::max<std::int64_t>(1, kTaskRows / group))),
       tiles((tokens + tile_tokens - 1) / tile_tokens),
       range_length(kernels::round_up(key_end, kernels::kKeyBlock)),
       ranges(1),
@@ -75,6 +75,8 @@ struct Engine::AttentionRun {
   const Pass& pass;
   const Attention& operation;
   AttentionTiling tiling;
+  bool separate;         // each token reads the cache of its own sequence
+  std::int64_t key_end;  // positions in the cache, those of this pass included
   std::int64_t head_dim;
   std::int64_t padded_dim;
   const float* q;
@@ -84,21 +86,33 @@ struct Engine::AttentionRun {
       : engine(engine),
         pass(pass),
         operation(operation),
-        tiling(operation, pass.rows, pass.n_past + pass.rows),
+        tiling(operation, pass.rows, keys(engine, pass, operation),
+               pass.abreast && !operation.reads_shared()),
+        separate(pass.abreast && !operation.reads_shared()),
+        key_end(keys(engine, pass, operation)),
         head_dim(operation.head_dim),
         padded_dim(kernels::round_up(operation.head_dim, kernels::kKeyGroup)),
         q(engine.buffer(pass, operation.q)),
         out(engine.buffer(pass, operation.out)) {}
 
+  static std::int64_t keys(const Engine& engine, const Pass& pass, const Attention& operation) {
+    if (operation.reads_shared()) return engine.shared_->length;
+    return pass.position(pass.rows - 1) + 1;
+  }
+
+  const KvCache& cache() const {
+    return operation.reads_shared() ? engine.shared_->cache : engine.cache_;
+  }
+
   // Writes the new keys and values of one kv head into the cache.
   void store_head(std::int64_t kv_head) const {
-    const kernels::HeadCache cache = engine.cache_.head(operation.layer, kv_head);
     const float* k = engine.buffer(pass, operation.k);
     const float* v = engine.buffer(pass, operation.v);
     for (std::int64_t token = 0; token < pass.rows; ++token) {
       const std::int64_t offset = (token * operation.kv_heads + kv_head) * head_dim;
-      engine.vector_kernels_.store_key_value(cache, engine.cache_.format(), head_dim,
-                                             pass.n_past + token, k + offset, v + offset);
+      engine.vector_kernels_.store_key_value(
+          engine.cache_.head(operation.layer, kv_head, separate ? token : 0),
+          engine.cache_.format(), head_dim, pass.position(token), k + offset, v + offset);
     }
   }
 
@@ -132,14 +146,17 @@ struct Engine::AttentionRun {
         here.tokens,
         tiling.group,
         head_dim,
-        pass.n_past + here.token_begin,
+        pass.position(here.token_begin),
         range * tiling.range_length,
-        (range + 1) * tiling.range_length,
+        std::min(key_end, (range + 1) * tiling.range_length),
         operation.window,
+        operation.causal,
+        engine.bias_at_distance_0(operation.bias, here.kv_head * tiling.group),
+        engine.bias_stride(),
         operation.scale,
         operation.softcap,
-        engine.cache_.head(operation.layer, here.kv_head)};
-    engine.vector_kernels_.attend(work, engine.cache_.format(), partial, scratch);
+        cache().head(operation.layer, here.kv_head, separate ? here.token_begin : 0)};
+    engine.vector_kernels_.attend(work, cache().format(), partial, scratch);
     if (tiling.ranges > 1) return;
     for (std::int64_t row = 0; row < rows; ++row) join(here, row, &partial);
   }
@@ -179,16 +196,61 @@ struct Engine::AttentionRun {
 
 void Engine::run(Pass& pass, const Attention& operation) {
   const AttentionRun run(*this, pass, operation);
-  const std::int64_t keys = pass.n_past + pass.rows;
-  const bool shares = pass.lease.threads() > 1 &&
-                      pass.rows * keys * operation.heads * operation.head_dim >= kWorkWorthSharing;
-  pass.for_chunks(operation.kv_heads, shares && pass.rows > kFewTokens,
-                  [&](std::int64_t kv_head, int) { run.store_head(kv_head); });
+  const bool shares =
+      pass.lease.threads() > 1 &&
+      pass.rows * run.key_end * operation.heads * operation.head_dim >= kWorkWorthSharing;
+  if (!operation.reads_shared()) {
+    pass.for_chunks(operation.kv_heads, shares && pass.rows > kFewTokens,
+                    [&](std::int64_t kv_head, int) { run.store_head(kv_head); });
+  }
   pass.for_chunks(run.tiling.tasks(), shares,
                   [&](std::int64_t task, int thread) { run.run_task(task, thread); });
   if (run.tiling.ranges == 1) return;
   pass.for_chunks(operation.kv_heads * run.tiling.tiles, shares,
                   [&](std::int64_t index, int) { run.join_tile(index); });
+}
+
+// Writes keys and values of all tokens where a decoder will read them.
+void Engine::run(Pass& pass, const Share& operation) {
+  const KvState& state = shared_->states[static_cast<std::size_t>(operation.layer)];
+  const float* k = buffer(pass, operation.k);
+  const float* v = buffer(pass, operation.v);
+  pass.for_chunks(
+      state.kv_heads, pass.lease.threads() > 1 && pass.rows > kFewTokens,
+      [&](std::int64_t kv_head, int) {
+        const kernels::HeadCache cache = shared_->cache.head(operation.layer, kv_head);
+        for (std::int64_t token = 0; token < pass.rows; ++token) {
+          const std::int64_t offset = (token * state.kv_heads + kv_head) * state.head_dim;
+          vector_kernels_.store_key_value(cache, shared_->cache.format(), state.head_dim, token,
+                                          k + offset, v + offset);
+        }
+      });
+  shared_->length = pass.rows;
+}
+
+// Biases of every distance that the context allows, with room for the keys past the last one that
+// a kernel adds them to.
+void Engine::spread_biases() {
+  for (const RelativeBias& bias : program_->biases()) {
+    Memory memory(static_cast<std::size_t>(bias.heads * bias_stride()) * sizeof(float));
+    const std::int64_t width = 2 * bias.reach + 1;
+    for (std::int64_t head = 0; head < bias.heads; ++head) {
+      float* values = memory.as<float>() + head * bias_stride();
+      for (std::int64_t i = 0; i < bias_stride(); ++i) {
+        const std::int64_t distance = std::clamp(i - options_.context, -bias.reach, bias.reach);
+        values[i] = bias.values[static_cast<std::size_t>(head * width + bias.reach + distance)];
+      }
+    }
+    biases_.push_back(std::move(memory));
+  }
+}
+
+std::int64_t Engine::bias_stride() const { return 2 * options_.context + kernels::kKeyBlock; }
+
+const float* Engine::bias_at_distance_0(BiasIndex bias, std::int64_t head) const {
+  if (bias == kNone) return nullptr;
+  return biases_[static_cast<std::size_t>(bias)].as<float>() + head * bias_stride() +
+         options_.context;
 }
 
 }  // namespace lilliput::engine

@@ -21,11 +21,13 @@ std::size_t aligned(std::size_t bytes, std::size_t step) {
 
 }  // namespace
 
-Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& options)
+Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& options,
+               std::shared_ptr<SharedCache> shared)
     : program_(std::move(program)),
       options_(options),
       vector_kernels_(kernels::vector_kernels(options.isa)),
-      cache_(program_->states(), options.context, options.cache_format) {
+      cache_(program_->states(), options.context, options.cache_format, options.sequences),
+      shared_(std::move(shared)) {
   if (program_->output() == kNone) refuse("the program has no output");
   if (options_.context < 1)
     refuse("context is " + std::to_string(options_.context) + ", must be at least 1");
@@ -34,6 +36,12 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
   if (options_.context > program_->positions()) {
     refuse("context is " + std::to_string(options_.context) + ", but the table of positions has " +
            std::to_string(program_->positions()) + " rows for it");
+  }
+  if (options_.sequences < 1)
+    refuse("sequences are " + std::to_string(options_.sequences) + ", must be at least 1");
+  if (shared_ == nullptr ? !program_->shared_states().empty()
+                         : shared_->states != program_->shared_states()) {
+    refuse("the program's shared states are not those of the cache it is given");
   }
   for (const kernels::Weight& weight : program_->weights()) {
     matmul_kernels_.push_back(
@@ -48,6 +56,7 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
   for (const RopeFrequencies& rope : program_->ropes()) {
     angles_.emplace_back(2 * batch * rope.inverse.size() * sizeof(float));
   }
+  spread_biases();
   measure_scratch();
   set_threads(options_.threads);
 }
@@ -102,6 +111,36 @@ void Engine::truncate(std::int64_t length) {
   length_ = length;
 }
 
+void Engine::reorder(std::span<const std::int32_t> sources) {
+  if (static_cast<std::int64_t>(sources.size()) > cache_.sequences()) {
+    refuse(std::to_string(sources.size()) + " sequences, but the cache has room for " +
+           std::to_string(cache_.sequences()));
+  }
+  for (const std::int32_t source : sources) {
+    if (source < 0 || source >= cache_.sequences()) {
+      refuse("sequence " + std::to_string(source) + " is none of the cache's " +
+             std::to_string(cache_.sequences()));
+    }
+  }
+  cache_.reorder(sources, length_);
+}
+
+void Engine::check_sequences(std::size_t tokens, std::int64_t n_past, bool abreast) const {
+  if (abreast && static_cast<std::int64_t>(tokens) > cache_.sequences()) {
+    refuse(std::to_string(tokens) + " tokens abreast, but the cache has room for " +
+           std::to_string(cache_.sequences()) + " sequences");
+  }
+  if (!program_->is_causal() && (n_past != 0 || abreast)) {
+    refuse("every token of this model sees all others: a sequence takes one pass from its start");
+  }
+  if (program_->shared_states().empty()) return;
+  if (!program_->shares() && shared_->length == 0) refuse("the encoder has not run yet");
+  if (program_->shares() && (n_past != 0 || static_cast<std::int64_t>(tokens) > shared_->context)) {
+    refuse(std::to_string(tokens) + " tokens from position " + std::to_string(n_past) +
+           "; the shared cache takes 1 to " + std::to_string(shared_->context) + " from the start");
+  }
+}
+
 void Engine::check_input(std::span<const std::int32_t> tokens, std::int64_t n_past,
                          std::span<const std::int32_t> output_rows, std::span<float> logits) const {
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
@@ -152,7 +191,8 @@ void Engine::check_segments(std::span<const std::int32_t> segments, std::size_t 
 
 // Cosine and sine of position * frequency, in double precision: float32 angles lose 2^-11 at
 // position 8192.
-void Engine::prepare_angles(std::int64_t first_position, std::int64_t tokens) {
+void Engine::prepare_angles(const Pass& pass) {
+  const auto tokens = static_cast<std::int64_t>(pass.tokens.size());
   for (std::size_t i = 0; i < angles_.size(); ++i) {
     const RopeFrequencies& rope = program_->ropes()[i];
     const std::size_t pairs = rope.inverse.size();
@@ -160,7 +200,7 @@ void Engine::prepare_angles(std::int64_t first_position, std::int64_t tokens) {
     float* sine = cosine + static_cast<std::size_t>(options_.batch) * pairs;
     for (std::int64_t token = 0; token < tokens; ++token) {
       for (std::size_t pair = 0; pair < pairs; ++pair) {
-        const double angle = static_cast<double>(first_position + token) * rope.inverse[pair];
+        const double angle = static_cast<double>(pass.position(token)) * rope.inverse[pair];
         *cosine++ = static_cast<float>(std::cos(angle) * rope.magnitude);
         *sine++ = static_cast<float>(std::sin(angle) * rope.magnitude);
       }
@@ -171,21 +211,22 @@ void Engine::prepare_angles(std::int64_t first_position, std::int64_t tokens) {
 void Engine::forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
                      std::span<const std::int32_t> output_rows, std::span<float> logits,
                      const std::function<bool()>& should_stop,
-                     std::span<const std::int32_t> segments) {
+                     std::span<const std::int32_t> segments, bool abreast) {
   check_input(tokens, n_past, output_rows, logits);
   check_segments(segments, tokens.size());
+  check_sequences(tokens.size(), n_past, abreast);
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   ThreadPool::Lease lease(ThreadPool::shared(), options_.threads);
   length_ = n_past;
-  prepare_angles(n_past, n_tokens);
-  Pass pass{tokens, segments, n_past, output_rows, logits, lease, 0};
+  Pass pass{tokens, segments, n_past, output_rows, logits, lease, abreast, 0};
+  prepare_angles(pass);
   for (const Step& step : program_->steps()) {
     if (should_stop && should_stop()) throw Interrupted();
     pass.rows = step.on_selected_rows ? static_cast<std::int64_t>(output_rows.size()) : n_tokens;
     if (pass.rows == 0) continue;
     std::visit([&](const auto& operation) { run(pass, operation); }, step.operation);
   }
-  length_ = n_past + n_tokens;
+  length_ = n_past + (abreast ? 1 : n_tokens);
 }
 
 float* Engine::buffer(const Pass& pass, BufferIndex index) const {

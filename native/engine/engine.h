@@ -27,6 +27,7 @@ struct EngineOptions {
   kernels::Isa isa;
   bool exact_input;  // float32 activations for every weight
   kernels::CacheFormat cache_format;
+  std::int64_t sequences = 1;  // that one pass may step forward side by side
 };
 
 // The caller's own check between operations said stop.
@@ -36,19 +37,25 @@ struct Interrupted : std::runtime_error {
 
 class Engine {
  public:
-  Engine(std::shared_ptr<const Program> program, const EngineOptions& options);
+  // shared: where an encoder's program leaves its keys and values, and a decoder's finds them; null
+  // for programs without shared states.
+  Engine(std::shared_ptr<const Program> program, const EngineOptions& options,
+         std::shared_ptr<SharedCache> shared = nullptr);
 
   // Runs tokens at positions n_past, n_past + 1, …; what the cache held from n_past on is dropped.
   // output_rows: increasing indices into `tokens` whose logits are written to
   // logits[row][vocabulary]. should_stop is asked between operations. segments: of each token, or
-  // none: all 0. Throws std::invalid_argument for bad input, Interrupted.
+  // none: all 0. abreast: token i is the next one of sequence i, all at position n_past. Throws
+  // std::invalid_argument for bad input, Interrupted.
   void forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
                std::span<const std::int32_t> output_rows, std::span<float> logits,
                const std::function<bool()>& should_stop,
-               std::span<const std::int32_t> segments = {});
+               std::span<const std::int32_t> segments = {}, bool abreast = false);
 
   std::int64_t length() const { return length_; }
   void truncate(std::int64_t length);
+  // Sequence i goes on from what sequence sources[i] was.
+  void reorder(std::span<const std::int32_t> sources);
   int threads() const { return options_.threads; }
   void set_threads(int threads);
   const EngineOptions& options() const { return options_; }
@@ -69,7 +76,11 @@ class Engine {
                    std::span<const std::int32_t> output_rows, std::span<float> logits) const;
   void measure_scratch();
   void check_segments(std::span<const std::int32_t> segments, std::size_t tokens) const;
-  void prepare_angles(std::int64_t first_position, std::int64_t tokens);
+  void check_sequences(std::size_t tokens, std::int64_t n_past, bool abreast) const;
+  void prepare_angles(const Pass& pass);
+  void spread_biases();
+  std::int64_t bias_stride() const;
+  const float* bias_at_distance_0(BiasIndex bias, std::int64_t head) const;
   float* buffer(const Pass& pass, BufferIndex index) const;
   std::uint8_t* thread_scratch(int thread) const;
 
@@ -87,15 +98,18 @@ class Engine {
   void run(Pass& pass, const Softcap& operation);
   void run(Pass& pass, const Add& operation);
   void run(Pass& pass, const SelectOutputRows& operation);
+  void run(Pass& pass, const Share& operation);
 
   std::shared_ptr<const Program> program_;
   EngineOptions options_;
   const kernels::VectorKernels& vector_kernels_;
   std::vector<const kernels::MatmulKernel*> matmul_kernels_;  // by weight
   KvCache cache_;
+  std::shared_ptr<SharedCache> shared_;
   std::int64_t length_ = 0;
   std::vector<Memory> buffers_;
   std::vector<Memory> angles_;  // by rope: cosines [batch][pairs], then sines
+  std::vector<Memory> biases_;  // by bias: [heads][bias_stride()]
   std::size_t thread_scratch_bytes_ = 0;
   Memory thread_scratch_;
   Memory prepared_;            // inputs of a linear group as the kernels want them

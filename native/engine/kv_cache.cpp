@@ -1,31 +1,92 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/kv_cache.h"
 
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
 namespace lilliput::engine {
+namespace {
+
+std::size_t element_bytes(kernels::CacheFormat format) {
+  return format == kernels::CacheFormat::f16 ? 2 : 4;
+}
+
+}  // namespace
 
 KvCache::KvCache(const std::vector<KvState>& states, std::int64_t context,
-                 kernels::CacheFormat format)
-    : format_(format) {
-  const std::size_t element = format == kernels::CacheFormat::f16 ? 2 : 4;
+                 kernels::CacheFormat format, std::int64_t sequences)
+    : format_(format), slots_(static_cast<std::size_t>(sequences)) {
+  std::iota(slots_.begin(), slots_.end(), 0);
+  const std::size_t element = element_bytes(format);
   const auto keys = static_cast<std::size_t>(kernels::round_up(context, kernels::kKeyGroup));
   for (const KvState& state : states) {
     const auto head_dim = static_cast<std::size_t>(state.head_dim);
     const auto padded_dim =
         static_cast<std::size_t>(kernels::round_up(state.head_dim, kernels::kKeyGroup));
     Layer layer;
+    layer.kv_heads = state.kv_heads;
+    layer.head_dim = state.head_dim;
     layer.key_bytes = keys * head_dim * element;
     layer.value_bytes = keys * padded_dim * element;
-    layer.memory =
-        Memory(static_cast<std::size_t>(state.kv_heads) * (layer.key_bytes + layer.value_bytes));
+    layer.memory = Memory(static_cast<std::size_t>(sequences * state.kv_heads) *
+                          (layer.key_bytes + layer.value_bytes));
     layers_.push_back(std::move(layer));
   }
 }
 
-kernels::HeadCache KvCache::head(int layer, std::int64_t kv_head) const {
-  const Layer& state = layers_[static_cast<std::size_t>(layer)];
-  std::uint8_t* keys = state.memory.as<std::uint8_t>() +
-                       static_cast<std::size_t>(kv_head) * (state.key_bytes + state.value_bytes);
-  return {keys, keys + state.key_bytes};
+kernels::HeadCache KvCache::head(int layer, std::int64_t kv_head, std::int64_t sequence) const {
+  return head_of_slot(layers_[static_cast<std::size_t>(layer)], kv_head,
+                      slots_[static_cast<std::size_t>(sequence)]);
+}
+
+kernels::HeadCache KvCache::head_of_slot(const Layer& layer, std::int64_t kv_head,
+                                         std::int64_t slot) const {
+  std::uint8_t* keys =
+      layer.memory.as<std::uint8_t>() + static_cast<std::size_t>(slot * layer.kv_heads + kv_head) *
+                                            (layer.key_bytes + layer.value_bytes);
+  return {keys, keys + layer.key_bytes};
+}
+
+void KvCache::reorder(std::span<const std::int32_t> sources, std::int64_t length) {
+  // The first that continues a sequence takes its slot over; every other one gets a copy in a slot
+  // that nobody continues.
+  std::vector<std::int64_t> slots(sources.size(), -1);
+  std::vector<bool> is_taken(slots_.size(), false);
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const std::int64_t slot = slots_[static_cast<std::size_t>(sources[i])];
+    if (is_taken[static_cast<std::size_t>(slot)]) continue;
+    is_taken[static_cast<std::size_t>(slot)] = true;
+    slots[i] = slot;
+  }
+  std::vector<std::int64_t> free;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!is_taken[slot]) free.push_back(static_cast<std::int64_t>(slot));
+  }
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    if (slots[i] >= 0) continue;
+    slots[i] = free.back();
+    free.pop_back();
+    copy_slot(slots_[static_cast<std::size_t>(sources[i])], slots[i], length);
+  }
+  slots.insert(slots.end(), free.begin(), free.end());
+  slots_ = std::move(slots);
+}
+
+void KvCache::copy_slot(std::int64_t from, std::int64_t to, std::int64_t length) {
+  const std::size_t element = element_bytes(format_);
+  const auto keys = static_cast<std::size_t>(kernels::round_up(length, kernels::kKeyGroup));
+  for (const Layer& layer : layers_) {
+    const auto padded_dim = kernels::round_up(layer.head_dim, kernels::kKeyGroup);
+    for (std::int64_t kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
+      const kernels::HeadCache source = head_of_slot(layer, kv_head, from);
+      const kernels::HeadCache target = head_of_slot(layer, kv_head, to);
+      std::memcpy(target.keys, source.keys,
+                  keys * static_cast<std::size_t>(layer.head_dim) * element);
+      std::memcpy(target.values, source.values,
+                  static_cast<std::size_t>(length * padded_dim) * element);
+    }
+  }
 }
 
 std::size_t KvCache::bytes() const {

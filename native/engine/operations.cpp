@@ -38,7 +38,7 @@ std::int64_t Engine::table_row(const Pass& pass, const Embed& operation, std::in
   const auto index = static_cast<std::size_t>(row);
   switch (operation.by) {
     case EmbedBy::position:
-      return pass.n_past + row + operation.offset;
+      return pass.position(row) + operation.offset;
     case EmbedBy::segment:
       return pass.segments.empty() ? 0 : pass.segments[index];
     case EmbedBy::token:

@@ -19,7 +19,10 @@ struct Engine::Pass {
   std::span<const std::int32_t> output_rows;
   std::span<float> logits;
   ThreadPool::Lease& lease;
+  bool abreast;       // token i is of sequence i, all at position n_past
   std::int64_t rows;  // of the operation under way
+
+  std::int64_t position(std::int64_t token) const { return n_past + (abreast ? 0 : token); }
 
   // Calls body(chunk, thread) for each chunk, on this thread alone where sharing the work costs
   // more than it saves.
@@ -71,7 +74,9 @@ struct Engine::LinearPlan {
 class AttentionTiling {
  public:
   // tokens: of the batch; key_end: positions up to the last token's, its own included.
-  AttentionTiling(const Attention& attention, std::int64_t tokens, std::int64_t key_end = 1);
+  // separate: each token is a tile of its own, as its keys are those of another sequence.
+  AttentionTiling(const Attention& attention, std::int64_t tokens, std::int64_t key_end = 1,
+                  bool separate = false);
 
   std::int64_t tasks() const { return attention_.kv_heads * tiles * ranges; }
   std::size_t row_floats() const;                        // of one row of a partial result

@@ -67,6 +67,22 @@ int Program::add_state(std::int64_t kv_heads, std::int64_t head_dim) {
   return static_cast<int>(states_.size()) - 1;
 }
 
+int Program::add_shared_state(std::int64_t kv_heads, std::int64_t head_dim) {
+  if (kv_heads < 1 || head_dim < 1) refuse("a layer's cache needs at least one head of width 1");
+  shared_states_.push_back({kv_heads, head_dim});
+  return static_cast<int>(shared_states_.size()) - 1;
+}
+
+BiasIndex Program::add_bias(std::int64_t heads, std::vector<float> values) {
+  const auto count = static_cast<std::int64_t>(values.size());
+  if (heads < 1 || count % heads != 0 || count / heads % 2 != 1) {
+    refuse("relative bias: " + std::to_string(count) +
+           " values are not an odd number for each of " + std::to_string(heads) + " heads");
+  }
+  biases_.push_back({heads, count / heads / 2, std::move(values)});
+  return static_cast<BiasIndex>(biases_.size()) - 1;
+}
+
 std::int64_t Program::width(BufferIndex buffer) const { return at(buffers_, buffer, "buffer"); }
 
 Program::Rows Program::rows_of(BufferIndex buffer) const {
@@ -176,7 +192,8 @@ void Program::add(const Rope& operation) {
 }
 
 void Program::add(const Attention& operation) {
-  const KvState& state = at(states_, operation.layer, "layer");
+  const KvState& state =
+      at(operation.reads_shared() ? shared_states_ : states_, operation.layer, "layer");
   if (state.kv_heads != operation.kv_heads || state.head_dim != operation.head_dim) {
     refuse("attention: heads differ from those of the cache of layer " +
            std::to_string(operation.layer));
@@ -186,10 +203,21 @@ void Program::add(const Attention& operation) {
            std::to_string(operation.kv_heads) + " kv heads");
   }
   check_width("attention q", operation.q, operation.heads * operation.head_dim);
-  check_width("attention k", operation.k, operation.kv_heads * operation.head_dim);
-  check_width("attention v", operation.v, operation.kv_heads * operation.head_dim);
   check_width("attention out", operation.out, operation.heads * operation.head_dim);
-  for (const BufferIndex buffer : {operation.q, operation.k, operation.v}) {
+  std::vector<BufferIndex> inputs{operation.q};
+  if (operation.reads_shared()) {
+    if (operation.causal || operation.v != kNone) refuse("attention: shared keys have no order");
+  } else {
+    check_width("attention k", operation.k, operation.kv_heads * operation.head_dim);
+    check_width("attention v", operation.v, operation.kv_heads * operation.head_dim);
+    inputs.insert(inputs.end(), {operation.k, operation.v});
+    is_causal_ = is_causal_ && operation.causal;
+  }
+  if (!operation.causal && operation.window > 0) refuse("attention: a window needs a causal mask");
+  if (operation.bias != kNone && at(biases_, operation.bias, "bias").heads != operation.heads) {
+    refuse("attention: the relative bias is for another number of heads");
+  }
+  for (const BufferIndex buffer : inputs) {
     if (rows_of(buffer) != Rows::all) refuse("attention: q, k and v must hold all tokens");
     if (buffer == operation.out) refuse("attention: output buffer is one of its inputs");
   }
@@ -228,6 +256,16 @@ void Program::add(const SelectOutputRows& operation) {
   if (rows_of(operation.x) != Rows::all) refuse("select_output_rows: rows are already selected");
   if (operation.out == operation.x) refuse("select_output_rows: output buffer is its input");
   append(operation, Rows::selected, operation.out);
+}
+
+void Program::add(const Share& operation) {
+  const KvState& state = at(shared_states_, operation.layer, "shared layer");
+  for (const BufferIndex buffer : {operation.k, operation.v}) {
+    check_width("share", buffer, state.kv_heads * state.head_dim);
+    if (rows_of(buffer) != Rows::all) refuse("share: keys and values must hold all tokens");
+  }
+  shares_ = true;
+  append(operation, Rows::all, operation.k);
 }
 
 void Program::set_output(BufferIndex buffer) {

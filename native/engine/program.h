@@ -21,6 +21,7 @@ using BufferIndex = int;
 using WeightIndex = int;
 using VectorIndex = int;
 using RopeIndex = int;
+using BiasIndex = int;
 inline constexpr int kNone = -1;
 
 // What chooses the row of a table: the token's id, its position plus `offset`, or its segment.
@@ -73,7 +74,7 @@ struct Rope {
 struct Attention {
   BufferIndex out;
   BufferIndex q;
-  BufferIndex k;
+  BufferIndex k;  // kNone, as v: reads what the encoder shared, and layer is one of its states
   BufferIndex v;
   int layer;
   std::int64_t heads;
@@ -82,6 +83,17 @@ struct Attention {
   float scale;
   std::int64_t window;  // 0: none
   float softcap;        // 0: none
+  bool causal = true;   // otherwise all tokens of a sequence come in one pass
+  BiasIndex bias = kNone;
+
+  bool reads_shared() const { return k == kNone; }
+};
+
+// Leaves keys and values of all tokens to a decoder.
+struct Share {
+  BufferIndex k;
+  BufferIndex v;
+  int layer;  // of the shared states
 };
 
 struct Glu {
@@ -121,7 +133,7 @@ struct SelectOutputRows {
 };
 
 using Operation = std::variant<Embed, RmsNorm, LayerNorm, LinearGroup, Rope, Attention, Glu,
-                               Activate, Scale, Softcap, Add, SelectOutputRows>;
+                               Activate, Scale, Softcap, Add, SelectOutputRows, Share>;
 
 // An operation runs on all tokens, or on the rows whose logits were asked for.
 struct Step {
@@ -138,6 +150,16 @@ struct RopeFrequencies {
 struct KvState {
   std::int64_t kv_heads;
   std::int64_t head_dim;
+
+  bool operator==(const KvState&) const = default;
+};
+
+// Added to scores by the key's position less the query's: values [heads][2 * reach + 1], the middle
+// one for distance 0; what lies farther counts as `reach`.
+struct RelativeBias {
+  std::int64_t heads;
+  std::int64_t reach;
+  std::vector<float> values;
 };
 
 class Program {
@@ -149,6 +171,8 @@ class Program {
   VectorIndex add_vector(std::vector<float> values);
   RopeIndex add_rope(std::vector<double> inverse_frequencies, double magnitude);
   int add_state(std::int64_t kv_heads, std::int64_t head_dim);
+  int add_shared_state(std::int64_t kv_heads, std::int64_t head_dim);
+  BiasIndex add_bias(std::int64_t heads, std::vector<float> values);
 
   void add(const Embed& operation);
   void add(const RmsNorm& operation);
@@ -162,6 +186,7 @@ class Program {
   void add(const Softcap& operation);
   void add(const Add& operation);
   void add(const SelectOutputRows& operation);
+  void add(const Share& operation);
   // The buffer of the logits. Ends the program.
   void set_output(BufferIndex buffer);
 
@@ -170,6 +195,12 @@ class Program {
   const std::vector<std::vector<float>>& vectors() const { return vectors_; }
   const std::vector<RopeFrequencies>& ropes() const { return ropes_; }
   const std::vector<KvState>& states() const { return states_; }
+  const std::vector<KvState>& shared_states() const { return shared_states_; }
+  const std::vector<RelativeBias>& biases() const { return biases_; }
+  // Whether a sequence may come in several passes.
+  bool is_causal() const { return is_causal_; }
+  // Whether it leaves keys and values to another program.
+  bool shares() const { return shares_; }
   const std::vector<Step>& steps() const { return steps_; }
   BufferIndex output() const { return output_; }
   // Token ids are below this, segments below that.
@@ -198,6 +229,10 @@ class Program {
   std::vector<std::vector<float>> vectors_;
   std::vector<RopeFrequencies> ropes_;
   std::vector<KvState> states_;
+  std::vector<KvState> shared_states_;
+  std::vector<RelativeBias> biases_;
+  bool is_causal_ = true;
+  bool shares_ = false;
   std::vector<Step> steps_;
   BufferIndex output_ = kNone;
   std::int64_t vocabulary_ = 0;

@@ -44,6 +44,10 @@ struct AttentionTask {
   std::int64_t key_begin;       // multiple of kKeyBlock
   std::int64_t key_end;         // exclusive; may lie beyond what the last token sees
   std::int64_t window;          // keys that a token sees, its own included; 0: all
+  bool causal;                  // a token sees no later key; otherwise all up to key_end
+  const float* bias;            // of the group's first head at distance 0, added to the scores of
+                                // a key by its position less the query's; null: none
+  std::int64_t bias_stride;     // floats from one head's bias to the next one's
   float scale;
   float softcap;  // 0: none
   HeadCache cache;

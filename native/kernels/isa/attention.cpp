@@ -211,17 +211,27 @@ Scratch cut(float* memory, const Block& shape) {
   return s;
 }
 
+// bias: of kKeyBlock keys, those past the last one included.
+void add_bias(const float* bias, float* scores) {
+  for (int i = 0; i < kKeyBlock; i += kLanes)
+    store(scores + i, add(load(scores + i), load(bias + i)));
+}
+
 void softmax_block(const AttentionTask& task, const Block& block, std::int64_t key_begin,
                    const AttentionPartial& partial, const Scratch& scratch) {
   for (std::int64_t row = 0; row < block.rows; ++row) {
     const std::int64_t position = task.first_position + row / task.group;
+    if (task.bias != nullptr) {
+      add_bias(task.bias + row % task.group * task.bias_stride + key_begin - position,
+               scratch.scores + row * kKeyBlock);
+    }
     const std::int64_t oldest = task.window > 0 ? position - task.window + 1 : 0;
     const auto within = [&](std::int64_t key) {
       const std::int64_t offset = key - key_begin;
       return offset < 0 ? 0 : (offset > block.keys ? block.keys : offset);
     };
     const std::int64_t visible_begin = within(oldest);
-    const std::int64_t visible_end = within(position + 1);
+    const std::int64_t visible_end = task.causal ? within(position + 1) : block.keys;
     scratch.correction[row] =
         softmax_step(scratch.scores + row * kKeyBlock, visible_begin, visible_end, task.softcap,
                      partial.maximum + row, partial.sum + row);
@@ -234,7 +244,7 @@ template <typename T>
 void attend_over(const AttentionTask& task, Block block, const AttentionPartial& partial,
                  const Scratch& scratch) {
   const std::int64_t last = task.first_position + task.tokens;
-  const std::int64_t key_end = task.key_end < last ? task.key_end : last;
+  const std::int64_t key_end = task.causal && last < task.key_end ? last : task.key_end;
   std::int64_t key_begin = task.key_begin;
   const std::int64_t oldest = task.window > 0 ? task.first_position - task.window + 1 : 0;
   if (oldest > key_begin) key_begin = oldest / kKeyBlock * kKeyBlock;

@@ -9,14 +9,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from lilliput.architectures.program import Program, RopeFrequencies
+from lilliput.architectures.program import Activation, Program, RopeFrequencies
 from lilliput.architectures.sources import Source
 from lilliput.records import Role
 
 # JSON-like values of a Hugging Face config.json and of GGUF metadata.
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+# How an encoder's hidden states become one vector: their mean, or the first token's.
+Pooling = Literal["mean", "cls"]
+# What a model is for, and so how it is run and measured.
+Task = Literal["next_token", "embedding", "classification", "sequence_to_sequence"]
+# Of models without rotary positions.
+NO_ROPE = RopeFrequencies(1.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderTraits:
+    """What only models have whose tokens see each other in both directions.
+
+    segments: rows of the segment embedding, 0 for none.  has_pooler: a dense layer with tanh on the first token.
+    is_normalized: sentence vectors have length 1.  labels: names of the classes, empty without such a head.
+    """
+
+    segments: int = 0
+    activation: Activation = "gelu"
+    pooling: Pooling = "mean"
+    is_normalized: bool = False
+    has_pooler: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderTraits:
+    """What only an encoder-decoder has; the ModelConfig's own sizes are the encoder's.
+
+    end_token_ids: an answer ends with one of them.  forced_*: what its second and last token must be, or None.
+    banned_token_ids: never part of an answer.
+    """
+
+    layers: int
+    heads: int
+    ffn_size: int
+    start_token_id: int
+    end_token_ids: tuple[int, ...]
+    forced_first_token_id: int | None = None
+    forced_last_token_id: int | None = None
+    banned_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +93,17 @@ class ModelConfig:
     rope_layers: tuple[int, ...] | None = None
     # The llama3 rope scaling that `rope_freqs.weight` is computed from; None where a container brought the tensor.
     rope_llama3: Mapping[str, float] | None = None
+    encoder: EncoderTraits | None = None
+    decoder: DecoderTraits | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        if self.decoder is not None:
+            return "sequence_to_sequence"
+        if self.encoder is None:
+            return "next_token"
+        return "classification" if self.encoder.labels else "embedding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +151,12 @@ class Architecture(Protocol):
         """Every tensor, in file order. An entry with `tied_to` has no bytes of its own in any container."""
 
     def program(self, config: ModelConfig) -> Program:
-        """The forward pass."""
+        """The forward pass; an encoder-decoder's decoder."""
+
+
+@runtime_checkable
+class EncoderDecoder(Protocol):
+    """What the module of an encoder-decoder has beside an Architecture's functions."""
+
+    def encoder_program(self, config: ModelConfig) -> Program:
+        """The forward pass over the text, which ends in the shared states that the decoder's program reads."""

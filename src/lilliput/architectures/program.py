@@ -109,10 +109,25 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
+class RelativeBias:
+    """A number for each head and each bucket of distances, added to scores (T5: arXiv 1910.10683, section 2.1).
+
+    weight: tensor [buckets, heads].  Distances from max_distance on share the last bucket.
+    bidirectional: half of the buckets are for keys after the query; otherwise those count as distance 0.
+    """
+
+    weight: str
+    buckets: int
+    max_distance: int
+    bidirectional: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
-    """Store k and v in the cache of `layer`, then out = softmax(scale q kᵀ + mask) v, causal.
+    """Store k and v in the cache of `layer`, then out = softmax(scale q kᵀ + bias + mask) v.
 
     window: keys older than this many positions are masked, or None.  softcap: c tanh(s / c) on scores, or None.
+    causal: keys after the query are masked. Without, a sequence has to come in one pass, and layers may share a cache.
     """
 
     out: str
@@ -126,6 +141,30 @@ class Attention:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    causal: bool = True
+    bias: RelativeBias | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Leave k and v of all tokens to the decoder's program, in shared state `layer`."""
+
+    k: str
+    v: str
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class CrossAttention:
+    """out = softmax(scale q kᵀ) v over the keys and values that the encoder's program left in shared state `layer`."""
+
+    out: str
+    q: str
+    layer: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +222,20 @@ class SelectOutputRows:
 
 
 Operation = (
-    Embed | RmsNorm | LayerNorm | Linear | Rope | Attention | Glu | Activate | Scale | Softcap | Add | SelectOutputRows
+    Embed
+    | RmsNorm
+    | LayerNorm
+    | Linear
+    | Rope
+    | Attention
+    | CrossAttention
+    | Share
+    | Glu
+    | Activate
+    | Scale
+    | Softcap
+    | Add
+    | SelectOutputRows
 )
 
 
@@ -200,6 +252,9 @@ class KvState:
 class Program:
     """buffers: width of each named buffer.  output: the buffer that holds the logits [selected rows, vocab_size].
 
+    output: of an encoder, its hidden states or what its head makes of them.
+    shared_states: what an encoder's program leaves to its decoder's, the same in both.
+
     `Add`, `Activate`, `Scale` and `Softcap` may write onto an input and `Rope` works in place; every other `out` is a
     buffer of its own.
     """
@@ -208,3 +263,4 @@ class Program:
     states: tuple[KvState, ...]
     operations: tuple[Operation, ...]
     output: str
+    shared_states: tuple[KvState, ...] = ()

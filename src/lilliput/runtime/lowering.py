@@ -15,19 +15,23 @@ from lilliput.architectures.program import (
     Activate,
     Add,
     Attention,
+    CrossAttention,
     Embed,
     Glu,
     LayerNorm,
     Linear,
     Operation,
     Program,
+    RelativeBias,
     RmsNorm,
     Rope,
     RopeFrequencies,
     Scale,
     SelectOutputRows,
+    Share,
     Softcap,
 )
+from lilliput.architectures.relative_bias import bias_by_distance
 from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.arrays import Array, FloatArray
 from lilliput.errors import RuntimeModelError
@@ -38,7 +42,7 @@ from lilliput.records import QuantizedTensor
 TensorByName = Callable[[str], QuantizedTensor]
 # Half-open; None means all rows.
 RowRange = tuple[int, int] | None
-_NO_BIAS = -1
+_NONE = -1
 _LOG = logging.getLogger(__name__)
 # Weights decoded at once.
 _DECODE_WEIGHTS = 1 << 22
@@ -88,7 +92,9 @@ class _Lowering:
     weights: dict[tuple[str, RowRange], int] = field(default_factory=dict)
     vectors: dict[tuple[str, RowRange], int] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, int] = field(default_factory=dict)
+    biases: dict[RelativeBias, int] = field(default_factory=dict)
     layers: dict[int, int] = field(default_factory=dict)
+    shared_layers: dict[int, int] = field(default_factory=dict)
     mappable: dict[str, QuantizedTensor] = field(default_factory=dict)
     decoded_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -97,6 +103,8 @@ class _Lowering:
             self.buffers[name] = self.native.add_buffer(width)
         for state in self.program.states:
             self.layers[state.layer] = self.native.add_state(state.kv_heads, state.head_dim)
+        for state in self.program.shared_states:
+            self.shared_layers[state.layer] = self.native.add_shared_state(state.kv_heads, state.head_dim)
         for operation in linear_groups(self.program.operations):
             try:
                 self._add(operation)
@@ -128,6 +136,10 @@ class _Lowering:
                 self.native.rope(x=buffers[x], heads=heads, head_dim=head_dim, frequencies=rope, style=style)
             case Attention():
                 self._attention(operation)
+            case CrossAttention():
+                self._cross_attention(operation)
+            case Share(k, v, layer):
+                self.native.share(k=buffers[k], v=buffers[v], layer=self.shared_layers[layer])
             case _:
                 self._add_elementwise(operation)
 
@@ -159,7 +171,26 @@ class _Lowering:
             scale=operation.scale,
             window=operation.window or 0,
             softcap=operation.softcap or 0.0,
+            causal=operation.causal,
+            bias=_NONE if operation.bias is None else self._relative_bias(operation.bias),
         )
+
+    def _cross_attention(self, operation: CrossAttention) -> None:
+        self.native.attention(
+            buffers=(self.buffers[operation.out], self.buffers[operation.q], _NONE, _NONE),
+            layer=self.shared_layers[operation.layer],
+            heads=(operation.heads, operation.kv_heads, operation.head_dim),
+            scale=operation.scale,
+            window=0,
+            softcap=0.0,
+            causal=False,
+        )
+
+    def _relative_bias(self, bias: RelativeBias) -> int:
+        if bias not in self.biases:
+            values = bias_by_distance(bias, self.tensor(bias.weight).dequantize())
+            self.biases[bias] = self.native.add_bias(len(values), values.reshape(-1))
+        return self.biases[bias]
 
     def _part(self, linear: Linear) -> tuple[int, int, int]:
         bias = self._bias(linear.bias, linear.rows)
@@ -193,7 +224,7 @@ class _Lowering:
         return plain
 
     def _bias(self, name: str | None, rows: RowRange = None) -> int:
-        return _NO_BIAS if name is None else self._vector(name, rows)
+        return _NONE if name is None else self._vector(name, rows)
 
     def _vector(self, name: str, rows: RowRange = None) -> int:
         if (name, rows) not in self.vectors:

@@ -136,8 +136,8 @@ class Session:
         self, token_ids: Sequence[int] | IntArray, output: OutputRows = "all"
     ) -> Iterator[tuple[int, FloatArray]]:
         """Like `forward`, but yields (tokens done, their logits) batch by batch, so that memory stays bounded."""
-        tokens = _as_token_ids(token_ids)
-        rows = _as_rows(output, tokens.size)
+        tokens = as_token_ids(token_ids)
+        rows = as_rows(output, tokens.size)
         if self.length + tokens.size > self.context:
             raise RuntimeModelError(
                 f"{self.length} tokens are in the cache and {tokens.size} more do not fit the context of "
@@ -179,7 +179,8 @@ def batch_size(program: Program) -> int:
     return int(np.clip(fitting // SMALLEST_BATCH * SMALLEST_BATCH, SMALLEST_BATCH, LARGEST_BATCH))
 
 
-def _as_token_ids(token_ids: Sequence[int] | IntArray) -> IntArray:
+def as_token_ids(token_ids: Sequence[int] | IntArray) -> IntArray:
+    """Token ids as the engine takes them. Raises RuntimeModelError for one that no vocabulary has."""
     wide = np.asarray(token_ids, dtype=np.int64).reshape(-1)
     if wide.size and (wide.min() < 0 or wide.max() > np.iinfo(np.int32).max):
         bad = wide.min() if wide.min() < 0 else wide.max()
@@ -187,7 +188,8 @@ def _as_token_ids(token_ids: Sequence[int] | IntArray) -> IntArray:
     return np.ascontiguousarray(wide, dtype=np.int32)
 
 
-def _as_rows(output: OutputRows, tokens: int) -> IntArray:
+def as_rows(output: OutputRows, tokens: int) -> IntArray:
+    """Indices of the tokens whose logits are asked for. Raises RuntimeModelError."""
     match output:
         case "last":
             return np.arange(max(tokens - 1, 0), tokens, dtype=np.int32)
