@@ -53,7 +53,9 @@ def made(target: Path, kind: str = "int4_g32", **changes: Json) -> Path:
 def assert_same(folder: Path, tensors: dict[str, QuantizedTensor]) -> None:
     found = open_model(folder)
     assert set(found.headers) == set(tensors)
-    for name, tensor in tensors.items():
+    for name, made_tensor in tensors.items():
+        # The sign and NaN of random NVFP4 scales, which its readers ignore, are not kept.
+        tensor = CONTAINER.packing.settled(made_tensor)
         again = found.tensor(name)
         assert (again.shape, again.format.name) == (tensor.shape, tensor.format.name), name
         for plane, array in tensor.planes.items():

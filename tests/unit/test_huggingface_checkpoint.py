@@ -106,8 +106,8 @@ def test_a_scale_of_another_shape_names_the_tensor(tmp_path: Path) -> None:
 
 
 def test_other_quantized_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(CheckpointError, match="already quantized with gptq"):
+    folder = write_folder(tmp_path / "m", quantization_config={"quant_method": "quip", "bits": 4})
+    with pytest.raises(CheckpointError, match="already quantized with quip"):
         HuggingFaceModel(folder)
 
 

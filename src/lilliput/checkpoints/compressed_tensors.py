@@ -7,7 +7,11 @@ layout   a linear layer `<module>` has, in place of `<module>.weight` [out, in]:
                           [ceil(out * bits / 32), groups], a bit string down each column
          int-quantized    weight int8 [out, in]: code - 128; weight_scale
          float-quantized, naive-quantized   weight F8_E4M3 [out, in]; weight_scale
-         weight_scale is a float [out, in / group_size], [out, 1] or [1]; code 2^(bits - 1) and the zero point are 0.0
+         mxfp4-pack-quantized, nvfp4-pack-quantized   weight_packed uint8 [out, in / 2], see `four_bit_floats`;
+                          weight_scale uint8 [out, in / 32], or F8_E4M3 [out, in / 16] over weight_global_scale
+                          float32 [1]
+         weight_scale is otherwise a float [out, in / group_size], [out, 1], [1] or, for FP8, one per block
+         of 128 x 128; code 2^(bits - 1) and the zero point are 0.0
 config   config.json, quantization_config.config_groups: targets (module names, re:REGEX or Linear) and `weights`
 source   vllm-project/compressed-tensors 0.20 and the arrays it reads
 """
@@ -16,28 +20,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lilliput.arrays import Array, ByteArray, FloatArray
-from lilliput.checkpoints.safetensors_reader import SafetensorsFile
+from lilliput.checkpoints.eight_bit_floats import eight_bit_float
+from lilliput.checkpoints.four_bit_floats import blocks_of, four_bit_numbers
+from lilliput.checkpoints.packed_weight import (
+    Files,
+    PackedWeight,
+    as_floats,
+    as_stored,
+    check_array,
+    check_columns,
+    check_present,
+    holds_scales,
+    matrix_shape,
+)
 from lilliput.errors import CheckpointError, FormatError
 from lilliput.formats import NumberFormat, Planes, get_format
-from lilliput.formats.eight_bit_float import EightBitFloat
 from lilliput.formats.integer import SymmetricInteger
 from lilliput.formats.integer_zero_point import ZeroPointInteger
+from lilliput.formats.mxfp4 import MXFP4
+from lilliput.formats.nvfp4 import NVFP4
 from lilliput.formats.scoped_number import ScopedNumber, pack_bits, unpack_bits
 
 METHOD = "compressed-tensors"
 PACKED, INTEGER, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
+MXFP4_PACKED, NVFP4_PACKED = "mxfp4-pack-quantized", "nvfp4-pack-quantized"
 MIXED = "mixed-precision"
+# E4M3's NaN, and from 0x80 negative numbers.
+_NAN_SCALE = 0x7F
 # naive-quantized is the older name of both plain kinds.
-READABLE = (PACKED, INTEGER, FLOAT, "naive-quantized", MIXED)
+READABLE = (PACKED, INTEGER, FLOAT, "naive-quantized", MXFP4_PACKED, NVFP4_PACKED, MIXED)
 # Fields under which a checkpoint of these kinds would mean something else than is read here.
 _ABSENT = ("transform_config", "sparsity_config")
 _WHERE = "config.json: quantization_config"
-Files = Mapping[str, SafetensorsFile]
 
 
 def is_compressed_tensors(quantization: object) -> bool:
@@ -46,7 +65,7 @@ def is_compressed_tensors(quantization: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedWeight:
+class CompressedWeight:
     """One weight as it lies in the files. arrays: role (codes, scale, zero_point, shape) -> stored name.
 
     number_format: of codes and scales.  is_exact: its scales hold the stored ones exactly; otherwise the weight is F32.
@@ -69,8 +88,7 @@ class PackedWeight:
         if "zero_point" in self.arrays:
             planes["zero_point"] = self._zero_points(files)
         if self.is_exact:
-            stored = self.number_format.stored_planes(*self.shape)
-            return {name: np.ascontiguousarray(planes[name], dtype=spec.dtype) for name, spec in stored.items()}
+            return as_stored(self.number_format, planes, self.shape)
         values = self.number_format.dequantize(planes, self.shape[1])
         return {"blocks": values.view(np.uint8)}
 
@@ -94,6 +112,40 @@ class PackedWeight:
         return unpack_bits(columns, self.number_format.code_bits, rows).T
 
 
+@dataclass(frozen=True, slots=True)
+class FourBitFloatWeight:
+    """One weight in MXFP4 or NVFP4 as it lies in the files.
+
+    arrays: codes, scale and, for NVFP4, global_scale.  is_exact: ggml's blocks hold it; otherwise it is F32.
+    """
+
+    shape: tuple[int, int]
+    arrays: Mapping[str, str]
+    is_exact: bool
+
+    @property
+    def format(self) -> NumberFormat:
+        """What the weight is in memory."""
+        return self._stored_format if self.is_exact else get_format("f32")
+
+    @property
+    def _stored_format(self) -> NumberFormat:
+        return get_format("nvfp4" if "global_scale" in self.arrays else "mxfp4")
+
+    def planes(self, files: Files) -> Planes:
+        """Planes of `format`, rows in the checkpoint's order."""
+        rows = self.shape[0]
+        codes, scales = (
+            files[self.arrays[role]].data(self.arrays[role]).reshape(rows, -1) for role in ("codes", "scale")
+        )
+        if self.is_exact:
+            return blocks_of(self._stored_format, codes, scales)
+        name = self.arrays["global_scale"]
+        scale = files[self.arrays["scale"]].float32(self.arrays["scale"]) / files[name].float32(name).reshape(-1)[0]
+        numbers = four_bit_numbers(codes)
+        return as_floats(numbers * np.repeat(scale.reshape(rows, -1), NVFP4.group_size, axis=1))
+
+
 def packed_zero_points(zero_points: Array, bits: int) -> Array:
     """uint8 [rows, groups] -> int32 [ceil(rows * bits / 32), groups]."""
     return np.ascontiguousarray(packed_codes(pack_bits(np.ascontiguousarray(zero_points.T), bits)).T)
@@ -105,14 +157,12 @@ def packed_codes(codes: ByteArray) -> Array:
     return np.ascontiguousarray(padded).view("<i4")
 
 
-def packed_weights(quantization: object, files: Files) -> dict[str, PackedWeight]:
-    """Weight name of the float checkpoint -> how it lies here; empty for checkpoints of other kinds.
+def packed_weights(quantization: Mapping[str, object], files: Files) -> dict[str, PackedWeight]:
+    """Weight name of the float checkpoint -> how it lies here.
 
     FP8 with scales of other shapes than one a tensor or row is left to `scaled_weights`.
     Raises CheckpointError naming the field of quantization_config, or the array, that cannot be read.
     """
-    if not isinstance(quantization, Mapping) or not is_compressed_tensors(quantization):
-        return {}
     for field in _ABSENT:
         if quantization.get(field):
             raise CheckpointError(f"{_WHERE}.{field} is set, which cannot be read; use the original checkpoint")
@@ -121,12 +171,15 @@ def packed_weights(quantization: object, files: Files) -> dict[str, PackedWeight
     for name, file in files.items():
         module, _, part = name.rpartition(".")
         weight = f"{module}.weight"
-        if part == "weight_packed":
+        if part == "weight_packed" and file.tensors[name].dtype == "U8":
+            found[weight] = _four_bit_float(weight, groups.weights_of(module), files)
+        elif part == "weight_packed":
             found[weight] = _packed(weight, groups.weights_of(module), files)
         elif part == "weight" and file.tensors[name].dtype == "I8":
             found[weight] = _plain_integer(weight, groups.weights_of(module), files)
         elif part == "weight" and file.tensors[name].dtype == "F8_E4M3":
-            eight_bit = _eight_bit_float(weight, files)
+            is_blocks = groups.strategy_of(module) == "block"
+            eight_bit = eight_bit_float(weight, files, is_surely_blocks=is_blocks)
             found |= {weight: eight_bit} if eight_bit is not None else {}
     return found
 
@@ -146,6 +199,13 @@ class _Groups:
             if weights is not None and not isinstance(weights, Mapping):
                 raise CheckpointError(f"{_WHERE}.config_groups.{key}.weights is not a JSON object")
             self._groups.append((str(key), tuple(targets), weights or {}))
+
+    def strategy_of(self, module: str) -> object:
+        """How the scales of a module are shared, where a group says so."""
+        try:
+            return self.weights_of(module).fields.get("strategy")
+        except CheckpointError:
+            return None
 
     def weights_of(self, module: str) -> _Weights:
         """The group of a quantized module: by its name, then by regular expression, then as a Linear."""
@@ -215,66 +275,72 @@ class _Weights:
         )
 
 
-def _packed(weight: str, described: _Weights, files: Files) -> PackedWeight:
+def _packed(weight: str, described: _Weights, files: Files) -> CompressedWeight:
     number_format = described.integer_format()
     if f"{weight}_g_idx" in files:
         raise CheckpointError(f"tensor '{weight}_g_idx': weights in another column order (actorder) cannot be read yet")
     arrays = {"codes": f"{weight}_packed", "scale": f"{weight}_scale", "shape": f"{weight}_shape"}
     if isinstance(number_format, ZeroPointInteger):
         arrays["zero_point"] = f"{weight}_zero_point"
-    _check_present(weight, arrays, files)
+    check_present(weight, arrays, files)
     rows, columns = _declared_shape(arrays["shape"], files)
     bits = number_format.code_bits
-    _check_array(arrays["codes"], files, ("I32",), (rows, -(-columns * bits // 32)))
+    check_array(arrays["codes"], files, ("I32",), (rows, -(-columns * bits // 32)))
     if "zero_point" in arrays:
         groups = number_format.region.grid(rows, columns)
-        _check_array(arrays["zero_point"], files, ("I32",), (-(-groups[0] * bits // 32), groups[1]))
+        check_array(arrays["zero_point"], files, ("I32",), (-(-groups[0] * bits // 32), groups[1]))
     return _checked(weight, number_format, (rows, columns), arrays, files)
 
 
-def _plain_integer(weight: str, described: _Weights, files: Files) -> PackedWeight:
+def _plain_integer(weight: str, described: _Weights, files: Files) -> CompressedWeight:
     number_format = described.integer_format()
     arrays = {"codes": weight, "scale": f"{weight}_scale"}
-    _check_present(weight, arrays, files)
+    check_present(weight, arrays, files)
     if number_format.code_bits != 8 or not isinstance(number_format, SymmetricInteger):
         raise CheckpointError(
             f"tensor '{weight}' holds {number_format.name} one to a byte; readable so are 8 bits without zero points"
         )
-    return _checked(weight, number_format, _matrix_shape(weight, files), arrays, files)
+    return _checked(weight, number_format, matrix_shape(weight, files), arrays, files)
 
 
-def _eight_bit_float(weight: str, files: Files) -> PackedWeight | None:
-    """None where the scales are not one a tensor or row."""
-    scale = f"{weight}_scale"
-    if scale not in files:
-        return None
-    rows, columns = _matrix_shape(weight, files)
-    shape = files[scale].tensors[scale].shape
-    region = "tensor" if shape in ((), (1,), (1, 1)) else "channel" if shape in ((rows,), (rows, 1)) else None
-    if region is None:
-        return None
-    number_format = get_format(f"fp8_e4m3_{region}")
-    assert isinstance(number_format, EightBitFloat)
-    return _checked(weight, number_format, (rows, columns), {"codes": weight, "scale": scale}, files)
+def _four_bit_float(weight: str, described: _Weights, files: Files) -> FourBitFloatWeight:
+    """MXFP4 or NVFP4, as the size of the groups tells."""
+    arrays = {"codes": f"{weight}_packed", "scale": f"{weight}_scale"}
+    if described.fields.get("group_size") == NVFP4.group_size:
+        arrays["global_scale"] = f"{weight}_global_scale"
+    check_present(weight, arrays, files)
+    rows, half = matrix_shape(arrays["codes"], files)
+    is_nvfp4 = "global_scale" in arrays
+    found = FourBitFloatWeight((rows, half * 2), arrays, is_exact=True)
+    group = NVFP4.group_size if is_nvfp4 else MXFP4.group_size
+    if half * 2 % group:
+        raise CheckpointError(
+            f"tensor '{arrays['codes']}' has rows of {half * 2}, which groups of {group} do not divide"
+        )
+    check_array(arrays["codes"], files, ("U8",), (rows, half))
+    dtypes = ("F8_E4M3",) if is_nvfp4 else ("U8", "F8_E8M0")
+    check_array(arrays["scale"], files, dtypes, (rows, half * 2 // group))
+    if not is_nvfp4:
+        return found
+    check_array(arrays["global_scale"], files, ("F32",), (1,), ())
+    scales = files[arrays["scale"]].data(arrays["scale"])
+    is_one = float(files[arrays["global_scale"]].float32(arrays["global_scale"]).reshape(-1)[0]) == 1.0
+    # ggml's blocks have no place for a second scale, and read no sign and no NaN in the first.
+    is_exact = is_one and half * 2 % NVFP4.block_size == 0 and bool((scales < _NAN_SCALE).all())
+    return replace(found, is_exact=is_exact)
 
 
 def _checked(
     weight: str, number_format: ScopedNumber, shape: tuple[int, int], arrays: Mapping[str, str], files: Files
-) -> PackedWeight:
+) -> CompressedWeight:
     """With its scales looked at: their shape, and whether ours hold them."""
     rows, columns = shape
-    try:
-        number_format.check_columns(weight, columns)
-    except FormatError as failure:
-        raise CheckpointError(str(failure)) from failure
+    check_columns(weight, number_format, columns)
     grid = number_format.region.grid(rows, columns)
     shapes = _scale_shapes(grid, is_tensor=number_format.region.rows is None)
-    _check_array(arrays["scale"], files, ("F32", "F16", "BF16"), *shapes)
+    check_array(arrays["scale"], files, ("F32", "F16", "BF16"), *shapes)
     scale = files[arrays["scale"]].float32(arrays["scale"])
-    stored = number_format.stored_planes(rows, columns)["scale"].dtype
-    with np.errstate(over="ignore", under="ignore"):
-        is_exact = stored == np.float32 or bool(np.array_equal(scale.astype(stored).astype(np.float32), scale))
-    return PackedWeight(weight, number_format, shape, arrays, is_exact)
+    return CompressedWeight(weight, number_format, shape, arrays, holds_scales(number_format, scale))
 
 
 def _scale_shapes(grid: tuple[int, int], *, is_tensor: bool) -> Iterator[tuple[int, ...]]:
@@ -285,30 +351,8 @@ def _scale_shapes(grid: tuple[int, int], *, is_tensor: bool) -> Iterator[tuple[i
         yield ()
 
 
-def _check_present(weight: str, arrays: Mapping[str, str], files: Files) -> None:
-    absent = [name for name in arrays.values() if name not in files]
-    if absent:
-        raise CheckpointError(f"tensor '{weight}' is quantized, and '{absent[0]}' is missing; download the model again")
-
-
-def _check_array(name: str, files: Files, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> None:
-    stored = files[name].tensors[name]
-    if stored.dtype not in dtypes or stored.shape not in shapes:
-        raise CheckpointError(
-            f"tensor '{name}' is {stored.dtype} {list(stored.shape)}; "
-            f"quantization_config implies {' or '.join(dtypes)} {list(shapes[0])}"
-        )
-
-
-def _matrix_shape(weight: str, files: Files) -> tuple[int, int]:
-    shape = files[weight].tensors[weight].shape
-    if len(shape) != 2:
-        raise CheckpointError(f"tensor '{weight}' has shape {list(shape)}; quantized weights are matrices")
-    return shape[0], shape[1]
-
-
 def _declared_shape(name: str, files: Files) -> tuple[int, int]:
-    _check_array(name, files, ("I64", "I32"), (2,))
+    check_array(name, files, ("I64", "I32"), (2,))
     kind = "<i8" if files[name].tensors[name].dtype == "I64" else "<i4"
     rows, columns = (int(size) for size in np.frombuffer(files[name].data(name).tobytes(), dtype=kind))
     # Sizes that no array could back would overflow what is computed from them.

@@ -26,23 +26,24 @@ from lilliput.architectures.sources import (
     stored_shape,
 )
 from lilliput.arrays import Array, ByteArray, FloatArray, IntArray
-from lilliput.checkpoints.compressed_tensors import PackedWeight, packed_weights
+from lilliput.checkpoints.eight_bit_floats import SCALE_SUFFIXES
 from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.mapped_file import planes_of_bytes
 from lilliput.checkpoints.model_card import read_provenance
+from lilliput.checkpoints.packed_weight import PackedWeight
+from lilliput.checkpoints.packed_weights import check_quantization, packed_weights
 from lilliput.checkpoints.safetensors_reader import StoredTensor
 from lilliput.checkpoints.scaled_weights import (
     FP8,
     IGNORED_SUFFIXES,
-    SCALE_SUFFIXES,
     apply_scale,
     block_shape,
-    check_quantization,
 )
 from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.checkpoints.table_check import checked_table
 from lilliput.errors import CheckpointError
 from lilliput.formats import NumberFormat, get_format
+from lilliput.formats.eight_bit_float import EightBitFloat
 from lilliput.records import QuantizedTensor, TensorHeader
 from lilliput.text.huggingface import load_vocabulary, padded
 from lilliput.text.vocabulary import Vocabulary
@@ -81,13 +82,14 @@ class HuggingFaceModel:
         # Tensors that repeat the one they are tied to.
         self._copies: set[str] = set()
         try:
-            # Weights of a compressed-tensors checkpoint, by the name that they have in a float one.
-            self._packed = packed_weights(described.get("quantization_config"), self._files)
+            # Weights of a quantized checkpoint, by the name that they have in a float one.
+            self._packed: Mapping[str, PackedWeight] = packed_weights(described.get("quantization_config"), self._files)
             table = checked_table(self.architecture, self.config, folder, len(self._files), CheckpointError)
             if self.config.tied and self._has_own_output():
                 self.config = replace(self.config, tied=False)
                 table = self.architecture.tensor_table(self.config)
             self._entries = {entry.name: entry for entry in table}
+            self._packed = self._without_moved_blocks(table)
             self._sources = self._match(table)
         except BaseException:
             self.close()
@@ -166,6 +168,19 @@ class HuggingFaceModel:
                 if not np.array_equal(self._files[own].data(own), self._files[other].data(other)):
                     return True
         return False
+
+    def _without_moved_blocks(self, table: tuple[TensorEntry, ...]) -> dict[str, PackedWeight]:
+        """Packed weights but for FP8 whose rows leave those that they share a scale with; that becomes F32."""
+        moved: set[str] = set()
+        for entry in table:
+            source = chosen_source(entry.source, self._files.keys() | self._packed.keys())
+            for name in source_names(source):
+                packed = self._packed.get(name)
+                if packed is not None and isinstance(packed.format, EightBitFloat):
+                    together = packed.format.region.rows
+                    if not _keeps_rows(source, entry.shape[0], together):
+                        moved.add(name)
+        return {name: packed for name, packed in self._packed.items() if name not in moved}
 
     def _match(self, table: tuple[TensorEntry, ...]) -> dict[str, StoredSource | Computed]:
         """Canonical name -> the layout that the checkpoint has, each checked against the table's shape."""
@@ -269,6 +284,16 @@ class HuggingFaceModel:
         if scale is None:
             return values
         return apply_scale(source, values, self._files[scale].float32(scale), self._block)
+
+
+def _keeps_rows(source: StoredSource | Computed, rows: int, together: int | None) -> bool:
+    """Whether canonical rows are whole rows of the checkpoint, none of which changes its run of `together` rows."""
+    if not isinstance(source, Named | PermutedHeads | InterleavedHeads):
+        return False
+    order = row_order(source, rows)
+    if order is None or together in (None, 1):
+        return True
+    return bool(np.array_equal(order // together, np.arange(rows) // together))
 
 
 def in_row_order(planes: Mapping[str, Array], order: IntArray) -> dict[str, Array]:

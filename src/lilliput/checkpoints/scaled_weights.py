@@ -12,11 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from lilliput.arrays import FloatArray
-from lilliput.checkpoints.compressed_tensors import READABLE, is_compressed_tensors
 from lilliput.errors import CheckpointError
 
 FP8 = ("F8_E4M3", "F8_E5M2")
-SCALE_SUFFIXES = ("_scale_inv", "_scale")
 # Read by nothing here: static ranges of activations.
 IGNORED_SUFFIXES = ("input_scale", "output_scale", "k_scale", "v_scale", "input_zero_point")
 
@@ -28,23 +26,6 @@ def block_shape(quantization: object) -> tuple[int, int]:
         if isinstance(found, list) and len(found) == 2 and all(isinstance(size, int) and size > 0 for size in found):
             return int(found[0]), int(found[1])
     return 128, 128
-
-
-def check_quantization(quantization: object) -> None:
-    """Refuse a pre-quantized checkpoint that cannot be read. Raises CheckpointError naming its method."""
-    if quantization is None:
-        return
-    if not isinstance(quantization, Mapping):
-        raise CheckpointError("config.json: quantization_config is not a JSON object")
-    method = str(quantization.get("quant_method", "unknown"))
-    kind = str(quantization.get("format", ""))
-    if method == "fp8" or (is_compressed_tensors(quantization) and kind in READABLE):
-        return
-    spelled = f"{method} ({kind})" if kind else method
-    raise CheckpointError(
-        f"config.json: weights are already quantized with {spelled}, which cannot be read yet; "
-        f"readable are fp8 and compressed-tensors ({', '.join(READABLE)}); use the original checkpoint"
-    )
 
 
 def apply_scale(name: str, weight: FloatArray, scale: FloatArray, block: tuple[int, int]) -> FloatArray:

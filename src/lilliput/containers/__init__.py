@@ -9,9 +9,12 @@ from pathlib import Path
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
+from lilliput.containers.awq import Awq
+from lilliput.containers.bitsandbytes import BitsAndBytes
 from lilliput.containers.compressed_tensors import CompressedTensors
 from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
+from lilliput.containers.gptq import Gptq
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
 from lilliput.errors import CheckpointError, ContainerError
 
@@ -23,7 +26,7 @@ CONTAINERS: tuple[Container, ...] = (
     LilliputSafetensors(),
 )  # fmt: skip
 # Folders for other runtimes, made from a Hugging Face folder and with its side files.
-FOLDERS: tuple[Container, ...] = (CompressedTensors(),)
+FOLDERS: tuple[Container, ...] = (CompressedTensors(), Gptq(), Awq(), BitsAndBytes())
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -10,8 +10,6 @@ readers  the numbers of bitsandbytes (nf4, blocks within rows); packed there wit
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 import numpy as np
 from array_api_compat import array_namespace
 
@@ -24,17 +22,19 @@ from lilliput.formats.scale_search import to_half
 from lilliput.formats.scoped_number import ScaledLevels, StoredParameter
 
 DEFAULT_GROUP = 64
-# Probability at which the outermost quantile is taken, midway between 1 - 1/32 and 1 - 1/30 (QLoRA, section 3).
-OUTERMOST = 0.9677083
+# As QLoRA prints them (appendix E), which bitsandbytes' kernels hold to the last bit: 7 quantiles below zero, zero, 8
+# above, over the largest.
+LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
 
 
 def nf4_levels() -> FloatArray:
-    """float32 [16], ascending: 7 quantiles below zero, zero, 8 above, over the largest."""
-    quantile = NormalDist().inv_cdf
-    positive = [quantile(p) for p in np.linspace(OUTERMOST, 0.5, 9)[:-1]]
-    negative = [-quantile(p) for p in np.linspace(OUTERMOST, 0.5, 8)[:-1]]
-    levels = np.array([*negative, 0.0, *reversed(positive)])
-    return (levels / levels.max()).astype(np.float32)
+    """float32 [16], ascending."""
+    return np.array(LEVELS, dtype=np.float32)
 
 
 class NF4(ScaledLevels):

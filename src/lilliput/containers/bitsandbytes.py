@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bitsandbytes: a Hugging Face folder of NF4 or int8 weights that transformers loads with the bitsandbytes package.
+
+The arrays are described in `checkpoints.bitsandbytes`, which is also the reader. Scales of NF4 are stored in float32,
+not quantized once more. Scales of int8 are stored as the largest magnitude of a row, 127 steps: a scale that no float32
+becomes when divided by 127 moves to the nearest that one does, by one unit in the last place at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lilliput.architectures.architecture import Json
+from lilliput.arrays import Array, FloatArray
+from lilliput.checkpoints.bitsandbytes import METHOD, STATE, STEPS, is_bitsandbytes, swapped_nibbles
+from lilliput.containers.checkpoint_folder import PLAIN, CheckpointFolder, Linear, Stored
+from lilliput.containers.gptq import check_one_format
+from lilliput.formats import NumberFormat, Planes
+from lilliput.formats.nf4 import NF4, nf4_levels
+from lilliput.records import QuantizedTensor, TensorHeader
+
+_BLOCKS = (64, 128, 256)
+
+
+class BitsAndBytesPacking:
+    """NF4 with float32 scales, or int8 with a scale a row; all of one format."""
+
+    name = METHOD
+    suffix = ".bitsandbytes"
+    holds_text = "it holds NF4, NF4_G128 and NF4_G256, INT8_CHANNEL, and F32, F16, BF16"
+
+    def recognises(self, quantization: object) -> bool:
+        """By its method."""
+        return is_bitsandbytes(quantization)
+
+    def holds(self, number_format: NumberFormat) -> bool:
+        """See `holds_text`."""
+        if isinstance(number_format, NF4):
+            has_wide_scales = number_format.parameters["scale"].dtype == np.float32
+            return has_wide_scales and number_format.region.columns in _BLOCKS
+        return number_format.name == "int8_channel"
+
+    def check(self, headers: Sequence[TensorHeader]) -> None:
+        """One format. Raises ContainerError."""
+        check_one_format(self.name, headers)
+
+    def arrays(self, header: TensorHeader, *, has_wide_scales: bool) -> tuple[Stored, ...]:
+        """Codes, scales, and what describes them."""
+        rows, columns = header.rows, header.columns
+        if not isinstance(header.format, NF4):
+            return (
+                Stored(".weight", "I8", (rows, columns), rows * columns),
+                Stored(".SCB", "F32", (rows,), rows * 4),
+                Stored(".weight_format", "U8", (), 1),
+            )
+        blocks, state = rows * columns // (header.format.region.columns or 1), _state(header)
+        return (
+            Stored(".weight", "U8", (rows * columns // 2, 1), rows * columns // 2),
+            Stored(".weight.absmax", "F32", (blocks,), blocks * 4),
+            Stored(".weight.quant_map", "F32", (16,), 64),
+            Stored(f".weight{STATE}nf4", "U8", (len(state),), len(state)),
+        )
+
+    def stored(self, tensor: TensorHeader, planes: Planes, *, has_wide_scales: bool) -> dict[str, Array]:
+        """See `checkpoints.bitsandbytes`."""
+        codes, scale = planes["codes"], planes["scale"]
+        if not isinstance(tensor.format, NF4):
+            return {
+                ".weight": codes ^ np.uint8(0x80),
+                ".SCB": _largest_magnitudes(np.asarray(scale)).reshape(-1),
+                ".weight_format": np.zeros((), dtype=np.uint8),
+            }
+        return {
+            ".weight": swapped_nibbles(codes).reshape(-1, 1),
+            ".weight.absmax": scale.reshape(-1),
+            ".weight.quant_map": nf4_levels(),
+            f".weight{STATE}nf4": np.frombuffer(_state(tensor), dtype=np.uint8),
+        }
+
+    def settled(self, tensor: QuantizedTensor) -> QuantizedTensor:
+        """With scales of int8 that the stored magnitudes give back."""
+        if tensor.format.name != "int8_channel":
+            return tensor
+        scale = np.asarray(tensor.planes["scale"])
+        return replace(tensor, planes={**tensor.planes, "scale": _largest_magnitudes(scale) / STEPS})
+
+    def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
+        """quantization_config as transformers writes it."""
+        chosen = next(layer.format for layer in layers if layer.format is not None and layer.format.name not in PLAIN)
+        is_four = isinstance(chosen, NF4)
+        left: list[Json] = [layer.module for layer in layers if layer.format is not chosen]
+        return {
+            "quant_method": METHOD,
+            "_load_in_4bit": is_four,
+            "_load_in_8bit": not is_four,
+            "load_in_4bit": is_four,
+            "load_in_8bit": not is_four,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": False,
+            "bnb_4bit_compute_dtype": "float32",
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_threshold": 6.0,
+            "llm_int8_skip_modules": left or None,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+        }
+
+
+class BitsAndBytes(CheckpointFolder):
+    """A folder for transformers with bitsandbytes."""
+
+    def __init__(self) -> None:
+        super().__init__(BitsAndBytesPacking())
+
+
+def _state(header: TensorHeader) -> bytes:
+    """quant_state of one weight."""
+    assert isinstance(header.format, NF4)
+    fields = {
+        "quant_type": "nf4",
+        "blocksize": header.format.region.columns,
+        "dtype": "float32",
+        "shape": [header.rows, header.columns],
+    }
+    return json.dumps(fields).encode()
+
+
+def _largest_magnitudes(scale: FloatArray) -> FloatArray:
+    """float32 numbers that divided by 127 come nearest to the scales."""
+    result: FloatArray = scale.astype(np.float32) * STEPS
+    below, above = np.nextafter(result, np.float32(-np.inf)), np.nextafter(result, np.float32(np.inf))
+    for other in (below, above):
+        is_nearer = np.abs(other / STEPS - scale) < np.abs(result / STEPS - scale)
+        result = np.where(is_nearer, other, result)
+    return result

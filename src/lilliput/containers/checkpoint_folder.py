@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face folder of quantized weights: what compressed-tensors, GPTQ, AWQ and bitsandbytes folders share.
+
+Shards with an index, config.json with a quantization_config, side files. Each method is a `Packing`: which arrays stand
+for a weight, and what the config says. Codes, scales and zero points are ours, bit for bit; only q and k rows of
+permuted families go back to the checkpoint's order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from lilliput.architectures.architecture import Json, TensorEntry
+from lilliput.architectures.sources import (
+    Computed,
+    InterleavedHeads,
+    Named,
+    PermutedHeads,
+    StoredSource,
+    chosen_source,
+    row_order,
+    source_names,
+)
+from lilliput.arrays import Array
+from lilliput.checkpoints.fingerprint import tensor_digest
+from lilliput.checkpoints.huggingface import HuggingFaceModel, in_row_order
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.checkpoints.shards import INDEX, SINGLE, read_json
+from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
+from lilliput.containers.part_writer import disk_error, verify_written, write_parts
+from lilliput.errors import CheckpointError, ContainerError
+from lilliput.formats import NumberFormat, Planes
+from lilliput.records import QuantizedTensor, Role, TensorHeader
+
+# Tensor bytes of a shard where nobody asks for another number: what the hub takes without a special protocol.
+SHARD_BYTES = 5_000_000_000
+PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One array in a shard. part: what follows the module's name.  dtype: as safetensors spells it."""
+
+    part: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer of the checkpoint. module: its name there.  format: None where it is not in the file."""
+
+    module: str
+    format: NumberFormat | None
+
+
+class Packing(Protocol):
+    """One method of storing quantized weights.
+
+    name: of the container.  suffix: of its folders.  holds_text: what it holds, for errors.
+    """
+
+    name: str
+    suffix: str
+    holds_text: str
+
+    def recognises(self, quantization: object) -> bool:
+        """Whether config.json's quantization_config is one of this method."""
+
+    def holds(self, number_format: NumberFormat) -> bool:
+        """Whether weights of this format can be stored, plain floats aside."""
+
+    def check(self, headers: Sequence[TensorHeader]) -> None:
+        """What quantized tensors must have in common. Raises ContainerError."""
+
+    def arrays(self, header: TensorHeader, *, has_wide_scales: bool) -> tuple[Stored, ...]:
+        """What a quantized weight is in the folder, in file order."""
+
+    def stored(self, tensor: TensorHeader, planes: Planes, *, has_wide_scales: bool) -> dict[str, Array]:
+        """The arrays by part; rows of `planes` are in the checkpoint's order already."""
+
+    def settled(self, tensor: QuantizedTensor) -> QuantizedTensor:
+        """The tensor as the method can store it: itself, but for parameters that have another unit there."""
+
+    def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
+        """quantization_config."""
+
+
+class CheckpointFolder:
+    """A folder of one method, as a container."""
+
+    float_roles: tuple[Role, ...] = (Role.TOKEN_EMBEDDING, Role.OUTPUT)
+
+    def __init__(self, packing: Packing) -> None:
+        self.packing = packing
+        self.name = packing.name
+        self.suffix = packing.suffix
+
+    def recognises(self, path: Path) -> bool:
+        """A folder whose config.json names the method."""
+        if not (path / "config.json").is_file():
+            return False
+        try:
+            return self.packing.recognises(read_json(path / "config.json").get("quantization_config"))
+        except CheckpointError:
+            return False
+
+    def open(self, path: Path) -> ModelSource:
+        """Open a folder. Raises CheckpointError."""
+        return HuggingFaceModel(path)
+
+    def holds(self, number_format: NumberFormat) -> bool:
+        """What the method holds, and plain floats."""
+        return number_format.name in PLAIN or self.packing.holds(number_format)
+
+    def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
+        """All files of the folder `file_name`: shards first, then what describes them.
+
+        Raises ContainerError naming the tensor that the container cannot hold, before any work.
+        """
+        folder = _Folder(contents, self._entries(contents), self.packing)
+        described = self._config(contents)
+        shards = list(_shards(folder, split))
+        names = [SINGLE] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
+        parts = [_shard_layout(f"{file_name}/{name}", folder, shard) for name, shard in zip(names, shards, strict=True)]
+        if len(shards) > 1:
+            parts.append(_text_part(f"{file_name}/{INDEX}", _index(names, shards, folder)))
+        parts.append(_text_part(f"{file_name}/config.json", described))
+        for path in contents.provenance.side_files:
+            try:
+                data = path.read_bytes()
+            except OSError as failure:
+                raise ContainerError(f"{path.name}: cannot be read: {failure.strerror or failure}") from failure
+            parts.append(PartLayout(f"{file_name}/{path.name}", data, (), len(data)))
+        return tuple(parts)
+
+    def write(self, parts: tuple[PartLayout, ...], tensors: Iterable[QuantizedTensor], folder: Path) -> Written:
+        """Write the folder into `folder`, one tensor in memory at a time."""
+        places = {
+            placed.header.name: placed for part in parts for placed in part.tensors if isinstance(placed, _PlacedWeight)
+        }
+        digests: dict[str, str] = {}
+
+        def stored() -> Iterator[QuantizedTensor]:
+            for tensor in tensors:
+                settled = self.packing.settled(tensor)
+                # Of what memory held, to be compared with what the reader makes of the folder.
+                digests[tensor.name] = tensor_digest(settled)
+                place = places.get(tensor.name)
+                if place is None:
+                    yield settled
+                else:
+                    yield replace(settled, planes=self._stored_planes(settled, place))
+
+        try:
+            (folder / parts[0].file_name).parent.mkdir()
+        except OSError as failure:
+            raise disk_error(str(folder), failure) from failure
+        written = write_parts(parts, stored(), folder)
+        return Written(written.paths, digests)
+
+    def verify(self, written: Written) -> None:
+        """Reopen the folder with our reader, compare every tensor, decode."""
+        try:
+            verify_written(written, HuggingFaceModel(written.paths[0].parent))
+        except CheckpointError as failure:
+            raise ContainerError(f"what was written cannot be read back: {failure}") from failure
+
+    def _entries(self, contents: Contents) -> dict[str, TensorEntry]:
+        """Canonical name -> row of the family's table, everything checked that can be known before the work.
+
+        Raises ContainerError.
+        """
+        if not contents.provenance.huggingface_config:
+            raise ContainerError(
+                f"a {self.name} folder takes config.json and the tokenizer's files from the model's Hugging Face "
+                "folder; quantize from that folder, or give another output, such as -o NAME.gguf"
+            )
+        # An untied table also names the head of a tied model, which its readers must be told to ignore.
+        table = {entry.name: entry for entry in _untied_table(contents)}
+        for header in contents.headers:
+            entry = table.get(header.name)
+            if entry is None:
+                raise ContainerError(
+                    f"tensor '{header.name}': {contents.config.family} has no such tensor in a checkpoint"
+                )
+            self._check_tensor(header, entry, has_sidecars=bool(contents.sidecars.get(header.name)))
+        found = {header.name: table[header.name] for header in contents.headers}
+        _check_fused(contents.headers, found)
+        quantized = [header for header in contents.headers if header.format.name not in PLAIN]
+        if not quantized:
+            raise ContainerError(
+                f"no tensor of this plan is quantized in a way that {self.name} holds; {self.packing.holds_text}; "
+                "choose one of these"
+            )
+        self.packing.check(quantized)
+        return found
+
+    def _check_tensor(self, header: TensorHeader, entry: TensorEntry, *, has_sidecars: bool) -> None:
+        shown = f"tensor '{header.name}' ({_source_name(entry)})"
+        if not isinstance(entry.source, Named | PermutedHeads | InterleavedHeads | Computed):
+            raise ContainerError(
+                f"{shown}: a checkpoint of this family keeps it {type(entry.source).__name__.lower()}, which cannot be "
+                "written back; give -o NAME.gguf or NAME.safetensors instead"
+            )
+        if not self.holds(header.format):
+            raise ContainerError(
+                f"{shown}: a {self.name} folder cannot hold {header.format.name.upper()}; {self.packing.holds_text}; "
+                "choose one of these, or give -o NAME.safetensors for lilliput's own layout"
+            )
+        if header.format.name not in PLAIN and not _is_linear(entry):
+            raise ContainerError(
+                f"{shown}: readers of {self.name} quantize only linear layers, and this would be "
+                f"{header.format.name.upper()}; keep it in F32, F16 or BF16, "
+                f"in a recipe: {{role: {entry.role.value}, format: BF16}}"
+            )
+        if has_sidecars:
+            raise ContainerError(f"{shown}: {self.name} cannot hold sidecars; write lilliput's own layout")
+
+    def _config(self, contents: Contents) -> str:
+        """config.json of the source with what changed."""
+        formats = {header.name: header.format for header in contents.headers}
+        layers = [
+            Linear(_source_name(entry).removesuffix(".weight"), formats.get(entry.name))
+            for entry in filter(_is_linear, _untied_table(contents))
+        ]
+        config = dict(contents.provenance.huggingface_config)
+        config["tie_word_embeddings"] = contents.config.tied
+        config["quantization_config"] = self.packing.quantization(layers)
+        return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+    def _stored_planes(self, tensor: QuantizedTensor, place: _PlacedWeight) -> dict[str, Array]:
+        """A tensor's arrays by part, as `_Folder.arrays` lays them out."""
+        if not place.pieces:
+            return {}
+        planes: Mapping[str, Array] = {name: np.asarray(array) for name, array in tensor.planes.items()}
+        # Vectors are one row of stored bytes; their elements are what has to move.
+        count = tensor.rows if len(tensor.shape) > 1 else tensor.columns
+        order = None if isinstance(place.source, Computed) else row_order(place.source, count)
+        if order is not None:
+            planes = {
+                name: array.reshape(count, -1) if len(tensor.shape) == 1 else array for name, array in planes.items()
+            }
+            planes = in_row_order(planes, np.argsort(order).astype(np.int32))
+        if tensor.format.name in PLAIN:
+            return {"": planes["blocks"]}
+        return self.packing.stored(place.header, planes, has_wide_scales=place.has_wide_scales)
+
+
+@dataclass(frozen=True, slots=True)
+class _PlacedWeight(PlacedTensor):
+    """source: whose row order the rows go back to.  has_wide_scales: F32 for F16."""
+
+    source: StoredSource | Computed
+    has_wide_scales: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What is to be written. entries: canonical name -> row of the family's table."""
+
+    contents: Contents
+    entries: Mapping[str, TensorEntry]
+    packing: Packing
+
+    @property
+    def has_wide_scales(self) -> bool:
+        """F32 scales for models that compute in float32.
+
+        Some loaders multiply in the scale's type, and a product of 16 bits would not be the value that was chosen.
+        """
+        config = self.contents.provenance.huggingface_config
+        return config.get("dtype", config.get("torch_dtype")) in ("float32", None)
+
+    def stored_name(self, header: TensorHeader, array: Stored) -> str:
+        """The checkpoint's name of an array."""
+        name = _source_name(self.entries[header.name])
+        return name if header.format.name in PLAIN else name.removesuffix(".weight") + array.part
+
+    def arrays(self, header: TensorHeader) -> tuple[Stored, ...]:
+        """What a tensor is in the folder, in file order; nothing for what readers compute themselves."""
+        if isinstance(self.entries[header.name].source, Computed):
+            return ()
+        if header.format.name in PLAIN:
+            return (Stored("", PLAIN[header.format.name], header.shape, header.nbytes),)
+        return self.packing.arrays(header, has_wide_scales=self.has_wide_scales)
+
+
+def _check_fused(headers: Iterable[TensorHeader], entries: Mapping[str, TensorEntry]) -> None:
+    """Tensors that vLLM joins into one must be of one format."""
+    first: dict[str, TensorHeader] = {}
+    for header in headers:
+        group = entries[header.name].runtime_group
+        if group is None:
+            continue
+        other = first.setdefault(group, header)
+        if other.format.name != header.format.name:
+            raise ContainerError(
+                f"tensors '{other.name}' ({other.format.name.upper()}) and '{header.name}' "
+                f"({header.format.name.upper()}) are one matrix to vLLM and must have one format; change the recipe"
+            )
+
+
+def _untied_table(contents: Contents) -> tuple[TensorEntry, ...]:
+    return contents.architecture.tensor_table(replace(contents.config, tied=False))
+
+
+def _is_linear(entry: TensorEntry) -> bool:
+    return len(entry.shape) == 2 and entry.role is not Role.TOKEN_EMBEDDING
+
+
+def _source_name(entry: TensorEntry) -> str:
+    return next(iter(source_names(entry.source)), entry.name)
+
+
+def _shards(folder: _Folder, split: Split) -> Iterator[tuple[TensorHeader, ...]]:
+    """Tensors in file order, cut where a shard would become too large."""
+    contents = folder.contents
+    limit, count = split.max_bytes or SHARD_BYTES, split.max_tensors or len(contents.headers)
+    shard: list[TensorHeader] = []
+    size = 0
+    for header in contents.headers:
+        nbytes = sum(array.nbytes for array in folder.arrays(header))
+        if shard and (size + nbytes > limit or len(shard) >= count):
+            yield tuple(shard)
+            shard, size = [], 0
+        shard.append(header)
+        size += nbytes
+    yield tuple(shard)
+
+
+def _shard_name(number: int, shards: int) -> str:
+    return f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+
+
+def _shard_layout(file_name: str, folder: _Folder, shard: tuple[TensorHeader, ...]) -> PartLayout:
+    """One safetensors file: no holes, arrays in the order of the tensors."""
+    metadata = folder.contents.metadata
+    own = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **own}}
+    places: list[tuple[TensorHeader, list[tuple[Stored, int]]]] = []
+    position = 0
+    for tensor in shard:
+        placed = []
+        for array in folder.arrays(tensor):
+            end = position + array.nbytes
+            header[folder.stored_name(tensor, array)] = {
+                "dtype": array.dtype,
+                "shape": list(array.shape),
+                "data_offsets": [position, end],
+            }
+            placed.append((array, position))
+            position = end
+        places.append((tensor, placed))
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    # Spaces at the end are part of the format; they put the first array on an aligned byte.
+    text += b" " * (-len(text) % 8)
+    prefix = len(text).to_bytes(8, "little") + text
+    tensors = []
+    for tensor, arrays in places:
+        source = folder.entries[tensor.name].source
+        pieces = tuple(Piece("planes", array.part, len(prefix) + start, array.nbytes) for array, start in arrays)
+        tensors.append(_PlacedWeight(tensor, pieces, chosen_source(source, ()), folder.has_wide_scales))
+    return PartLayout(file_name, prefix, tuple(tensors), len(prefix) + position)
+
+
+def _index(names: list[str], shards: list[tuple[TensorHeader, ...]], folder: _Folder) -> str:
+    """model.safetensors.index.json."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file_name, shard in zip(names, shards, strict=True):
+        for header in shard:
+            for array in folder.arrays(header):
+                weight_map[folder.stored_name(header, array)] = file_name
+                total += array.nbytes
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+
+
+def _text_part(file_name: str, text: str) -> PartLayout:
+    data = text.encode("utf-8")
+    return PartLayout(file_name, data, (), len(data))
