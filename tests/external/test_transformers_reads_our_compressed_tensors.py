@@ -106,6 +106,15 @@ def test_zero_points_are_exact_where_transformers_dequantizes(name: str, tiny: P
     assert np.abs(found - logits(reference(tiny, {"": name}), 384)).max() == 0.0
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "fp8_e4m3_block128"])
+def test_small_floats_are_those_of_our_decoded_weights(name: str, tiny: Path, tmp_path: Path) -> None:
+    made = written(tiny, name, tmp_path)
+    expected = logits(reference(tiny, {"": name}), 384)
+    difference = float(np.abs(logits(theirs(made, **dequantizing()), 384) - expected).max())
+    print(f"{name}: {difference:.5f} from our decoded weights")
+    assert difference == 0.0
+
+
 def test_several_formats_in_one_folder_are_told_apart(tiny: Path, tmp_path: Path) -> None:
     made = written(tiny, parse_recipe(MIXED, "mixed.yaml"), tmp_path)
     # With dequantize=True, transformers 5.23 decodes every layer by the first group and refuses such folders.

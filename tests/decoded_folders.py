@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The float folder of our own decoded weights, for tests against other runtimes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from lilliput.architectures.architecture import PermutedHeads
+from lilliput.checkpoints.huggingface import paired_rows
+from lilliput.containers import open_model
+
+
+def write_decoded(made: Path, target: Path) -> Path:
+    """Every tensor of the folder `made` in float32, rows in the checkpoint's order, without quantization_config."""
+    source = open_model(made)
+    stored = {}
+    for entry in source.architecture.tensor_table(source.config):
+        if entry.name in source.headers:
+            values = source.tensor(entry.name).dequantize()
+            if isinstance(entry.source, PermutedHeads):
+                values = values[np.argsort(paired_rows(len(values), entry.source.heads))]
+            stored[source.source_name(entry.name)] = np.ascontiguousarray(values)
+    target.mkdir()
+    config = json.loads((made / "config.json").read_text())
+    del config["quantization_config"]
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+    return target

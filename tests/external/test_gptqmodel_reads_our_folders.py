@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transformers and GPTQModel run the GPTQ and AWQ folders that we write, near our decoded weights.
+
+Their CPU kernels compute in 16 bits, so that logits differ by as much; weights that they unpack are ours exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+# Their first forward pass compiles for a minute or more otherwise. Set before torch is imported.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+import numpy as np
+import pytest
+from decoded_folders import write_decoded
+from tiny_llama import write_tiny_llama
+
+from lilliput import workflows
+from lilliput.arrays import FloatArray
+from lilliput.recipes.recipe import parse_recipe
+
+pytestmark = [pytest.mark.external, pytest.mark.filterwarnings("ignore")]
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
+pytest.importorskip("optimum", reason="optimum is not installed")
+
+TOKENS = (np.arange(3, 35).reshape(2, 16) * 7) % 384
+# Half precision has 11 bits; a logit is a sum of 256 products of values below 8, each rounded, errors adding as square
+# roots: 16 * 2^-11 * 8 in the worst of the three matrices that a value passes through in a row.
+BOUND = 16 * 8 * 2.0**-11
+
+
+def logits(folder: Path, **changes: object) -> FloatArray:
+    import torch
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changes)
+    with torch.no_grad():
+        return np.asarray(model(torch.from_numpy(TOKENS)).logits.float().numpy())
+
+
+def on_torch(made: Path, backend: str) -> None:
+    """Ask for the kernels that need no compiler."""
+    config = json.loads((made / "config.json").read_text())
+    config["quantization_config"]["backend"] = backend
+    (made / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "m")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "backend"),
+    [
+        (".gptq", "int4_g128", "torch"),
+        (".gptq", "int4_g32_asym", "torch"),
+        (".gptq", "int8_g64", "torch"),
+        (".gptq", "int2_g32", "torch"),
+        (".gptq", "int3_g64", "torch"),
+        (".gptq", "int4_channel", "torch"),
+        (".awq", "int4_g128_asym", "torch_awq"),
+        (".awq", "int4_g32_asym", "torch_awq"),
+    ],
+)
+def test_logits_are_those_of_our_decoded_weights(
+    suffix: str, kind: str, backend: str, tiny: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / f"made{suffix}"
+    workflows.quantize(tiny, kind, made, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    reference = logits(write_decoded(made, tmp_path / "decoded"))
+    on_torch(made, backend)
+    difference = float(np.abs(logits(made) - reference).max())
+    to_float = float(np.abs(logits(tiny) - reference).max())
+    print(f"{suffix[1:]} {kind}: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
+    assert difference < BOUND
+    assert difference < 0.2 * to_float
+
+
+def test_layers_left_in_floats_stay_floats(tiny: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.gptq"
+    recipe = parse_recipe(
+        "name: partly\nrules:\n  - {role: token_embedding, format: F32}\n  - {role: output, format: F32}\n"
+        '  - {match: "*.down_proj.weight", format: F32}\n  - {match: "*", format: int4_g128}\n', "partly.yaml",
+    )  # fmt: skip
+    workflows.quantize(tiny, recipe, made, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    reference = logits(write_decoded(made, tmp_path / "decoded"))
+    on_torch(made, "torch")
+    assert np.abs(logits(made) - reference).max() < BOUND
