@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from lilliput.architectures.architecture import PermutedHeads
-from lilliput.checkpoints.huggingface import paired_rows
+from lilliput.architectures.sources import chosen_source, row_order
 from lilliput.containers import open_model
 
 
@@ -21,8 +20,8 @@ def write_decoded(made: Path, target: Path) -> Path:
     for entry in source.architecture.tensor_table(source.config):
         if entry.name in source.headers:
             values = source.tensor(entry.name).dequantize()
-            if isinstance(entry.source, PermutedHeads):
-                values = values[np.argsort(paired_rows(len(values), entry.source.heads))]
+            order = row_order(chosen_source(entry.source, ()), len(values))
+            values = values if order is None else values[np.argsort(order)]
             stored[source.source_name(entry.name)] = np.ascontiguousarray(values)
     target.mkdir()
     config = json.loads((made / "config.json").read_text())
