@@ -30,7 +30,12 @@ VARIANTS: dict[str, dict[str, Json]] = {
     "qwen3-biases": {"model_type": "qwen3", "attention_bias": True},
 }
 CONFIGS: dict[str, dict[str, Json]] = {
-    **{name: {"model_type": name} for family in ARCHITECTURES for name in family.huggingface_types},
+    **{
+        name: {"model_type": name}
+        for family in ARCHITECTURES
+        for name in family.huggingface_types
+        if family.config_from_huggingface({**SIZES, "model_type": name}).task == "next_token"
+    },
     **VARIANTS,
 }
 

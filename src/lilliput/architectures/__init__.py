@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lilliput.architectures import llama, mistral, qwen2, qwen3, smollm3
+from lilliput.architectures import bert, llama, mistral, qwen2, qwen3, roberta, smollm3
 from lilliput.architectures.architecture import Architecture, Json
 from lilliput.errors import UnsupportedModelError
 
@@ -17,6 +17,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     qwen2,
     qwen3,
     smollm3,
+    bert,
+    roberta,
 )
 
 

@@ -31,7 +31,8 @@ NO_ROPE = RopeFrequencies(1.0, 0)
 class EncoderTraits:
     """What only models have whose tokens see each other in both directions.
 
-    segments: rows of the segment embedding, 0 for none.  has_pooler: a dense layer with tanh on the first token.
+    segments: rows of the segment embedding, 0 for none.
+    has_pooler: before the classes are told apart, the first token goes through a dense layer and tanh.
     is_normalized: sentence vectors have length 1.  labels: names of the classes, empty without such a head.
     """
 

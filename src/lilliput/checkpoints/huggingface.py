@@ -39,6 +39,7 @@ from lilliput.checkpoints.scaled_weights import (
     apply_scale,
     block_shape,
 )
+from lilliput.checkpoints.sentence_transformers import described_modules
 from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.checkpoints.table_check import checked_table
 from lilliput.errors import CheckpointError
@@ -51,7 +52,9 @@ from lilliput.text.vocabulary import Vocabulary
 # safetensors dtype -> our format. FP8 times its scale is kept as F32: nothing but the product's last bit is rounded.
 _FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f32", "F8_E5M2": "f32", "F64": "f32"}
 # Buffers that old checkpoints saved and every runtime recomputes.
-_IGNORED = re.compile(r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|attn\.bias)$")
+_IGNORED = re.compile(
+    r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|attn\.bias|embeddings\.(position|token_type)_ids)$"
+)
 
 
 class HuggingFaceModel:
@@ -74,7 +77,7 @@ class HuggingFaceModel:
         self._block = block_shape(described.get("quantization_config"))
         config: Mapping[str, Json] = described  # type: ignore[assignment]
         self.architecture = architecture_for_huggingface(config)
-        self.config = self.architecture.config_from_huggingface(config)
+        self.config = self.architecture.config_from_huggingface({**config, **described_modules(folder)})
         self.provenance = read_provenance(folder, config, repository)
         self._fingerprint: str | None = None
         self._vocabulary: Vocabulary | None = None

@@ -36,16 +36,22 @@ def open_shards(folder: Path) -> Mapping[str, SafetensorsFile]:
 
 def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file. Raises CheckpointError naming the file."""
+    found = read_json_value(path)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_json_value(path: Path) -> object:
+    """Whatever JSON a file holds. Raises CheckpointError naming the file."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path.name}: {path.stat().st_size} bytes is too large for a JSON description")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as failure:
         raise CheckpointError(f"{path}: cannot be read: {failure.strerror or failure}") from failure
     except (ValueError, RecursionError) as failure:
         raise CheckpointError(f"{path.name}: not valid JSON: {failure}") from failure
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path.name}: expected a JSON object, found {type(found).__name__}")
     return found
 
 

@@ -23,7 +23,14 @@ from lilliput.transforms.transformed_source import original_of
 
 PLAIN_FLOATS = ("f32", "f16", "bf16", "f64")
 # Roles that are never multiplied as matrices; whatever their shape, they stay F32.
-VECTOR_ROLES = (Role.NORM, Role.BIAS, Role.ROPE, Role.RELATIVE_BIAS)
+VECTOR_ROLES = (
+    Role.NORM,
+    Role.BIAS,
+    Role.ROPE,
+    Role.POSITION_EMBEDDING,
+    Role.SEGMENT_EMBEDDING,
+    Role.RELATIVE_BIAS,
+)
 # Format -> what llama.cpp takes when a row does not divide into its blocks of 256; F16 when even that does not divide.
 FALLBACKS = {
     "q2_k": "q4_0",

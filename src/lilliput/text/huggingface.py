@@ -128,6 +128,9 @@ def _from_tokenizer_json(read: _Folder) -> Vocabulary:
         huggingface = RustTokenizer.from_file(str(read.path / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
         raise TokenizerError(f"tokenizer.json: cannot be read ({error}). {WHAT_STILL_WORKS}") from error
+    # Padding and truncation are for batches of the one who trained.
+    huggingface.no_padding()
+    huggingface.no_truncation()
     if kind == "WordPiece":
         vocabulary = _wordpiece(read, model)
     elif kind == "BPE" and _has_step(read.tokenizer, "ByteLevel"):

@@ -64,6 +64,9 @@ def check_vocabulary(folder: Path, vocabulary: Vocabulary) -> TokenizerReport:
         huggingface = RustTokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise TokenizerError(f"{path.name}: cannot be read ({error})") from error
+    # What the file says about batches is nothing about texts.
+    huggingface.no_padding()
+    huggingface.no_truncation()
     ours = Tokenizer(vocabulary)
     specials = _special_probes(vocabulary)
     return TokenizerReport(
