@@ -9,7 +9,7 @@ import typer
 from typer.main import get_command
 
 import lilliput
-from lilliput.cli import bench, calibrate, evaluate, fit, inspect, plan, quantize, report, run
+from lilliput.cli import bench, calibrate, convert, evaluate, fit, inspect, plan, quantize, report, run
 from lilliput.cli.output import report_failure
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("plan")(plan.command)
 app.command("calibrate")(calibrate.command)
 app.command("quantize")(quantize.command)
 app.command("fit")(fit.command)
+app.command("convert")(convert.command)
 app.command("eval")(evaluate.command)
 app.command("report")(report.command)
 app.command("run")(run.command)

@@ -27,6 +27,7 @@ class AwqPacking:
 
     name = METHOD
     suffix = ".awq"
+    has_one_format = True
     holds_text = "it holds int4 with zero points and a scale a group (INT4_G128_ASYM), and F32, F16, BF16"
 
     def recognises(self, quantization: object) -> bool:

@@ -31,6 +31,7 @@ class BitsAndBytesPacking:
 
     name = METHOD
     suffix = ".bitsandbytes"
+    has_one_format = True
     holds_text = "it holds NF4, NF4_G128 and NF4_G256, INT8_CHANNEL, and F32, F16, BF16"
 
     def recognises(self, quantization: object) -> bool:

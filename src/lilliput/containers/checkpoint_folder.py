@@ -65,11 +65,13 @@ class Packing(Protocol):
     """One method of storing quantized weights.
 
     name: of the container.  suffix: of its folders.  holds_text: what it holds, for errors.
+    has_one_format: whether all quantized layers must be of one.
     """
 
     name: str
     suffix: str
     holds_text: str
+    has_one_format: bool
 
     def recognises(self, quantization: object) -> bool:
         """Whether config.json's quantization_config is one of this method."""
@@ -102,6 +104,7 @@ class CheckpointFolder:
         self.packing = packing
         self.name = packing.name
         self.suffix = packing.suffix
+        self.has_one_format = packing.has_one_format
 
     def recognises(self, path: Path) -> bool:
         """A folder whose config.json names the method."""

@@ -42,6 +42,7 @@ class CompressedTensorsPacking:
 
     name = METHOD
     suffix = ".compressed-tensors"
+    has_one_format = False
     holds_text = (
         "it holds int2 to int8 with one scale a tensor, row or group (INT4_G128, INT8_CHANNEL), with zero points a row "
         "or group (INT4_G128_ASYM), FP8_E4M3_CHANNEL, FP8_E4M3_TENSOR, FP8_E4M3_BLOCK128, "

@@ -30,6 +30,7 @@ class GptqPacking:
 
     name = METHOD
     suffix = ".gptq"
+    has_one_format = True
     holds_text = (
         "it holds int2, int3, int4 and int8 with a scale a group or row, with zero points or without (INT4_G128, "
         "INT4_G128_ASYM, INT8_CHANNEL), and F32, F16, BF16"

@@ -68,7 +68,7 @@ def build_core(vocabulary: Vocabulary, rules: PreTokenizer) -> RustTokenizer:
         if kind in ordinary and is_text(token)
     }
     # A pruned vocabulary keeps merges of tokens that are gone; the library refuses those.
-    merges = [pair for pair in map(_split_merge, vocabulary.merges) if pair[0] in ids and pair[1] in ids]
+    merges = [pair for pair in map(split_merge, vocabulary.merges) if pair[0] in ids and pair[1] in ids]
     merges = [pair for pair in merges if "".join(pair) in ids]
     try:
         core = RustTokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=rules.ignores_merges))
@@ -78,7 +78,7 @@ def build_core(vocabulary: Vocabulary, rules: PreTokenizer) -> RustTokenizer:
     return core
 
 
-def _split_merge(merge: str) -> tuple[str, str]:
+def split_merge(merge: str) -> tuple[str, str]:
     """The two tokens of "left right"; a left token may itself begin with a space."""
     at = merge.find(" ", 1)
     if at < 0:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput convert`: a quantized model into the file of another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lilliput.cli import options
+from lilliput.cli.output import human_bytes, print_json, progress, say, tell, warn
+
+
+def command(
+    model: options.Model,
+    output: Annotated[Path, typer.Argument(help="File or folder to write; its ending decides the container.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="gguf, lilliput, compressed-tensors, gptq, awq or bitsandbytes, whatever the ending."
+        ),
+    ] = None,
+    number_format: Annotated[
+        str | None,
+        typer.Option("--format", help="Of quantized layers, e.g. Q4_1 or F16; default: the smallest that is exact."),
+    ] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Choose codes anew where none can be kept; this loses quality.")
+    ] = False,
+    statistics: options.StatisticsFile = None,
+    imatrix: options.ImatrixFile = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Measure the KL from the input on this text.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Hugging Face folder or id that a folder takes config and tokenizer files from."),
+    ] = None,
+    split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Split files, e.g. 5GB.")] = None,
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Move a quantized model into another container, without rounding wherever the number formats agree."""
+    from lilliput import workflows
+    from lilliput.containers.container import Split
+    from lilliput.converting import ConvertOptions, convert
+
+    split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
+    chosen = ConvertOptions(
+        to=to, format=number_format, requantize=requantize, base=base, text=text, force=force, split=split,
+        guidance=workflows.Guidance((), statistics, imatrix), threads=threads, revision=revision, announce=say,
+    )  # fmt: skip
+    with progress("converting") as advance:
+        result = convert(model, output, chosen, progress=advance)
+    for note in result.notes:
+        warn(note)
+    if json:
+        print_json(result.to_json())
+        return
+    changed = [tensor for tensor in result.tensors if not tensor.is_exact]
+    for tensor in changed:
+        say(
+            f"{tensor.name}: {tensor.source_format.upper()} -> {tensor.format.upper()}, {tensor.move.value}; "
+            f"largest error {tensor.max_error:.2e} of the largest weight, RMS {tensor.rms_error:.2e} of the weights'"
+        )
+    exact = "every value is the same" if result.is_exact else f"{len(changed)} tensors differ"
+    kl = f"; mean KL {result.mean_kl[0]:.6f} ± {result.mean_kl[1]:.6f} nats" if result.mean_kl else ""
+    tell(f"{result.output[0]}: {human_bytes(result.bytes)}, {exact}{kl}; ledger {result.ledger}")

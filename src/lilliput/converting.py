@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput convert`: a quantized model into the file of another runtime, without rounding wherever the grids agree.
+
+What cannot move is never rounded silently: that takes a flag. Every tensor is compared with its original, and the
+result says what each became and how far it is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import lilliput
+from lilliput.architectures.architecture import Json
+from lilliput.calibration.transformers_config import huggingface_fields
+from lilliput.checkpoints.model_source import ModelSource, Provenance
+from lilliput.containers import CONTAINERS, FOLDERS, container_for
+from lilliput.containers.container import Container, Contents, Split
+from lilliput.containers.publish import check_target, publish
+from lilliput.containers.side_files import PREFIX as SIDE_FILE
+from lilliput.errors import CalibrationError, ContainerError, TokenizerError
+from lilliput.evaluation.model_logits import EvaluationOptions
+from lilliput.formats import get_format
+from lilliput.pipeline.repack import Move, Moved, TensorMove, Wanted, moved_tensors, plan_moves
+from lilliput.recipes.ledger import Ledger, entry_for, ledger_path
+from lilliput.recipes.plan import PLAIN_FLOATS
+from lilliput.records import QuantizedTensor, Statistics, TensorHeader
+from lilliput.runtime.processors import default_threads
+from lilliput.text.tokenizer_files import tokenizer_files
+from lilliput.workflows import Guidance, PathLike, Progress, evaluate, opened
+
+# transformers' class of each model type that `huggingface_fields` writes.
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
+# Long enough for a KL with an interval, short enough for a minute on a small model.
+KL_TOKENS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """How to convert.
+
+    to: a container by name; None means what the output's name says.  format: of quantized layers, None for the smallest
+    exact one.  requantize: choose codes anew where none can be kept.  statistics, imatrix: for those.
+    base: Hugging Face folder or id whose config and tokenizer files a folder gets; None means the source's own, or
+    rebuilt ones.  text: measure the KL from the source on it.
+    """
+
+    to: str | None = None
+    format: str | None = None
+    requantize: bool = False
+    guidance: Guidance = field(default_factory=Guidance)
+    base: PathLike | None = None
+    text: Path | None = None
+    force: bool = False
+    split: Split = field(default_factory=Split)
+    threads: int | None = None
+    revision: str | None = None
+    announce: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MovedTensor:
+    """What became of one tensor; errors as `pipeline.repack.Moved` has them."""
+
+    name: str
+    source_format: str
+    format: str
+    move: Move
+    max_error: float
+    rms_error: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is the same."""
+        return self.max_error == 0.0
+
+    def to_json(self) -> dict[str, Json]:
+        """One entry of `tensors`."""
+        return {
+            "name": self.name,
+            "from": self.source_format.upper(),
+            "to": self.format.upper(),
+            "move": self.move.value,
+            "exact": self.is_exact,
+            "max_relative_error": self.max_error,
+            "rms_relative_error": self.rms_error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """What `convert` wrote. mean_kl: in nats, with its standard error, from the source; None without a text."""
+
+    output: tuple[Path, ...]
+    bytes: int
+    container: str
+    tensors: tuple[MovedTensor, ...]
+    ledger: Path
+    notes: tuple[str, ...] = ()
+    mean_kl: tuple[float, float] | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value of the model is the same."""
+        return all(tensor.is_exact for tensor in self.tensors)
+
+    def to_json(self) -> dict[str, Json]:
+        """The contract of `lilliput convert --json`."""
+        return {
+            "output": [str(path) for path in self.output],
+            "bytes": self.bytes,
+            "container": self.container,
+            "exact": self.is_exact,
+            "tensors": [tensor.to_json() for tensor in self.tensors],
+            "ledger": str(self.ledger),
+            "notes": list(self.notes),
+            "mean_kl": self.mean_kl[0] if self.mean_kl else None,
+            "mean_kl_stderr": self.mean_kl[1] if self.mean_kl else None,
+        }
+
+
+def convert(
+    model: PathLike, output: PathLike, options: ConvertOptions | None = None, *, progress: Progress | None = None
+) -> ConvertResult:
+    """Write `model` into another container, verify and publish it, with a ledger.
+
+    progress: called with (weights done, weights in all).
+    Raises LilliputError with one clear line; nothing is left behind then.
+    """
+    options = options or ConvertOptions()
+    target = Path(output)
+    container = _container(options.to, target)
+    wanted = Wanted(get_format(options.format) if options.format else None, options.requantize)
+    with ExitStack() as stack:
+        source = stack.enter_context(opened(model, options.revision))
+        moves = plan_moves(source, container, wanted)
+        _check_quantized(source, moves)
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-")))
+        provenance, notes = _provenance(source, container, options, work, stack)
+        contents, more = _contents(source, moves, provenance, container)
+        parts = container.layout(contents, target.name, options.split)
+        check_target(target, parts, overwrite=options.force)
+        if options.announce is not None:
+            options.announce(summary([(plan.source_format.name, plan.row.format.name, plan.move) for plan in moves]))
+        done: list[Moved] = []
+        statistics = _statistics(options.guidance)
+        published = publish(
+            container, contents, _tensors(source, moves, statistics, done, options, progress), target,
+            split=options.split, overwrite=options.force,
+        )  # fmt: skip
+        moved = tuple(_described(item) for item in done)
+        result = ConvertResult(
+            published.paths, published.nbytes, container.name, moved, ledger_path(target), (*notes, *more)
+        )
+        _write_ledger(source, done, result, published.digests)
+    return result if options.text is None else replace(result, mean_kl=_mean_kl(model, target, options))
+
+
+def summary(moves: list[tuple[str, str, Move]]) -> str:
+    """`196 Q4_0 -> INT4_G32 repacked, 1 Q6_K -> F32 decoded`."""
+    counts = Counter(moves)
+    return ", ".join(
+        f"{count} {before.upper()}{'' if before == after else f' -> {after.upper()}'} {move.value}"
+        for (before, after, move), count in counts.items()
+        if before not in PLAIN_FLOATS or move is not Move.KEPT
+    )
+
+
+def _container(name: str | None, target: Path) -> Container:
+    if name is None:
+        return container_for(target)
+    known = {container.name: container for container in (*CONTAINERS, *FOLDERS)}
+    if name.lower() not in known:
+        raise ContainerError(f"--to '{name}': no such container; known: {', '.join(known)}")
+    return known[name.lower()]
+
+
+def _check_quantized(source: ModelSource, moves: tuple[TensorMove, ...]) -> None:
+    if all(plan.source_format.name in PLAIN_FLOATS for plan in moves):
+        raise ContainerError(
+            f"{source.path.name}: nothing in it is quantized; use `lilliput quantize`, which chooses codes"
+        )
+
+
+def _provenance(
+    source: ModelSource, container: Container, options: ConvertOptions, work: Path, stack: ExitStack
+) -> tuple[Provenance, list[str]]:
+    """What travels with the weights: of the source, for a folder with the files that it needs."""
+    provenance = source.provenance
+    if container not in FOLDERS:
+        return provenance, []
+    if options.base is not None:
+        base = stack.enter_context(opened(options.base)).provenance
+        if not base.huggingface_config:
+            raise ContainerError(f"--base {options.base}: not a Hugging Face folder or id")
+        return replace(
+            provenance, huggingface_config=base.huggingface_config, side_files=base.side_files,
+            general={**base.general, **provenance.general},
+        ), []  # fmt: skip
+    if provenance.huggingface_config:
+        return provenance, []
+    return _rebuilt(source, work)
+
+
+def _rebuilt(source: ModelSource, work: Path) -> tuple[Provenance, list[str]]:
+    """config.json, tokenizer and embedded texts of a model that came without a folder; files are put into `work`.
+
+    Raises ContainerError where no config.json can say what the model is.
+    """
+    try:
+        config = huggingface_fields(source.config)
+    except CalibrationError as failure:
+        raise ContainerError(f"{failure}; give its folder or id with --base") from failure
+    model_type = str(config["model_type"])
+    config["architectures"] = [CLASSES[model_type]]
+    config["dtype"] = "float32"
+    notes = ["config.json was rebuilt from the file's own metadata; --base FOLDER_OR_ID takes the original's files"]
+    files: dict[str, str] = {}
+    try:
+        vocabulary = source.vocabulary()
+        files = tokenizer_files(vocabulary)
+        config |= {"bos_token_id": vocabulary.bos_token_id, "eos_token_id": vocabulary.eos_token_id}
+    except TokenizerError as failure:
+        notes.append(f"the folder gets no tokenizer files: {failure}; give --base FOLDER_OR_ID")
+    for key, value in source.provenance.extra.items():
+        name = key.removeprefix(SIDE_FILE)
+        if name != key and isinstance(value, str) and Path(name).name == name:
+            files[name] = value
+    for name, text in files.items():
+        (work / name).write_text(text, encoding="utf-8")
+    side_files = tuple(work / name for name in files)
+    return replace(source.provenance, huggingface_config=config, side_files=side_files), notes
+
+
+def _contents(
+    source: ModelSource, moves: tuple[TensorMove, ...], provenance: Provenance, container: Container
+) -> tuple[Contents, list[str]]:
+    notes = []
+    vocabulary = None
+    try:
+        vocabulary = source.vocabulary()
+    except TokenizerError as missing:
+        notes.append(f"the output holds no tokenizer and cannot run text: {missing}")
+    headers = tuple(TensorHeader(plan.row.name, plan.row.shape, plan.row.format) for plan in moves)
+    metadata: Mapping[str, Json] = {
+        "lilliput.version": lilliput.__version__,
+        "lilliput.converted_from": f"{source.path.name} ({_kind(source)})",
+        "lilliput.source_fingerprint": source.fingerprint(),
+    }
+    preset = next((plan.row.format.name.upper() for plan in moves if plan.row.format.name not in PLAIN_FLOATS), "F32")
+    contents = Contents(
+        source.architecture, source.config, vocabulary, provenance, headers, preset=preset, metadata=metadata
+    )
+    return contents, notes
+
+
+def _kind(source: ModelSource) -> str:
+    """The container of the source, or the method that its config names."""
+    quantization = source.provenance.huggingface_config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return str(method or source.container)
+
+
+def _statistics(guidance: Guidance) -> Statistics | None:
+    from lilliput.calibration.statistics_file import read_statistics
+
+    file = guidance.statistics or guidance.imatrix
+    return read_statistics(file) if file is not None else None
+
+
+def _tensors(
+    source: ModelSource, moves: tuple[TensorMove, ...], statistics: Statistics | None, done: list[Moved],
+    options: ConvertOptions, progress: Progress | None,
+) -> Iterator[QuantizedTensor]:  # fmt: skip
+    """Tensors for the writer, what was measured of each put into `done` without its bytes."""
+    total = sum(_weights(plan) for plan in moves)
+    count = 0
+    for item in moved_tensors(source, moves, statistics, threads=options.threads or default_threads()):
+        yield item.tensor
+        done.append(replace(item, tensor=replace(item.tensor, planes={})))
+        count += _weights(item.plan)
+        if progress is not None:
+            progress(count, total)
+
+
+def _weights(plan: TensorMove) -> int:
+    header = TensorHeader(plan.row.name, plan.row.shape, plan.row.format)
+    return header.rows * header.columns
+
+
+def _described(item: Moved) -> MovedTensor:
+    plan = item.plan
+    return MovedTensor(
+        plan.row.name, plan.source_format.name, plan.row.format.name, plan.move, item.max_error, item.rms_error
+    )
+
+
+def _write_ledger(source: ModelSource, done: list[Moved], result: ConvertResult, digests: Mapping[str, str]) -> None:
+    rows = [item.plan.row for item in done]
+    weights = sum(_weights(item.plan) for item in done)
+    Ledger(
+        recipe=f"convert to {result.container}",
+        model=source.path.name,
+        output=tuple(path.name for path in result.output),
+        bits_per_weight=sum(row.nbytes for row in rows) * 8 / max(weights, 1),
+        bytes=result.bytes,
+        fingerprints={"model": source.fingerprint()},
+        entries=tuple(entry_for(item.plan.row, errors=(item.rms_error**2, None)) for item in done),
+        notes=result.notes,
+    ).write(result.ledger)
+
+
+def _mean_kl(model: PathLike, target: Path, options: ConvertOptions) -> tuple[float, float]:
+    """Mean KL of the output from the source, and its standard error, in nats."""
+    assert options.text is not None
+    measuring = EvaluationOptions(tokens=KL_TOKENS, measure_floor=False, threads=options.threads)
+    found = evaluate(model, [target], options.text, options=measuring).files[0].divergence.mean_kld
+    return found.value, found.stderr

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`convert` moves quantized models between containers bit for bit where grids agree, and says where they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_llama import TEXT, write_tiny_llama
+
+from lilliput import workflows
+from lilliput.cli import main
+from lilliput.containers import open_model
+from lilliput.converting import ConvertOptions, convert
+from lilliput.errors import ContainerError
+from lilliput.pipeline.repack import Move
+from lilliput.recipes.recipe import parse_recipe
+from lilliput.text.tokenizer import Tokenizer
+
+FLOATS = "  - {role: token_embedding, format: F32}\n  - {role: output, format: F32}\n"
+NAME = "blk.0.ffn_down.weight"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "Tiny"
+    write_tiny_llama(folder, hidden=128, ffn=256, layers=1, heads=2, kv_heads=1)
+    (folder / "LICENSE").write_text("Do as you like.\n")
+    (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+    card = "---\nlicense: mit\nbase_model: someone/base\n---\n# Tiny\n"
+    (folder / "README.md").write_text(card)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{ messages }}"}))
+    return folder
+
+
+def made(tiny: Path, kind: str, target: Path) -> Path:
+    """The tiny model in one format, embedding and head in F32."""
+    recipe = parse_recipe(f'name: x\nrules:\n{FLOATS}  - {{match: "*", format: {kind}}}\n', "x.yaml")
+    workflows.quantize(tiny, recipe, target, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    return target
+
+
+def assert_same_values(first: Path, second: Path) -> None:
+    one, other = open_model(first), open_model(second)
+    assert set(one.headers) == set(other.headers)
+    for name in one.headers:
+        assert np.array_equal(one.tensor(name).dequantize(), other.tensor(name).dequantize()), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "chain"),
+    [
+        ("q4_0", (("a.gptq", "int4_g32"), ("b.gguf", "q4_0"))),
+        ("q4_0", (("a.compressed-tensors", "int4_g32"), ("b.gptq", "int4_g32"), ("c.gguf", "q4_0"))),
+        ("int4_g32", (("a.gguf", "q4_0"), ("b.safetensors", "q4_0"), ("c.gptq", "int4_g32"))),
+        ("q8_0", (("a.compressed-tensors", "int8_g32"), ("b.gguf", "q8_0"), ("c.gptq", "int8_g32"))),
+        ("mxfp4", (("a.compressed-tensors", "mxfp4"), ("b.gguf", "mxfp4"))),
+        ("nvfp4", (("a.compressed-tensors", "nvfp4"), ("b.gguf", "nvfp4"))),
+    ],
+)
+def test_grids_that_agree_come_back_bit_for_bit(
+    kind: str, chain: tuple[tuple[str, str], ...], tiny: Path, tmp_path: Path
+) -> None:
+    start = made(tiny, kind, tmp_path / ("start.gguf" if not kind.startswith("int") else "start.compressed-tensors"))
+    before = start
+    for file_name, expected in chain:
+        after = tmp_path / file_name
+        result = convert(before, after)
+        assert result.is_exact
+        assert open_model(after).headers[NAME].format.name == expected
+        assert_same_values(start, after)
+        before = after
+    first, last = open_model(start).tensor(NAME), open_model(before).tensor(NAME)
+    if first.format.name == last.format.name:
+        assert all(np.array_equal(first.planes[name], last.planes[name]) for name in first.planes)
+
+
+def test_awq_and_asymmetric_compressed_tensors_hold_the_same(tiny: Path, tmp_path: Path) -> None:
+    start = made(tiny, "int4_g128_asym", tmp_path / "start.awq")
+    for name in ("a.compressed-tensors", "b.gptq", "c.awq"):
+        assert convert(start, tmp_path / name).is_exact
+        assert_same_values(start, tmp_path / name)
+    first, last = open_model(start).tensor(NAME), open_model(tmp_path / "c.awq").tensor(NAME)
+    assert all(np.array_equal(first.planes[name], last.planes[name]) for name in first.planes)
+    # Symmetric weights get the zero point that AWQ wants.
+    assert convert(made(tiny, "int4_g128", tmp_path / "s.gptq"), tmp_path / "s.awq").is_exact
+    assert_same_values(tmp_path / "s.gptq", tmp_path / "s.awq")
+
+
+def test_zero_points_go_to_gguf_exactly_in_five_bits_or_nearly_in_four(tiny: Path, tmp_path: Path) -> None:
+    start = made(tiny, "int4_g128_asym", tmp_path / "start.awq")
+    exact = convert(start, tmp_path / "exact.gguf")
+    assert exact.is_exact
+    assert open_model(tmp_path / "exact.gguf").headers[NAME].format.name == "q5_0"
+    nearly = convert(start, tmp_path / "nearly.gguf", ConvertOptions(format="q4_1"))
+    assert not nearly.is_exact
+    changed = [tensor for tensor in nearly.tensors if not tensor.is_exact]
+    assert {tensor.move for tensor in changed} == {Move.ROUNDED}
+    # A minimum of up to 15 scales is rounded to 11 bits.
+    assert all(0 < tensor.rms_error <= tensor.max_error * 16 < 2.0**-6 for tensor in changed)
+    assert nearly.bytes < exact.bytes
+
+
+def test_nothing_is_rounded_anew_without_being_asked(tiny: Path, tmp_path: Path) -> None:
+    start = made(tiny, "q4_0", tmp_path / "start.gguf")
+    with pytest.raises(ContainerError, match=r"is Q4_0, whose codes have no place .* pass --requantize"):
+        convert(start, tmp_path / "a.bitsandbytes")
+    with pytest.raises(ContainerError, match=r"is Q4_0, whose codes have no place as INT4_G128; pass --requantize"):
+        convert(start, tmp_path / "a.gptq", ConvertOptions(format="int4_g128"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["start.gguf", "start.gguf.ledger.json"]
+    result = convert(start, tmp_path / "a.bitsandbytes", ConvertOptions(requantize=True))
+    assert {tensor.move for tensor in result.tensors if not tensor.is_exact} == {Move.REQUANTIZED}
+    assert open_model(tmp_path / "a.bitsandbytes").headers[NAME].format.name == "nf4"
+
+
+def test_floats_are_written_when_asked_for(tiny: Path, tmp_path: Path) -> None:
+    start = made(tiny, "int4_g32", tmp_path / "start.gptq")
+    assert convert(start, tmp_path / "a.gguf", ConvertOptions(format="F32")).is_exact
+    assert_same_values(start, tmp_path / "a.gguf")
+
+
+def test_floats_alone_are_left_to_quantize(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContainerError, match="nothing in it is quantized; use `lilliput quantize`"):
+        convert(tiny, tmp_path / "a.gguf")
+
+
+def test_what_travels_with_the_weights_is_kept(tiny: Path, tmp_path: Path) -> None:
+    convert(made(tiny, "int4_g32", tmp_path / "start.gptq"), tmp_path / "a.gguf")
+    general = open_model(tmp_path / "a.gguf").provenance.general
+    assert general["license"] == "mit"
+    assert general["base_model.0.name"] == "base"
+    # Back in a folder: rebuilt from the GGUF alone.
+    result = convert(tmp_path / "a.gguf", tmp_path / "b.gptq")
+    folder = tmp_path / "b.gptq"
+    assert "--base" in " ".join(result.notes)
+    assert (folder / "LICENSE").read_text() == "Do as you like.\n"
+    assert json.loads((folder / "generation_config.json").read_text()) == {"temperature": 0.5}
+    again, original = open_model(folder).vocabulary(), open_model(tiny).vocabulary()
+    assert again.chat_template == original.chat_template == "{{ messages }}"
+    assert Tokenizer(again).encode(TEXT) == Tokenizer(original).encode(TEXT)
+    assert not list(folder.glob("*.partial"))
+    # Or with the original's files.
+    convert(tmp_path / "a.gguf", tmp_path / "c.gptq", ConvertOptions(base=tiny))
+    assert (tmp_path / "c.gptq" / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+    assert_same_values(folder, tmp_path / "c.gptq")
+
+
+def test_mixed_files_keep_what_each_reader_takes(tiny: Path, tmp_path: Path) -> None:
+    workflows.quantize(tiny, "Q4_0", tmp_path / "start.gguf", options=workflows.QuantizeOptions())
+    assert open_model(tmp_path / "start.gguf").headers["output.weight"].format.name == "q8_0"
+    result = convert(tmp_path / "start.gguf", tmp_path / "a.gptq")
+    assert result.is_exact
+    assert {tensor.name for tensor in result.tensors if tensor.move is Move.DECODED} == {
+        "token_embd.weight",
+        "output.weight",
+    }
+    assert_same_values(tmp_path / "start.gguf", tmp_path / "a.gptq")
+
+
+def test_the_command_line_reports_and_measures(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = made(tiny, "int4_g128_asym", tmp_path / "start.awq")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 40)
+    words = ["convert", str(start), str(tmp_path / "a.gguf"), "--format", "Q4_1", "--text", str(text), "--json"]
+    assert main([*words, "--threads", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["exact"] is False
+    assert 0 <= found["mean_kl"] < 1e-4
+    assert {entry["move"] for entry in found["tensors"]} == {"rounded", "kept"}
+    ledger = json.loads((tmp_path / "a.gguf.ledger.json").read_text())
+    assert ledger["recipe"] == "convert to gguf"
+    assert main(["convert", str(start), str(tmp_path / "b.gguf")]) == 0
+    assert "every value is the same" in capsys.readouterr().out
+    assert main(["convert", str(start), str(tmp_path / "b.gguf")]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["convert", str(start), str(tmp_path / "c"), "--to", "gpt"]) == 1
+    assert "known: gguf, lilliput, compressed-tensors, gptq, awq, bitsandbytes" in capsys.readouterr().err
