@@ -16,6 +16,7 @@ from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gptq import Gptq
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
+from lilliput.containers.onnx.container import Onnx
 from lilliput.errors import CheckpointError, ContainerError
 
 __all__ = ["CONTAINERS", "FOLDERS", "container_for", "open_model"]
@@ -26,7 +27,7 @@ CONTAINERS: tuple[Container, ...] = (
     LilliputSafetensors(),
 )  # fmt: skip
 # Folders for other runtimes, made from a Hugging Face folder and with its side files.
-FOLDERS: tuple[Container, ...] = (CompressedTensors(), Gptq(), Awq(), BitsAndBytes())
+FOLDERS: tuple[Container, ...] = (CompressedTensors(), Gptq(), Awq(), BitsAndBytes(), Onnx())
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX: a folder with `model.onnx`, its weights in `model.onnx.data`, and what onnxruntime-genai wants beside them.
+
+The graph comes from the family's Program, so every family whose operations are translated can be written. Weights lie
+in one external file of any size; what is beside it is small. Values are ours, bit for bit: codes are laid out anew,
+never rounded again. The reader that verifies the file (`reader`) knows nothing of the plan, only the graph.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lilliput.architectures.architecture import Json
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
+from lilliput.containers.onnx.genai import genai_config
+from lilliput.containers.onnx.graph import External, Graph
+from lilliput.containers.onnx.operations import AttentionKind, translate
+from lilliput.containers.onnx.reader import OnnxFile, value_digest
+from lilliput.containers.onnx.weights import PLAIN, PlainStorage, Storage, Weights, block_storage
+from lilliput.containers.part_writer import disk_error, write_parts
+from lilliput.errors import ContainerError
+from lilliput.formats import NumberFormat
+from lilliput.records import QuantizedTensor, Role, TensorHeader
+
+MODEL = "model.onnx"
+DATA = "model.onnx.data"
+# Files that make a folder a Hugging Face checkpoint, which this one is not; its own config.json is written.
+_NOT_COPIED = ("config.json", "genai_config.json", "quantize_config.json")
+# Larger arrays start on a page, so that runtimes can map them; small ones where vector loads are aligned.
+_PAGE, _CACHE_LINE, _LARGE = 4096, 64, 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """storages: how each tensor is stored.  places: tensor and suffix -> where.  tensors: in file order."""
+
+    storages: dict[str, Storage]
+    places: dict[tuple[str, str], External]
+    tensors: tuple[PlacedTensor, ...]
+    size: int
+
+
+class Onnx:
+    """Weights as MatMulNBits and GatherBlockQuantized, attention as GroupQueryAttention: for ONNX Runtime."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    float_roles: tuple[Role, ...] = ()
+    attention: AttentionKind = "grouped"
+    holds_text = (
+        "it holds integers of 2 to 8 bits with one scale a tensor, row or group (INT4_G32, INT4_G128_ASYM, "
+        "INT8_CHANNEL, and Q4_0, Q5_0, Q8_0, TQ2_0, whose values are such), and F32, F16, BF16"
+    )
+
+    def recognises(self, path: Path) -> bool:
+        """A folder with model.onnx."""
+        return (path / MODEL).is_file()
+
+    def open(self, path: Path) -> ModelSource:
+        """Not to be opened as a model. Raises ContainerError."""
+        raise ContainerError(f"{path.name}: ONNX files are written here, not read; give the model that it came from")
+
+    def holds(self, number_format: NumberFormat) -> bool:
+        """Whether some row length of this format can be stored."""
+        return number_format.name in PLAIN or self.storage(number_format, 4096) is not None
+
+    def storage(self, number_format: NumberFormat, columns: int) -> Storage | None:
+        """How rows of so many weights are stored; None where they cannot be."""
+        return PlainStorage() if number_format.name in PLAIN else block_storage(number_format, columns)
+
+    def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
+        """All files of the folder `file_name`: the graph, the weights, what describes them.
+
+        Raises ContainerError naming the tensor that cannot be held, UnsupportedModelError naming an operation.
+        """
+        if split.max_bytes is not None or split.max_tensors is not None:
+            raise ContainerError("an ONNX model is one graph and one file of weights; leave --split-max-size out")
+        placed = self._placed(contents)
+        graph = self._graph(contents, placed)
+        files = {MODEL: graph.to_bytes()}
+        parts = [
+            _part(file_name, MODEL, files[MODEL]),
+            PartLayout(f"{file_name}/{DATA}", b"", placed.tensors, placed.size),
+        ]
+        config: dict[str, Json] = dict(contents.provenance.huggingface_config)
+        described = {"genai_config.json": genai_config(contents)} | ({"config.json": config} if config else {})
+        parts += [_part(file_name, name, _json_bytes(value)) for name, value in described.items()]
+        for path in contents.provenance.side_files:
+            if path.name in _NOT_COPIED:
+                continue
+            try:
+                parts.append(_part(file_name, path.name, path.read_bytes()))
+            except OSError as failure:
+                raise ContainerError(f"{path.name}: cannot be read: {failure.strerror or failure}") from failure
+        return tuple(parts)
+
+    def write(self, parts: tuple[PartLayout, ...], tensors: Iterable[QuantizedTensor], folder: Path) -> Written:
+        """Write the folder into `folder`, one tensor in memory at a time."""
+        digests: dict[str, str] = {}
+
+        def stored() -> Iterator[QuantizedTensor]:
+            for tensor in tensors:
+                digests[tensor.name] = value_digest(tensor)
+                storage = self.storage(tensor.format, tensor.columns)
+                # What is of another kind than planned is refused by the writer.
+                yield replace(tensor, planes=storage.planes(tensor)) if storage else tensor
+
+        try:
+            (folder / parts[0].file_name).parent.mkdir()
+        except OSError as failure:
+            raise disk_error(str(folder), failure) from failure
+        written = write_parts(parts, stored(), folder)
+        return Written(written.paths, digests)
+
+    def verify(self, written: Written) -> None:
+        """Reopen the graph with our reader, decode every weight as its operators do, compare the values."""
+        file = OnnxFile(written.paths[0])
+        try:
+            found = file.weights
+            if set(found) != set(written.digests):
+                differing = ", ".join(sorted(set(found) ^ set(written.digests))[:4])
+                raise ContainerError(f"{MODEL}: written and read tensors differ: {differing}")
+            for name, digest in written.digests.items():
+                if file.value_digest(name) != digest:
+                    raise ContainerError(
+                        f"{MODEL}: tensor '{name}' read back differs from what was written; check the disk"
+                    )
+        finally:
+            file.close()
+
+    def _placed(self, contents: Contents) -> _Layout:
+        storages: dict[str, Storage] = {}
+        places: dict[tuple[str, str], External] = {}
+        tensors: list[PlacedTensor] = []
+        position = 0
+        for header in contents.headers:
+            storages[header.name] = storage = self._storage_of(header, contents)
+            pieces = []
+            for array in storage.arrays(header):
+                align = _PAGE if array.nbytes >= _LARGE else _CACHE_LINE
+                position += -position % align
+                pieces.append(Piece("planes", array.suffix, position, array.nbytes))
+                places[header.name, array.suffix] = External(DATA, position, array.nbytes)
+                position += array.nbytes
+            tensors.append(PlacedTensor(header, tuple(pieces)))
+        return _Layout(storages, places, tuple(tensors), position)
+
+    def _storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
+        kind = header.format.name.upper()
+        if contents.sidecars.get(header.name):
+            raise ContainerError(f"tensor '{header.name}': ONNX cannot hold sidecars; write lilliput's own layout")
+        storage = self.storage(header.format, header.columns)
+        if storage is not None:
+            return storage
+        if self.holds(header.format):
+            raise ContainerError(
+                f"tensor '{header.name}': rows of {header.columns} weights in {kind} do not divide into blocks of 16 "
+                "or more, as ONNX Runtime's operators need; keep it in F16"
+            )
+        raise ContainerError(
+            f"tensor '{header.name}': an ONNX file cannot hold {kind}; {self.holds_text}; choose one of these"
+        )
+
+    def _graph(self, contents: Contents, placed: _Layout) -> Graph:
+        graph = Graph()
+        headers = {header.name: header for header in contents.headers}
+        weights = Weights(graph, headers, placed.storages, placed.places)
+        program = contents.architecture.program(contents.config)
+        translate(program, weights, contents.config.context_length, self.attention)
+        for name in headers:
+            # Tensors that the program does not read stay in the file, each by its name.
+            for array in placed.storages[name].arrays(headers[name]):
+                if not any(item.data == placed.places[name, array.suffix] for item in graph.initializers.values()):
+                    weights.array(name, array.suffix)
+        for key, value in contents.metadata.items():
+            graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
+        return graph
+
+
+def _part(folder: str, name: str, data: bytes) -> PartLayout:
+    return PartLayout(f"{folder}/{name}", data, (), len(data))
+
+
+def _json_bytes(value: dict[str, Json]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Program -> ONNX graph: one small function an operation, so that every family exports by itself.
+
+Buffers are [tokens, width] as in the Program, tokens being batch times sequence; attention looks at them as
+[batch, sequence, heads, head_dim]. Keys and values of earlier tokens come in and go out as `past_key_values.N.key` and
+`present.N.key`, [batch, kv_heads, positions, head_dim], which is how exporters of Hugging Face models name them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Literal
+
+from lilliput.architectures.program import (
+    Add,
+    Attention,
+    Embed,
+    Glu,
+    Linear,
+    Operation,
+    Program,
+    RmsNorm,
+    Rope,
+    RopeFrequencies,
+    SelectOutputRows,
+)
+from lilliput.architectures.rope_frequencies import inverse_frequencies
+from lilliput.containers.onnx.attention import AttentionInputs, Heads, grouped_attention, standard_attention
+from lilliput.containers.onnx.graph import ElementType, Graph, Port
+from lilliput.containers.onnx.weights import Weights
+from lilliput.errors import UnsupportedModelError
+
+AttentionKind = Literal["grouped", "standard"]
+_FLOAT = {"to": int(ElementType.FLOAT)}
+
+
+@dataclass(slots=True)
+class Translation:
+    """One run of `translate`. values: buffer -> name of what it holds now."""
+
+    graph: Graph
+    weights: Weights
+    attention: AttentionKind
+    context: int
+    inputs: AttentionInputs
+    shape: str
+    position_ids: str
+    values: dict[str, str] = field(default_factory=dict)
+    ropes: dict[RopeFrequencies, tuple[str, str]] = field(default_factory=dict)
+
+    def split_heads(self, buffer: str, heads: int, width: int) -> str:
+        """[tokens, heads * width] -> [batch, sequence, heads, width]."""
+        shape = self.graph.add("Concat", self.shape, self.graph.constant([heads, width]), attributes={"axis": 0})
+        return self.graph.add("Reshape", self.values[buffer], shape)
+
+    def with_sequences(self, value: str) -> str:
+        """[tokens, width] -> [batch, sequence, width]."""
+        shape = self.graph.add("Concat", self.shape, self.graph.constant([-1]), attributes={"axis": 0})
+        return self.graph.add("Reshape", value, shape)
+
+    def flat(self, value: str, width: int) -> str:
+        """Back to [tokens, width]."""
+        return self.graph.add("Reshape", value, self.graph.constant([-1, width]))
+
+
+def translate(program: Program, weights: Weights, context: int, attention: AttentionKind) -> None:
+    """Fill the graph of `weights` with a program: inputs, operations, outputs.
+
+    context: positions that the rotary tables reach.  attention: "grouped" for ONNX Runtime's GroupQueryAttention,
+    "standard" for operators that every tool has. Raises UnsupportedModelError naming an operation, or a field of one,
+    that has no translation.
+    """
+    graph = weights.graph
+    graph.inputs += [
+        Port("input_ids", ElementType.INT64, ("batch_size", "sequence_length")),
+        Port("attention_mask", ElementType.INT64, ("batch_size", "total_sequence_length")),
+        Port("position_ids", ElementType.INT64, ("batch_size", "sequence_length")),
+    ]
+    for state in program.states:
+        for kind in ("key", "value"):
+            name = f"past_key_values.{state.layer}.{kind}"
+            shape = ("batch_size", state.kv_heads, "past_sequence_length", state.head_dim)
+            graph.inputs.append(Port(name, ElementType.FLOAT, shape))
+    tokens = graph.add("Shape", "input_ids")
+    inputs = AttentionInputs(graph, "attention_mask", tokens)
+    run = Translation(graph, weights, attention, context, inputs, tokens, "position_ids")
+    run.values["input_ids"] = graph.add("Reshape", "input_ids", graph.constant([-1]))
+    for operation in program.operations:
+        check_known(operation)
+        _translate(operation, run)
+    logits = run.with_sequences(run.values[program.output])
+    graph.add_many("Identity", (logits,), ("logits",))
+    width = program.buffers[program.output]
+    graph.outputs.insert(0, Port("logits", ElementType.FLOAT, ("batch_size", "sequence_length", width)))
+
+
+def check_known(operation: Operation) -> None:
+    """Raise UnsupportedModelError for an operation, or a field that says something new, without a translation."""
+    kind = type(operation)
+    if kind not in _FIELDS:
+        raise UnsupportedModelError(f"the ONNX export has no translation of the operation {kind.__name__} yet")
+    for item in dataclasses.fields(operation):
+        if item.name not in _FIELDS[kind] and getattr(operation, item.name) != item.default:
+            raise UnsupportedModelError(
+                f"the ONNX export has no translation of {kind.__name__}.{item.name} = "
+                f"{getattr(operation, item.name)!r} yet"
+            )
+
+
+@singledispatch
+def _translate(operation: Operation, run: Translation) -> None:
+    raise AssertionError(f"{type(operation).__name__} is in _FIELDS and has no function")
+
+
+# To translate another operation, write its function here and add its fields below.
+@_translate.register
+def _embed(operation: Embed, run: Translation) -> None:
+    rows = run.weights.lookup(run.values["input_ids"], operation.weight)
+    if operation.scale != 1.0:
+        rows = run.graph.add("Mul", rows, run.graph.constant(operation.scale, "float32"))
+    run.values[operation.out] = rows
+
+
+@_translate.register
+def _rms_norm(operation: RmsNorm, run: Translation) -> None:
+    graph, x = run.graph, run.values[operation.x]
+    weight = run.weights.floats(operation.weight)
+    width = run.weights.header(operation.weight).columns
+    if operation.groups > 1:
+        x = graph.add("Reshape", x, graph.constant([-1, operation.groups, width]))
+    square = graph.add("Pow", x, graph.constant(2.0, "float32"))
+    mean = graph.add("ReduceMean", square, graph.constant([-1]), attributes={"keepdims": 1})
+    root = graph.add("Sqrt", graph.add("Add", mean, graph.constant(operation.epsilon, "float32")))
+    normed = graph.add("Mul", graph.add("Div", x, root), weight)
+    run.values[operation.out] = run.flat(normed, operation.groups * width) if operation.groups > 1 else normed
+
+
+@_translate.register
+def _linear(operation: Linear, run: Translation) -> None:
+    run.values[operation.out] = run.weights.linear(run.values[operation.x], operation.weight, operation.bias)
+
+
+@_translate.register
+def _rope(operation: Rope, run: Translation) -> None:
+    tables = _rope_tables(run, operation.frequencies)
+    if run.attention == "grouped":
+        attributes = {
+            "interleaved": int(operation.style == "adjacent"),
+            "num_heads": operation.heads,
+            # 0 stands for whole heads.
+            "rotary_embedding_dim": operation.frequencies.rotary_dim % operation.head_dim,
+        }
+        x = run.with_sequences(run.values[operation.x])
+        inputs = (x, run.position_ids, *tables)
+        turned = run.graph.add("RotaryEmbedding", *inputs, attributes=attributes, domain="com.microsoft")
+    else:
+        turned = _turned(run, operation, tables)
+    run.values[operation.x] = run.flat(turned, operation.heads * operation.head_dim)
+
+
+def _turned(run: Translation, operation: Rope, tables: tuple[str, str]) -> str:
+    """Rotation out of standard operators: [batch, sequence, heads, head_dim]."""
+    graph, half = run.graph, operation.frequencies.rotary_dim // 2
+    x = run.split_heads(operation.x, operation.heads, operation.head_dim)
+    rest = operation.head_dim - 2 * half
+    parts = [x]
+    if rest:
+        parts = list(graph.add_many("Split", (x, graph.constant([2 * half, rest])), 2, attributes={"axis": -1}))
+    # Pairs lie along the last axis, or the one before it.
+    pair = 4 if operation.style == "adjacent" else 3
+    last = [half, 2] if operation.style == "adjacent" else [2, half]
+    shape = graph.add("Concat", run.shape, graph.constant([operation.heads, *last]), attributes={"axis": 0})
+    first, second = graph.add_many(
+        "Split", (graph.add("Reshape", parts[0], shape), graph.constant([1, 1])), 2, attributes={"axis": pair}
+    )
+    axes = graph.constant([2, pair])
+    cosine, sine = (graph.add("Unsqueeze", graph.add("Gather", table, run.position_ids), axes) for table in tables)
+    real = graph.add("Sub", graph.add("Mul", first, cosine), graph.add("Mul", second, sine))
+    imaginary = graph.add("Add", graph.add("Mul", first, sine), graph.add("Mul", second, cosine))
+    turned = graph.add("Concat", real, imaginary, attributes={"axis": pair})
+    whole = graph.add("Concat", run.shape, graph.constant([operation.heads, 2 * half]), attributes={"axis": 0})
+    parts[0] = graph.add("Reshape", turned, whole)
+    return parts[0] if not rest else graph.add("Concat", *parts, attributes={"axis": -1})
+
+
+def _rope_tables(run: Translation, frequencies: RopeFrequencies) -> tuple[str, str]:
+    """Cosine and sine [context, rotary_dim / 2] float32, computed from constants when a runtime loads the file."""
+    if frequencies not in run.ropes:
+        graph = run.graph
+        bare = dataclasses.replace(frequencies, factors=None)
+        inverse, magnitude = inverse_frequencies(bare)
+        angles = graph.constant(inverse, "float64")
+        if frequencies.factors is not None:
+            factors = graph.add("Cast", run.weights.floats(frequencies.factors), attributes={"to": 11})
+            angles = graph.add("Div", angles, factors)
+        steps = (graph.constant(0), graph.constant(run.context), graph.constant(1))
+        positions = graph.add("Cast", graph.add("Range", *steps), attributes={"to": 11})
+        turns = graph.add("Mul", graph.add("Unsqueeze", positions, graph.constant([1])), angles)
+        tables = []
+        for name in ("Cos", "Sin"):
+            table = graph.add(name, turns)
+            if magnitude != 1.0:
+                table = graph.add("Mul", table, graph.constant(magnitude, "float64"))
+            tables.append(graph.add("Cast", table, attributes=_FLOAT))
+        run.ropes[frequencies] = (tables[0], tables[1])
+    return run.ropes[frequencies]
+
+
+@_translate.register
+def _attention(operation: Attention, run: Translation) -> None:
+    graph, layer = run.graph, operation.layer
+    heads = Heads(operation.heads, operation.kv_heads, operation.head_dim)
+    past = (f"past_key_values.{layer}.key", f"past_key_values.{layer}.value")
+    present = (f"present.{layer}.key", f"present.{layer}.value")
+    if run.attention == "grouped":
+        q, k, v = (run.with_sequences(run.values[name]) for name in (operation.q, operation.k, operation.v))
+        out = grouped_attention(run.inputs, operation, (q, k, v), (*past, *present))
+    else:
+        q = run.split_heads(operation.q, heads.count, heads.width)
+        k, v = (run.split_heads(name, heads.kv_count, heads.width) for name in (operation.k, operation.v))
+        out = standard_attention(run.inputs, operation, (q, k, v), (*past, *present))
+    for name in present:
+        shape = ("batch_size", heads.kv_count, "total_sequence_length", heads.width)
+        graph.outputs.append(Port(name, ElementType.FLOAT, shape))
+    run.values[operation.out] = run.flat(out, heads.count * heads.width)
+
+
+@_translate.register
+def _glu(operation: Glu, run: Translation) -> None:
+    gate = activated(run.graph, run.values[operation.gate], operation.activation)
+    run.values[operation.out] = run.graph.add("Mul", gate, run.values[operation.up])
+
+
+def activated(graph: Graph, x: str, activation: str) -> str:
+    """The activation of a value."""
+    match activation:
+        case "silu":
+            return graph.add("Mul", x, graph.add("Sigmoid", x))
+        case "gelu":
+            return graph.add("Gelu", x)
+        case "gelu_tanh":
+            return graph.add("Gelu", x, attributes={"approximate": "tanh"})
+        case "relu":
+            return graph.add("Relu", x)
+        case _:
+            raise UnsupportedModelError(f"the ONNX export has no translation of the activation '{activation}' yet")
+
+
+@_translate.register
+def _add(operation: Add, run: Translation) -> None:
+    run.values[operation.out] = run.graph.add("Add", run.values[operation.a], run.values[operation.b])
+
+
+@_translate.register
+def _select_output_rows(operation: SelectOutputRows, run: Translation) -> None:
+    # Runtimes ask for the logits of every position and choose among them.
+    run.values[operation.out] = run.values[operation.x]
+
+
+# The fields that each translation reads: one that is added later must not be passed over in silence.
+_FIELDS: Mapping[type[Operation], frozenset[str]] = {
+    Embed: frozenset({"out", "weight", "scale"}),
+    RmsNorm: frozenset({"out", "x", "weight", "epsilon", "groups"}),
+    Linear: frozenset({"out", "x", "weight", "bias"}),
+    Rope: frozenset({"x", "heads", "head_dim", "frequencies", "style"}),
+    Attention: frozenset(
+        {"out", "q", "k", "v", "layer", "heads", "kv_heads", "head_dim", "scale", "window", "softcap"}
+    ),
+    Glu: frozenset({"out", "gate", "up", "activation"}),
+    Add: frozenset({"out", "a", "b"}),
+    SelectOutputRows: frozenset({"out", "x"}),
+}
