@@ -15,6 +15,7 @@ TIMEOUTS = {"unit": 20, "conformance": 60, "properties": 60, "golden": 20, "inte
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--llama-cpp", metavar="DIR", help="folder with llama.cpp's tools, for tests/external")
+    parser.addoption("--environments", metavar="DIR", help="folder that tools/external_environment.py filled")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +34,21 @@ def llama_cpp(request: pytest.FixtureRequest) -> Path:
     if folder is None:
         pytest.skip("pass --llama-cpp DIR to run against llama.cpp's tools")
     return Path(str(folder))
+
+
+@pytest.fixture(scope="session")
+def onnx_runtimes(request: pytest.FixtureRequest) -> Path:
+    """The python of the environment with onnxruntime-genai and OpenVINO."""
+    return environment_python(request, "onnx-runtimes")
+
+
+def environment_python(request: pytest.FixtureRequest, name: str) -> Path:
+    """The python of an environment that is not ours; skips where it was not made."""
+    folder = Path(str(request.config.getoption("--environments") or ROOT / ".environments"))
+    python = folder / name / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"make it with: python tools/external_environment.py {name}")
+    return python
 
 
 @pytest.fixture(scope="session")

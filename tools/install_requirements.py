@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Install what pyproject.toml asks for (base, quantize, bench and dev extras) at the versions of constraints.txt."""
+"""Install what pyproject.toml asks for (base, quantize, bench, onnx and dev extras) at the versions of constraints.txt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("quantize", "bench", "dev")
+EXTRAS = ("quantize", "bench", "onnx", "dev")
 
 project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 requirements = [*project["dependencies"], *(r for extra in EXTRAS for r in project["optional-dependencies"][extra])]

@@ -60,5 +60,5 @@ def test_long_lists_and_strange_values_are_made_printable() -> None:
 @pytest.mark.parametrize("name", ["absent.gguf", "notes.txt"])
 def test_what_cannot_be_inspected_is_one_clear_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(CheckpointError, match=r"no such file or folder|not a GGUF or safetensors file"):
+    with pytest.raises(CheckpointError, match=r"no such file or folder|not a GGUF, safetensors or ONNX file"):
         inspect(tmp_path / name)

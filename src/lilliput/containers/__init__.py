@@ -65,6 +65,8 @@ def _open_folder(folder: Path) -> ModelSource:
     inside = sorted(path.name for path in folder.glob("*.gguf"))
     if inside and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder.name}: this folder holds GGUF files; give one of them, such as {inside[0]}")
+    if Onnx().recognises(folder):
+        return Onnx().open(folder)
     return HuggingFaceModel(folder)
 
 

@@ -14,6 +14,7 @@ from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.containers.gguf_model import open_parts
 from lilliput.containers.gguf_types import MAGIC
 from lilliput.containers.lilliput_safetensors import LilliputModel, LilliputSafetensors
+from lilliput.containers.onnx.reader import MODEL, OnnxFile
 from lilliput.errors import CheckpointError
 
 # Longer lists (a vocabulary) are shown as their length and first entries.
@@ -63,12 +64,12 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Metadata and tensors of a GGUF file or split, our own layout, a safetensors file or a Hugging Face folder.
+    """Metadata and tensors of a GGUF file or split, our own layout, safetensors, ONNX or a Hugging Face folder.
 
     Raises ContainerError or CheckpointError.
     """
     if path.is_dir():
-        return _inspect_folder(path)
+        return _inspect_onnx(path / MODEL) if (path / MODEL).is_file() else _inspect_folder(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
     with path.open("rb") as file:
@@ -80,7 +81,9 @@ def inspect(path: Path) -> Inspection:
     if path.suffix == ".safetensors":
         shard = SafetensorsFile(path)
         return Inspection("safetensors", dict(shard.metadata), _stored(dict.fromkeys(shard.tensors, shard)))
-    raise CheckpointError(f"{path.name}: not a GGUF or safetensors file")
+    if path.suffix == ".onnx":
+        return _inspect_onnx(path)
+    raise CheckpointError(f"{path.name}: not a GGUF, safetensors or ONNX file")
 
 
 def shortened(value: Json) -> Json:
@@ -114,6 +117,14 @@ def _inspect_own(path: Path) -> Inspection:
         for header in model.headers.values()
     )
     return Inspection("lilliput", model.metadata, tensors)
+
+
+def _inspect_onnx(path: Path) -> Inspection:
+    file = OnnxFile(path)
+    tensors = tuple(
+        InspectedTensor(name, file.shape(name), file.kind(name), file.nbytes(name)) for name in file.weights
+    )
+    return Inspection("onnx", dict(file.graph.metadata), tensors)
 
 
 def _inspect_folder(folder: Path) -> Inspection:

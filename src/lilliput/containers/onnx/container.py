@@ -19,14 +19,13 @@ from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTen
 from lilliput.containers.onnx.genai import genai_config
 from lilliput.containers.onnx.graph import External, Graph
 from lilliput.containers.onnx.operations import AttentionKind, translate
-from lilliput.containers.onnx.reader import OnnxFile, value_digest
+from lilliput.containers.onnx.reader import MODEL, OnnxFile, value_digest
 from lilliput.containers.onnx.weights import PLAIN, PlainStorage, Storage, Weights, block_storage
 from lilliput.containers.part_writer import disk_error, write_parts
 from lilliput.errors import ContainerError
 from lilliput.formats import NumberFormat
 from lilliput.records import QuantizedTensor, Role, TensorHeader
 
-MODEL = "model.onnx"
 DATA = "model.onnx.data"
 # Files that make a folder a Hugging Face checkpoint, which this one is not; its own config.json is written.
 _NOT_COPIED = ("config.json", "genai_config.json", "quantize_config.json")
@@ -171,11 +170,10 @@ class Onnx:
         weights = Weights(graph, headers, placed.storages, placed.places)
         program = contents.architecture.program(contents.config)
         translate(program, weights, contents.config.context_length, self.attention)
-        for name in headers:
-            # Tensors that the program does not read stay in the file, each by its name.
-            for array in placed.storages[name].arrays(headers[name]):
-                if not any(item.data == placed.places[name, array.suffix] for item in graph.initializers.values()):
-                    weights.array(name, array.suffix)
+        for name, _ in sorted(set(placed.places) - weights.used):
+            raise ContainerError(
+                f"tensor '{name}': this model's program does not read it, so an ONNX graph cannot hold it"
+            )
         for key, value in contents.metadata.items():
             graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
         return graph

@@ -15,26 +15,32 @@ from functools import singledispatch
 from typing import Literal
 
 from lilliput.architectures.program import (
+    Activate,
     Add,
     Attention,
     Embed,
     Glu,
+    LayerNorm,
     Linear,
     Operation,
     Program,
     RmsNorm,
     Rope,
     RopeFrequencies,
+    Scale,
     SelectOutputRows,
+    Softcap,
 )
 from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.containers.onnx.attention import AttentionInputs, Heads, grouped_attention, standard_attention
-from lilliput.containers.onnx.graph import ElementType, Graph, Port
+from lilliput.containers.onnx.graph import Attribute, ElementType, Graph, Port
 from lilliput.containers.onnx.weights import Weights
 from lilliput.errors import UnsupportedModelError
 
 AttentionKind = Literal["grouped", "standard"]
 _FLOAT = {"to": int(ElementType.FLOAT)}
+_DOUBLE = {"to": int(ElementType.DOUBLE)}
+_ROWS_BY = {"token": "input_ids", "position": "position_ids", "segment": "token_type_ids"}
 
 
 @dataclass(slots=True)
@@ -49,6 +55,7 @@ class Translation:
     shape: str
     position_ids: str
     values: dict[str, str] = field(default_factory=dict)
+    flat_ids: dict[str, str] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, tuple[str, str]] = field(default_factory=dict)
 
     def split_heads(self, buffer: str, heads: int, width: int) -> str:
@@ -60,6 +67,14 @@ class Translation:
         """[tokens, width] -> [batch, sequence, width]."""
         shape = self.graph.add("Concat", self.shape, self.graph.constant([-1]), attributes={"axis": 0})
         return self.graph.add("Reshape", value, shape)
+
+    def ids(self, name: str) -> str:
+        """An input of ids, [tokens]; it becomes one when the first operation asks."""
+        if name not in self.flat_ids:
+            if name not in (port.name for port in self.graph.inputs):
+                self.graph.inputs.append(Port(name, ElementType.INT64, ("batch_size", "sequence_length")))
+            self.flat_ids[name] = self.graph.add("Reshape", name, self.graph.constant([-1]))
+        return self.flat_ids[name]
 
     def flat(self, value: str, width: int) -> str:
         """Back to [tokens, width]."""
@@ -87,7 +102,6 @@ def translate(program: Program, weights: Weights, context: int, attention: Atten
     tokens = graph.add("Shape", "input_ids")
     inputs = AttentionInputs(graph, "attention_mask", tokens)
     run = Translation(graph, weights, attention, context, inputs, tokens, "position_ids")
-    run.values["input_ids"] = graph.add("Reshape", "input_ids", graph.constant([-1]))
     for operation in program.operations:
         check_known(operation)
         _translate(operation, run)
@@ -118,7 +132,10 @@ def _translate(operation: Operation, run: Translation) -> None:
 # To translate another operation, write its function here and add its fields below.
 @_translate.register
 def _embed(operation: Embed, run: Translation) -> None:
-    rows = run.weights.lookup(run.values["input_ids"], operation.weight)
+    ids = run.ids(_ROWS_BY[operation.by])
+    if operation.offset:
+        ids = run.graph.add("Add", ids, run.graph.constant(operation.offset))
+    rows = run.weights.lookup(ids, operation.weight)
     if operation.scale != 1.0:
         rows = run.graph.add("Mul", rows, run.graph.constant(operation.scale, "float32"))
     run.values[operation.out] = rows
@@ -139,8 +156,19 @@ def _rms_norm(operation: RmsNorm, run: Translation) -> None:
 
 
 @_translate.register
+def _layer_norm(operation: LayerNorm, run: Translation) -> None:
+    inputs = [run.values[operation.x], run.weights.floats(operation.weight)]
+    if operation.bias is not None:
+        inputs.append(run.weights.floats(operation.bias))
+    attributes: dict[str, Attribute] = {"axis": -1, "epsilon": float(operation.epsilon)}
+    run.values[operation.out] = run.graph.add("LayerNormalization", *inputs, attributes=attributes)
+
+
+@_translate.register
 def _linear(operation: Linear, run: Translation) -> None:
-    run.values[operation.out] = run.weights.linear(run.values[operation.x], operation.weight, operation.bias)
+    run.values[operation.out] = run.weights.linear(
+        run.values[operation.x], operation.weight, operation.bias, operation.rows
+    )
 
 
 @_translate.register
@@ -194,10 +222,10 @@ def _rope_tables(run: Translation, frequencies: RopeFrequencies) -> tuple[str, s
         inverse, magnitude = inverse_frequencies(bare)
         angles = graph.constant(inverse, "float64")
         if frequencies.factors is not None:
-            factors = graph.add("Cast", run.weights.floats(frequencies.factors), attributes={"to": 11})
+            factors = graph.add("Cast", run.weights.floats(frequencies.factors), attributes=_DOUBLE)
             angles = graph.add("Div", angles, factors)
         steps = (graph.constant(0), graph.constant(run.context), graph.constant(1))
-        positions = graph.add("Cast", graph.add("Range", *steps), attributes={"to": 11})
+        positions = graph.add("Cast", graph.add("Range", *steps), attributes=_DOUBLE)
         turns = graph.add("Mul", graph.add("Unsqueeze", positions, graph.constant([1])), angles)
         tables = []
         for name in ("Cos", "Sin"):
@@ -245,8 +273,28 @@ def activated(graph: Graph, x: str, activation: str) -> str:
             return graph.add("Gelu", x, attributes={"approximate": "tanh"})
         case "relu":
             return graph.add("Relu", x)
+        case "tanh":
+            return graph.add("Tanh", x)
         case _:
             raise UnsupportedModelError(f"the ONNX export has no translation of the activation '{activation}' yet")
+
+
+@_translate.register
+def _activate(operation: Activate, run: Translation) -> None:
+    run.values[operation.out] = activated(run.graph, run.values[operation.x], operation.activation)
+
+
+@_translate.register
+def _scale(operation: Scale, run: Translation) -> None:
+    factor = run.graph.constant(operation.factor, "float32")
+    run.values[operation.out] = run.graph.add("Mul", run.values[operation.x], factor)
+
+
+@_translate.register
+def _softcap(operation: Softcap, run: Translation) -> None:
+    limit = run.graph.constant(operation.limit, "float32")
+    share = run.graph.add("Tanh", run.graph.add("Div", run.values[operation.x], limit))
+    run.values[operation.out] = run.graph.add("Mul", share, limit)
 
 
 @_translate.register
@@ -262,14 +310,18 @@ def _select_output_rows(operation: SelectOutputRows, run: Translation) -> None:
 
 # The fields that each translation reads: one that is added later must not be passed over in silence.
 _FIELDS: Mapping[type[Operation], frozenset[str]] = {
-    Embed: frozenset({"out", "weight", "scale"}),
+    Embed: frozenset({"out", "weight", "scale", "by", "offset"}),
+    LayerNorm: frozenset({"out", "x", "weight", "bias", "epsilon"}),
     RmsNorm: frozenset({"out", "x", "weight", "epsilon", "groups"}),
-    Linear: frozenset({"out", "x", "weight", "bias"}),
+    Linear: frozenset({"out", "x", "weight", "bias", "rows"}),
     Rope: frozenset({"x", "heads", "head_dim", "frequencies", "style"}),
     Attention: frozenset(
         {"out", "q", "k", "v", "layer", "heads", "kv_heads", "head_dim", "scale", "window", "softcap"}
     ),
     Glu: frozenset({"out", "gate", "up", "activation"}),
+    Activate: frozenset({"out", "x", "activation"}),
+    Scale: frozenset({"out", "x", "factor"}),
+    Softcap: frozenset({"out", "x", "limit"}),
     Add: frozenset({"out", "a", "b"}),
     SelectOutputRows: frozenset({"out", "x"}),
 }

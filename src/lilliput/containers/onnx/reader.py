@@ -8,8 +8,10 @@ the initializers, less the suffix of the codes.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from lilliput.containers.part_writer import decoded_pieces
 from lilliput.errors import ContainerError
 from lilliput.records import QuantizedTensor
 
-CODES = ".codes"
+# The graph, in a folder of ours.
+MODEL = "model.onnx"
+_SUFFIX = re.compile(r"(\.codes)?(\.rows\d+-\d+)?(\.\d+(x\d+)*)?$")
 _NUMPY = {
     ElementType.FLOAT: "<f4", ElementType.FLOAT16: "<f2", ElementType.INT8: "i1", ElementType.UINT8: "u1",
 }  # fmt: skip
@@ -41,12 +45,22 @@ class BlockWeight:
     scale: str
     zero_point: str | None
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of its constants."""
+        return tuple(name for name in (self.codes, self.scale, self.zero_point) if name)
+
 
 @dataclass(frozen=True, slots=True)
 class PlainWeight:
     """A weight of plain floats."""
 
     array: str
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of its constants."""
+        return (self.array,)
 
 
 class OnnxFile:
@@ -63,16 +77,33 @@ class OnnxFile:
         self.weights = self._found_weights()
 
     def values(self, name: str) -> Iterator[FloatArray]:
-        """Float32 values of a weight, some rows at a time."""
-        weight = self.weights[name]
-        if isinstance(weight, PlainWeight):
-            yield from self._plain_values(weight)
-        else:
-            yield from self._block_values(name, weight)
+        """Float32 values of a weight, some rows at a time; of one that operators read in parts, part after part."""
+        for weight in self.weights[name]:
+            yield from self._plain_values(weight) if isinstance(weight, PlainWeight) else self._block_values(weight)
 
     def value_digest(self, name: str) -> str:
         """sha256 of a weight's float32 values. Raises ContainerError where one is NaN or infinite."""
         return _digest(self.values(name), name)
+
+    def nbytes(self, name: str) -> int:
+        """Stored bytes of a weight."""
+        arrays = [array for weight in self.weights[name] for array in weight.arrays]
+        return sum(self._constant(array).nbytes for array in arrays)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """[out, in], or the shape of plain floats."""
+        parts = [
+            self._constant(part.array).shape if isinstance(part, PlainWeight) else (part.rows, part.columns)
+            for part in self.weights[name]
+        ]
+        return (sum(part[0] for part in parts), *parts[0][1:]) if parts[0] else ()
+
+    def kind(self, name: str) -> str:
+        """How a weight is stored, in words."""
+        first = self.weights[name][0]
+        if isinstance(first, PlainWeight):
+            return self._constant(first.array).element.name.lower()
+        return f"int{first.bits}, blocks of {first.block}{' with zero points' if first.zero_point else ''}"
 
     def close(self) -> None:
         """Let go of the maps."""
@@ -91,23 +122,65 @@ class OnnxFile:
             data = data.copy()
         return data.view(kind).reshape(item.shape)
 
-    def _found_weights(self) -> dict[str, BlockWeight | PlainWeight]:
-        found: dict[str, BlockWeight | PlainWeight] = {}
+    def _found_weights(self) -> dict[str, tuple[BlockWeight | PlainWeight, ...]]:
+        """Name -> parts in the order of their bytes, each once however many operators and shapes it is read in."""
+        parts: dict[str, dict[int, BlockWeight | PlainWeight]] = {}
         taken: set[str] = set()
         casts = {node.outputs[0]: node.inputs[0] for node in self.graph.nodes if node.operation == "Cast"}
         for node in self.graph.nodes:
             # What is cast when the file is loaded counts as the constant that it is made from.
-            weight = _block_weight(node, [casts.get(name, name) for name in node.inputs], self.graph)
+            weight = self._block_weight(node, [casts.get(name, name) for name in node.inputs])
             if weight is None:
                 continue
-            name = _weight_name(weight.codes)
-            if found.setdefault(name, weight) != weight and not _same_bytes(found[name], weight, self.graph):
-                raise ContainerError(f"{self.path.name}: two operators read '{name}' differently")
-            taken |= {weight.codes, weight.scale, weight.zero_point or ""}
+            known = parts.setdefault(_weight_name(weight.codes), {})
+            if not self._same_bytes(known.setdefault(self._start(weight.codes), weight), weight):
+                raise ContainerError(f"{self.path.name}: two operators read '{weight.codes}' differently")
+            taken.update(weight.arrays)
         for name, item in self.graph.initializers.items():
             if name not in taken and isinstance(item.data, External):
-                found[name] = PlainWeight(name)
-        return found
+                parts.setdefault(_weight_name(name), {})[item.data.start] = PlainWeight(name)
+        return {name: tuple(found[start] for start in sorted(found)) for name, found in parts.items()}
+
+    def _block_weight(self, node: Node, inputs: Sequence[str]) -> BlockWeight | None:
+        """The weight of a node that reads one in blocks, its arrays as large as it says."""
+        if node.operation not in ("MatMulNBits", "GatherBlockQuantized"):
+            return None
+        if len(inputs) < 3:
+            raise ContainerError(f"{self.path.name}: a {node.operation} of ONNX Runtime has too few inputs")
+        bits, zero_point = _whole(node, "bits", 4), inputs[3] if len(inputs) > 3 and inputs[3] else None
+        if node.operation == "MatMulNBits":
+            rows, columns = _whole(node, "N"), _whole(node, "K")
+            codes, scale, block = inputs[1], inputs[2], _whole(node, "block_size")
+        else:
+            codes, scale, block = inputs[0], inputs[2], _whole(node, "block_size", 128)
+            shape = self._constant(codes).shape
+            rows, columns = shape[0] if shape else 0, prod(shape[1:]) * 8 // bits
+        weight = BlockWeight(rows, columns, bits, block, codes, scale, zero_point)
+        blocks = -(-columns // block)
+        points = None if zero_point is None else self._constant(zero_point).nbytes
+        if (
+            bits not in (2, 4, 8)
+            or self._constant(codes).nbytes != rows * blocks * (block * bits // 8)
+            or prod(self._constant(scale).shape) != rows * blocks
+            or points not in (None, rows * -(-blocks * bits // 8))
+        ):
+            raise ContainerError(
+                f"{self.path.name}: the arrays of '{codes}' do not fit a {rows} x {columns} ONNX weight of {bits} "
+                f"bits in blocks of {block}"
+            )
+        return weight
+
+    def _start(self, name: str) -> int:
+        item = self._constant(name)
+        return item.data.start if isinstance(item.data, External) else 0
+
+    def _same_bytes(self, one: BlockWeight | PlainWeight, other: BlockWeight) -> bool:
+        """Whether two operators read one weight, under constants of other shapes."""
+        if isinstance(one, PlainWeight):
+            return False
+        places = [[self._constant(name).data for name in weight.arrays] for weight in (one, other)]
+        sizes = [(weight.rows, weight.columns, weight.bits, weight.block) for weight in (one, other)]
+        return places[0] == places[1] and sizes[0] == sizes[1]
 
     def _plain_values(self, weight: PlainWeight) -> Iterator[FloatArray]:
         item = self._constant(weight.array)
@@ -120,7 +193,7 @@ class OnnxFile:
         for start in range(0, flat.size, _PIECE):
             yield flat[start : start + _PIECE].astype(np.float32)
 
-    def _block_values(self, name: str, weight: BlockWeight) -> Iterator[FloatArray]:
+    def _block_values(self, weight: BlockWeight) -> Iterator[FloatArray]:
         blocks = -(-weight.columns // weight.block)
         codes = self.array(weight.codes).reshape(weight.rows, -1)
         scale = self.array(weight.scale).reshape(weight.rows, blocks)
@@ -167,24 +240,6 @@ def _digest(pieces: Iterator[FloatArray], name: str) -> str:
     return digest.hexdigest()
 
 
-def _block_weight(node: Node, inputs: Sequence[str], graph: Graph) -> BlockWeight | None:
-    """The weight of a node that reads one in blocks."""
-    zero_point = inputs[3] if len(inputs) > 3 and inputs[3] else None
-    if node.operation == "MatMulNBits":
-        rows, columns = _whole(node, "N"), _whole(node, "K")
-        return BlockWeight(
-            rows, columns, _whole(node, "bits", 4), _whole(node, "block_size"), inputs[1], inputs[2],
-            zero_point,
-        )  # fmt: skip
-    if node.operation == "GatherBlockQuantized":
-        bits = _whole(node, "bits", 4)
-        rows, packed = graph.initializers[inputs[0]].shape
-        return BlockWeight(
-            rows, packed * 8 // bits, bits, _whole(node, "block_size", 128), inputs[0], inputs[2], zero_point
-        )
-    return None
-
-
 def _whole(node: Node, name: str, default: int | None = None) -> int:
     value = node.attributes.get(name, default)
     if not isinstance(value, int) or value < 1:
@@ -192,18 +247,9 @@ def _whole(node: Node, name: str, default: int | None = None) -> int:
     return value
 
 
-def _weight_name(codes: str) -> str:
-    return codes.partition(CODES)[0]
-
-
-def _same_bytes(one: BlockWeight | PlainWeight, other: BlockWeight, graph: Graph) -> bool:
-    """Whether two operators read one weight, under constants of other shapes."""
-    if isinstance(one, PlainWeight):
-        return False
-    names = [(weight.codes, weight.scale, weight.zero_point) for weight in (one, other)]
-    places = [[graph.initializers[name].data for name in found if name] for found in names]
-    sizes = [(weight.rows, weight.columns, weight.bits, weight.block) for weight in (one, other)]
-    return places[0] == places[1] and sizes[0] == sizes[1]
+def _weight_name(array: str) -> str:
+    """The tensor's name, without what follows it: `.codes`, and which rows or shape of it."""
+    return _SUFFIX.sub("", array)
 
 
 def _fields(packed: ByteArray, bits: int) -> ByteArray:

@@ -4,7 +4,7 @@
 plain    F32, F16, BF16 as they are; a Cast gives float32 where they are not
 blocks   MatMulNBits and GatherBlockQuantized of ONNX Runtime (domain com.microsoft): codes of 2, 4 or 8 bits
          uint8 [out, blocks, block * bits / 8], first code in the lowest bits; scales float32 or float16 [out, blocks],
-         as float32 by a Cast when the file is loaded; zero points packed like codes, uint8 [out, ceil(blocks * bits / 8)],
+         as float32 by a Cast when the file is loaded; zero points packed like codes, [out, ceil(blocks * bits / 8)];
          without them 2^(bits - 1) is zero.
          value = scale * (code - zero point), along runs of `block` inputs, a power of two from 16 to 256.
 """
@@ -29,6 +29,8 @@ PLAIN = {"f32": ElementType.FLOAT, "f16": ElementType.FLOAT16, "bf16": ElementTy
 BLOCKS = (256, 128, 64, 32, 16)
 # float32 arithmetic; 4 would quantize the inputs to int8 (faster, and no longer the values that were chosen).
 ACCURACY_LEVEL = 1
+# Half-open; None means all.
+RowRange = tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class Storage(Protocol):
     def planes(self, tensor: QuantizedTensor) -> dict[str, Array]:
         """The arrays of a tensor by suffix."""
 
-    def linear(self, weights: Weights, x: str, name: str) -> str:
-        """X [tokens, in] times the transposed weight."""
+    def linear(self, weights: Weights, x: str, name: str, rows: RowRange) -> str:
+        """The product of x [tokens, in] and the transposed weight, or these rows of it."""
 
     def lookup(self, weights: Weights, ids: str, name: str) -> str:
         """Rows of the weight, [tokens, columns]."""
@@ -59,22 +61,36 @@ class Storage(Protocol):
 
 @dataclass(slots=True)
 class Weights:
-    """The weights of a graph under construction. places: tensor name and suffix -> where its bytes lie."""
+    """The weights of a graph under construction.
+
+    places: tensor name and suffix -> where its bytes lie.  used: which of them the graph has so far.
+    """
 
     graph: Graph
     headers: Mapping[str, TensorHeader]
     storages: Mapping[str, Storage]
     places: Mapping[tuple[str, str], External]
-    _floats: dict[str, str] = field(default_factory=dict)
+    used: set[tuple[str, str]] = field(default_factory=set)
+    _floats: dict[tuple[str, RowRange], str] = field(default_factory=dict)
 
-    def array(self, name: str, suffix: str, shape: tuple[int, ...] | None = None) -> str:
-        """The constant of a stored array; seen in another shape, it is a second constant of the same bytes."""
+    def array(self, name: str, suffix: str, shape: tuple[int, ...] | None = None, rows: RowRange = None) -> str:
+        """The constant of a stored array.
+
+        Seen in another shape, or only some rows of it, it is a further constant of the same bytes.
+        """
         stored = next(item for item in self.storages[name].arrays(self.header(name)) if item.suffix == suffix)
-        shape = shape or stored.shape
-        shown = name + suffix
-        if shape != stored.shape:
+        place, shown = self.places[name, suffix], name + suffix
+        self.used.add((name, suffix))
+        natural = stored.shape
+        if rows is not None:
+            row_bytes = stored.nbytes // stored.shape[0]
+            place = External(place.file, place.start + rows[0] * row_bytes, (rows[1] - rows[0]) * row_bytes)
+            natural = (rows[1] - rows[0], *stored.shape[1:])
+            shown += f".rows{rows[0]}-{rows[1]}"
+        shape = shape or natural
+        if shape != natural:
             shown += "." + "x".join(map(str, shape))
-        self.graph.initializers[shown] = Initializer(shown, stored.element, shape, self.places[name, suffix])
+        self.graph.initializers[shown] = Initializer(shown, stored.element, shape, place)
         return shown
 
     def header(self, name: str) -> TensorHeader:
@@ -83,29 +99,29 @@ class Weights:
             raise ContainerError(f"the program of this model reads tensor '{name}', which it does not have")
         return self.headers[name]
 
-    def linear(self, x: str, name: str, bias: str | None = None) -> str:
-        """X @ weight.T + bias."""
+    def linear(self, x: str, name: str, bias: str | None = None, rows: RowRange = None) -> str:
+        """The product x @ weight.T, and bias; of both these rows."""
         self.header(name)
-        y = self.storages[name].linear(self, x, name)
-        return y if bias is None else self.graph.add("Add", y, self.floats(bias))
+        y = self.storages[name].linear(self, x, name, rows)
+        return y if bias is None else self.graph.add("Add", y, self.floats(bias, rows))
 
     def lookup(self, ids: str, name: str) -> str:
         """Rows of a table."""
         self.header(name)
         return self.storages[name].lookup(self, ids, name)
 
-    def floats(self, name: str) -> str:
-        """A whole tensor of plain floats as float32. Raises ContainerError for others."""
-        if name not in self._floats:
+    def floats(self, name: str, rows: RowRange = None) -> str:
+        """A tensor of plain floats, or rows of it, as float32. Raises ContainerError for others."""
+        if (name, rows) not in self._floats:
             kind = self.header(name).format.name
             if kind not in PLAIN:
                 raise ContainerError(f"tensor '{name}' is {kind.upper()} and must be F32, F16 or BF16 in an ONNX file")
-            self._floats[name] = self.float_array(name, "")
-        return self._floats[name]
+            self._floats[name, rows] = self.float_array(name, "", rows=rows)
+        return self._floats[name, rows]
 
-    def float_array(self, name: str, suffix: str, shape: tuple[int, ...] | None = None) -> str:
+    def float_array(self, name: str, suffix: str, shape: tuple[int, ...] | None = None, rows: RowRange = None) -> str:
         """An array of floats as float32: runtimes compute the Cast once, when they load the file."""
-        array = self.array(name, suffix, shape)
+        array = self.array(name, suffix, shape, rows)
         if self.graph.initializers[array].element is ElementType.FLOAT:
             return array
         return self.graph.add("Cast", array, attributes={"to": int(ElementType.FLOAT)})
@@ -122,9 +138,9 @@ class PlainStorage:
         """The bytes as they are."""
         return {"": np.asarray(tensor.planes["blocks"])}
 
-    def linear(self, weights: Weights, x: str, name: str) -> str:
+    def linear(self, weights: Weights, x: str, name: str, rows: RowRange) -> str:
         """Gemm, which takes the weight as it lies."""
-        return weights.graph.add("Gemm", x, weights.floats(name), attributes={"transB": 1})
+        return weights.graph.add("Gemm", x, weights.floats(name, rows), attributes={"transB": 1})
 
     def lookup(self, weights: Weights, ids: str, name: str) -> str:
         """Gather, and a Cast of the rows alone."""
@@ -172,17 +188,19 @@ class BlockStorage:
                 found.setdefault(".zero_point", []).append(points)
         return {suffix: np.concatenate(parts) for suffix, parts in found.items()}
 
-    def linear(self, weights: Weights, x: str, name: str) -> str:
+    def linear(self, weights: Weights, x: str, name: str, rows: RowRange) -> str:
         """MatMulNBits."""
         header = weights.header(name)
-        rows, columns = header.rows, header.columns
-        scale = weights.float_array(name, ".scale", (rows * (columns // self.block),))
-        inputs = [x, weights.array(name, ".codes"), scale]
+        outputs, columns = header.rows if rows is None else rows[1] - rows[0], header.columns
+        blocks = columns // self.block
+        scale = weights.float_array(name, ".scale", (outputs * blocks,), rows)
+        inputs = [x, weights.array(name, ".codes", rows=rows), scale]
         if self.grid.has_zero_point:
-            size = rows * -(-columns // self.block * self.grid.bits // 8)
-            inputs.append(weights.array(name, ".zero_point", (size,)))
+            size = outputs * -(-blocks * self.grid.bits // 8)
+            inputs.append(weights.array(name, ".zero_point", (size,), rows))
         attributes = {
-            "K": columns, "N": rows, "bits": self.grid.bits, "block_size": self.block, "accuracy_level": ACCURACY_LEVEL,
+            "K": columns, "N": outputs, "bits": self.grid.bits, "block_size": self.block,
+            "accuracy_level": ACCURACY_LEVEL,
         }  # fmt: skip
         return weights.graph.add("MatMulNBits", *inputs, attributes=attributes, domain=MICROSOFT)
 
