@@ -32,7 +32,7 @@ def test_a_folder_is_planned_to_the_byte_and_written_once(tiny: Path, tmp_path: 
     assert workflows.quantize(tiny, "int4_g32", target).is_up_to_date
     other = workflows.quantize(tiny, "int8_channel", target, options=workflows.QuantizeOptions(force=True))
     assert other.bytes > made.bytes
-    assert workflows.inspect(target).metadata["lilliput.recipe"] == "int8_channel"
+    assert workflows.inspect(target).metadata["lilliput.recipe"] == "INT8_CHANNEL"
 
 
 def test_the_plan_names_what_cannot_be_held(tiny: Path) -> None:
