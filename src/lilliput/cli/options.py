@@ -19,8 +19,8 @@ Output = Annotated[
     Path | None,
     typer.Option(
         "--output", "-o",
-        help="The ending decides the container: .gguf, .safetensors, or a folder: .compressed-tensors for transformers "
-        "and vLLM, .onnx for ONNX Runtime. Default: <Model>-<QUANT>.gguf here.",
+        help="The ending decides the container: .gguf, .safetensors, or .compressed-tensors, a folder for transformers "
+        "and vLLM. Default: <Model>-<QUANT>.gguf here.",
     ),
 ]  # fmt: skip
 Text = Annotated[
