@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -23,10 +24,12 @@ from lilliput.calibration.data import calibration_chunks
 from lilliput.containers import open_model
 from lilliput.errors import CalibrationError, LilliputError, PublishError, RecipeError
 from lilliput.evaluation.chunks import Chunks
-from lilliput.fitting import FitOptions, Goal, fit, fit_again
+from lilliput.fitting import FitOptions, Goal, fit, fit_again, plan_fit
 from lilliput.formats import get_format
 from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.recipes import machine
 from lilliput.reports.frontier import read_frontier
+from lilliput.search import measure
 from lilliput.search.candidates import CandidateOptions, make_candidates
 from lilliput.search.choices import RUNTIMES, choices_of
 from lilliput.search.measure import Meter
@@ -34,6 +37,8 @@ from lilliput.search.predict import agreement, measured_costs, predicted_costs
 from lilliput.search.sensitivity import measure_sensitivity
 
 torch = pytest.importorskip("torch")
+# The package's own name for it is the function.
+fit_module = importlib.import_module("lilliput.fitting.fit")
 
 FORMATS = ("q8_0", "q5_0", "q4_0", "iq4_nl")
 OPTIONS = FitOptions(effort="fast", formats=FORMATS, search="evolution", evaluations=4, threads=1)
@@ -212,6 +217,83 @@ def test_a_killed_search_continues_and_ends_in_the_same_bytes(
     assert not output.exists()
     fit(model, Goal(size=size), output, text=[text], options=OPTIONS)
     assert digest(output) == digest(fitted)
+
+
+KILLED_ANYWHERE = """
+import os, random, signal, sys, threading, time
+from contextlib import contextmanager
+from pathlib import Path
+from lilliput.fitting import FitOptions, Goal, fit
+model, text, output, size, seed = sys.argv[1:]
+draw = random.Random(int(seed))
+left = draw.randint(1, 60)
+def kill_soon():
+    time.sleep(draw.uniform(0.0, 0.05))
+    os.kill(os.getpid(), signal.SIGKILL)
+def progress(done, total):
+    global left
+    left -= 1
+    if left == 0:
+        threading.Thread(target=kill_soon, daemon=True).start()
+@contextmanager
+def stages(name):
+    yield progress
+formats = ("q8_0", "q5_0", "q4_0", "iq4_nl")
+options = FitOptions(effort="fast", formats=formats, search="evolution", evaluations=4, threads=1)
+fit(model, Goal(size=int(size)), output, text=[Path(text)], options=options, stages=stages)
+"""
+
+
+def test_kills_at_random_moments_one_after_another_change_nothing(
+    model: Path, text: Path, fitted: Path, tmp_path: Path
+) -> None:
+    output, size = tmp_path / "model.gguf", sum(sizes(model)) // 2
+    ends = []
+    for seed in range(3):
+        command = [sys.executable, "-c", KILLED_ANYWHERE, str(model), str(text), str(output), str(size), str(seed)]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+        ends.append(done.returncode)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()[-2000:]
+    assert -signal.SIGKILL in ends
+    fit(model, Goal(size=size), output, text=[text], options=OPTIONS)
+    assert digest(output) == digest(fitted)
+
+
+def test_the_plan_of_a_search_tells_what_it_takes_without_beginning(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SECONDS_PER_PROBE", 0.0)
+    monkeypatch.setenv("LILLIPUT_CACHE", str(tmp_path / "cache"))
+    smallest, largest = sizes(model)
+    planned = plan_fit(model, Goal(size=sum(sizes(model)) // 2), text=[text], options=OPTIONS)
+    # The preset keeps its embedding wider than a search has to.
+    assert 0.8 * smallest < planned.smallest < smallest
+    assert planned.largest == pytest.approx(largest, rel=0.01)
+    assert planned.candidates == planned.tensors * len(FORMATS)
+    assert list(planned.cost.seconds) == ["start", "candidates", "sensitivity", "measuring", "quantize"]
+    assert all(seconds > 0 for seconds in planned.cost.seconds.values())
+    assert planned.to_json()["seconds"]["total"] == pytest.approx(sum(planned.cost.seconds.values()))  # type: ignore
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}
+    # A search that has more to choose among, or more text, takes longer.
+    wider = plan_fit(model, Goal(bits_per_weight=6), text=[text], options=replace(OPTIONS, formats=("f16", *FORMATS)))
+    assert wider.cost.seconds["candidates"] > planned.cost.seconds["candidates"]
+    assert wider.cost.disk_bytes > planned.cost.disk_bytes
+    with pytest.raises(RecipeError, match=f"{planned.smallest:,}"):
+        plan_fit(model, Goal(size=1000), text=[text], options=OPTIONS)
+
+
+def test_large_models_are_compared_on_a_part_of_the_text_and_measured_on_all(
+    model: Path, text: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "MEASURED_WORK", 1.0)
+    # What the original predicts goes to a file without a name when it is large.
+    monkeypatch.setattr(measure, "KEPT_BYTES", 0)
+    goal, options = Goal(size=sizes(model)[1]), replace(OPTIONS, search="none")
+    result = fit(model, goal, tmp_path / "a.gguf", text=[text], options=options)
+    lines = (result.work / "measured.jsonl").read_text().split("\n")
+    windows = {len(json.loads(line)["window_sums"]) for line in lines if line}
+    assert windows == {fit_module.FEWEST_EXPLORED}
+    assert not list(result.work.glob("original*"))
 
 
 def test_predictions_agree_with_measured_kl(model: Path, text: Path, tmp_path: Path) -> None:

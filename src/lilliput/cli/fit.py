@@ -14,14 +14,12 @@ from lilliput.cli.output import human_bytes, print_json, progress, tell, warn
 
 def command(
     model: Annotated[str | None, typer.Argument(help="As for quantize; left out with --from.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="Largest file, e.g. 6GB.")] = None,
-    ram: Annotated[str | None, typer.Option("--ram", help="Largest file and KV cache together, e.g. 8GB.")] = None,
-    context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of the KV cache for --ram.")] = None,
-    bpw: Annotated[float | None, typer.Option("--bpw", help="Most bits per weight, all tensors.")] = None,
-    max_kld: Annotated[float | None, typer.Option("--max-kld", help="Most KL from the original, nats a token.")] = None,
-    min_speed: Annotated[
-        float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")
-    ] = None,
+    size: options.Size = None,
+    ram: options.Ram = None,
+    context: options.Context = None,
+    bpw: options.Bpw = None,
+    max_kld: options.MaxKld = None,
+    min_speed: options.MinSpeed = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A .gguf file; default: named here.")] = None,
     text: options.Text = None,
     selection: Annotated[
@@ -30,8 +28,8 @@ def command(
     held_out: Annotated[
         Path | None, typer.Option("--held-out", help="Text to measure on, not a part of --text.")
     ] = None,
-    runtime: Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput or vllm.")] = "llama.cpp",
-    formats: Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")] = "",
+    runtime: options.Runtime = "llama.cpp",
+    formats: options.Candidates = "",
     sensitivity: Annotated[
         str, typer.Option("--sensitivity", help="gradient (one backward pass) or measured (each tensor alone).")
     ] = "gradient",
@@ -60,7 +58,7 @@ def command(
         context=context, bits_per_weight=bpw, max_kld=max_kld, min_speed=min_speed,
     )  # fmt: skip
     chosen = fitting.FitOptions(
-        runtime=runtime, formats=tuple(name.strip().lower() for name in formats.split(",") if name.strip()),
+        runtime=runtime, formats=options.candidate_names(formats),
         effort=effort, method=method, sensitivity=cast("fitting.SensitivityKind", sensitivity),
         search=cast("fitting.SearchKind", search), evaluations=evaluations, seed=seed,
         tokens=tokens, threads=threads, revision=revision, work=work, selection=selection, held_out=held_out,

@@ -58,3 +58,17 @@ Precision = Annotated[
 ]
 StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Statistics from `lilliput calibrate`.")]
 ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="llama.cpp's imatrix.gguf (or legacy .dat).")]
+# Targets of a search.
+Size = Annotated[str | None, typer.Option("--size", help="Largest file, e.g. 6GB.")]
+Ram = Annotated[str | None, typer.Option("--ram", help="Largest file and KV cache together, e.g. 8GB.")]
+Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens of the KV cache for --ram.")]
+Bpw = Annotated[float | None, typer.Option("--bpw", help="Most bits per weight, all tensors.")]
+MaxKld = Annotated[float | None, typer.Option("--max-kld", help="Most KL from the original, nats a token.")]
+MinSpeed = Annotated[float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")]
+Runtime = Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput or vllm.")]
+Candidates = Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")]
+
+
+def candidate_names(words: str) -> tuple[str, ...]:
+    """Names of a comma list."""
+    return tuple(name.strip().lower() for name in words.split(",") if name.strip())

@@ -92,11 +92,7 @@ def predict(logits: FloatArray, targets: IntArray) -> Prediction:
 
     Raises EvaluationError for NaN or +infinity; -infinity means a token that cannot follow.
     """
-    # max propagates NaN, so one reduction finds every bad row.
-    largest = logits.max(axis=1)
-    if not np.isfinite(largest).all():
-        row = int(np.flatnonzero(~np.isfinite(largest))[0])
-        raise EvaluationError(f"logits hold {'NaN' if np.isnan(largest[row]) else 'infinity'}")
+    largest = _largest(logits)
     shifted = logits.astype(np.float64) - largest.astype(np.float64)[:, None]
     shifted -= np.log(np.exp(shifted).sum(axis=1))[:, None]
     nll = -shifted[np.arange(len(targets)), targets]
@@ -116,6 +112,49 @@ def score(base: Prediction, other: Prediction) -> TokenScores:
         dp=np.exp(-other.nll) - np.exp(-base.nll),
         same_top=base.top == other.top,
     )
+
+
+def log_probabilities(logits: FloatArray) -> FloatArray:
+    """Log-softmax of logits [rows, vocab] in float32. Raises EvaluationError for NaN or +infinity."""
+    shifted = logits - _largest(logits)[:, None]
+    sums = [np.exp(row).sum(dtype=np.float64) for row in shifted]
+    shifted -= np.log(sums).astype(np.float32)[:, None]
+    return shifted
+
+
+def row_divergences(base: FloatArray, logits: FloatArray) -> DoubleArray:
+    """KL of each row in nats, float64 [rows]: what `score` computes, for searches that compare many models.
+
+    base: log-probabilities of the original, float32 [rows, vocab].  logits: of the other, the same shape.
+    With d = base - logits, KL = E[d] + ln E[exp(-d)] over the original's probabilities, whatever constant is taken off
+    d; its mean is, so that float32 is enough.
+    """
+    _largest(logits)
+    found = np.empty(len(base))
+    with np.errstate(invalid="ignore"):
+        for place, (ours, theirs) in enumerate(zip(base, logits, strict=True)):
+            p, difference = np.exp(ours), ours - theirs
+            if not np.isfinite(ours.min()):
+                # A token that cannot follow adds nothing.
+                difference[p == 0.0] = 0.0
+            total = float(p.sum(dtype=np.float64))
+            difference -= np.dot(p, difference) / np.float32(total)
+            ratios = np.exp(-difference)
+            ratios -= 1.0
+            # The mean once more: what rounding left of it would be an error of that size.
+            kl = math.log1p(float(np.dot(p, ratios)) / total) + float(np.dot(p, difference)) / total
+            found[place] = max(kl, 0.0) if math.isfinite(kl) else math.inf
+    return found
+
+
+def _largest(logits: FloatArray) -> FloatArray:
+    """Of each row. Raises EvaluationError for NaN or +infinity."""
+    # max propagates NaN, so one reduction finds every bad row.
+    largest: FloatArray = logits.max(axis=1)
+    if not np.isfinite(largest).all():
+        row = int(np.flatnonzero(~np.isfinite(largest))[0])
+        raise EvaluationError(f"logits hold {'NaN' if np.isnan(largest[row]) else 'infinity'}")
+    return largest
 
 
 def rows_per_block(vocab_size: int) -> int:

@@ -4,7 +4,19 @@
 A room of its own because it stands above `quantize`: it searches, then quantizes with what it found, and measures.
 """
 
-from lilliput.fitting.fit import fit, fit_again
+from lilliput.fitting.estimate import FitPlan
+from lilliput.fitting.fit import fit, fit_again, plan_fit
 from lilliput.fitting.request import FitOptions, FitResult, Goal, Interval, SearchKind, SensitivityKind
 
-__all__ = ["FitOptions", "FitResult", "Goal", "Interval", "SearchKind", "SensitivityKind", "fit", "fit_again"]
+__all__ = [
+    "FitOptions",
+    "FitPlan",
+    "FitResult",
+    "Goal",
+    "Interval",
+    "SearchKind",
+    "SensitivityKind",
+    "fit",
+    "fit_again",
+    "plan_fit",
+]

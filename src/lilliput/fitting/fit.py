@@ -27,6 +27,7 @@ from lilliput.errors import PublishError, RecipeError
 from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.compare import evaluate
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
+from lilliput.fitting.estimate import FitPlan, Search, estimate_fit, reachable
 from lilliput.fitting.files import absolute, digest, file_fingerprint, locked, move
 from lilliput.fitting.request import (
     COSTS,
@@ -44,6 +45,7 @@ from lilliput.formats import NumberFormat, get_format
 from lilliput.models import BUILT_IN
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.ledger import ledger_path
+from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.recipe import Method, Recipe, Rule, parse_method
 from lilliput.runtime.processors import default_threads
 from lilliput.runtime.session import checked_context
@@ -84,6 +86,9 @@ SEARCHES = {"evolution": evolve, "agent": reinforce}
 SENSITIVITIES = ("gradient", "measured")
 # Windows of the backward pass; its averages are over thousands of tokens then.
 SENSITIVITY_WINDOWS = 16
+# Weights times tokens of one measurement, and the fewest windows of one: large models compare configurations on a part
+# of the selection text. The written file is measured on all of it.
+MEASURED_WORK, FEWEST_EXPLORED = 5e12, 8
 # Configurations measured along the frontier, and drawn at random to judge the predictions by.
 FRONTIER_POINTS = 12
 RANDOM_CONFIGURATIONS = 20
@@ -120,6 +125,16 @@ def fit(
             raise PublishError(f"{target} exists already; pass --force to replace it or choose another name with -o")
         with locked(folder):
             return fitting.run()
+
+
+def plan_fit(
+    model: workflows.PathLike, goal: Goal, *, text: Sequence[Path], options: FitOptions | None = None
+) -> FitPlan:
+    """What `fit` will take, from headers and the text. Raises RecipeError for a goal out of reach."""
+    options = options or FitOptions()
+    with workflows.opened(model, options.revision) as source:
+        target = _default_name(source, goal)
+        return _Fitting(str(model), source, tuple(text), goal, options, target, target, _silent).plan()
 
 
 def fit_again(
@@ -217,6 +232,14 @@ class _Fitting:
         """Calibration, selection, held out."""
         return cut_texts(self.source, self.text, self.options)
 
+    @cached_property
+    def explored(self) -> Chunks:
+        """The part of the selection text that configurations are compared on."""
+        chunks = self.texts.selection
+        weights = sum(header.rows * header.columns for header in self.source.headers.values())
+        windows = max(FEWEST_EXPLORED, int(MEASURED_WORK / (weights * chunks.context)))
+        return Chunks(chunks.token_ids[:windows])
+
     @property
     def threads(self) -> int:
         """For everything."""
@@ -230,6 +253,21 @@ class _Fitting:
         if known.get("fingerprint") != file_fingerprint(self.target):
             return None
         return result_from_json(cast("dict[str, Json]", known["result"]), self.target, self.folder)
+
+    def plan(self) -> FitPlan:
+        """What `run` will take."""
+        problem = Problem(self.choices, no_costs(self.choices), self._overhead())
+        smallest, largest = reachable(self.choices, problem.overhead)
+        # What KL or speed leave room for is not known before anything is measured: the middle, then.
+        expected = min(self._limits(problem).file_bytes, largest)
+        expected = round((smallest * largest) ** 0.5) if expected == largest else expected
+        search = Search(
+            self.choices, self.texts, self.method, self.explored, FRONTIER_POINTS + RANDOM_CONFIGURATIONS,
+            min(SENSITIVITY_WINDOWS, len(self.texts.calibration)), expected,
+        )  # fmt: skip
+        cost = estimate_fit(self.source, search, MachineSpeeds(self.threads, guided=True))
+        candidates = sum(len(choice.formats) for choice in self.choices)
+        return FitPlan(smallest, largest, len(self.choices), candidates, search.configurations, cost)
 
     def run(self) -> FitResult:
         """Search, quantize, measure, publish."""
@@ -291,7 +329,7 @@ class _Fitting:
                     CandidateOptions(self.method, self.threads), advance,
                 )  # fmt: skip
             meter = Meter(
-                self.source, self.choices, candidates, self.texts.selection, self.folder / "measured.jsonl",
+                self.source, self.choices, candidates, self.explored, self.folder / "measured.jsonl",
                 threads=self.options.threads,
             )  # fmt: skip
             costs = self._costs(candidates, meter)

@@ -88,7 +88,11 @@ def estimate(
     seconds["verify"] = weights / speeds.weights_decoded_per_second()
     ram = PROCESS_BYTES + max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
     if text.tokens:
-        ram += TORCH_BYTES + weights * text.tuned_bytes_per_weight + _block_bytes(plan.rows)
+        ram += (
+            TORCH_BYTES
+            + weights * text.tuned_bytes_per_weight
+            + block_bytes(plan.rows, sees_hessians=text.sees_hessians)
+        )
     disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
     return CostEstimate(ram, disk, seconds)
 
@@ -118,14 +122,14 @@ def method_seconds(row: TensorPlan, header: TensorHeader, speeds: MachineSpeeds)
     return cost.seconds(weights_of(row) // columns, columns) + shared
 
 
-def _block_bytes(rows: Sequence[TensorPlan]) -> int:
+def block_bytes(rows: Sequence[TensorPlan], *, sees_hessians: bool) -> int:
     """Memory of the block loop: the largest block in float32, its Hessians, and one factorization in float64."""
     blocks: dict[str, int] = {}
     hessians: dict[str, int] = {}
     for row in rows:
         block = row.name.rpartition(".weight")[0].rpartition(".")[0]
         blocks[block] = blocks.get(block, 0) + weights_of(row)
-        if _sees_hessian(row) and row.role in FIRST_READERS:
+        if sees_hessians and row.role in FIRST_READERS:
             hessians[block] = hessians.get(block, 0) + row.shape[-1] ** 2
     floats = max((size for name, size in blocks.items() if name.startswith(BLOCKS)), default=0)
     # One Hessian for the methods and one held out; Cholesky's input and output in float64, the result in float32.

@@ -102,6 +102,10 @@ class MachineSpeeds:
         """To disk, flushed."""
         return self._speed("write", lambda: _write_speed(self._cache.parent))
 
+    def other(self, name: str, measure: Callable[[], float]) -> float:
+        """Any other speed or time, measured by whoever asks for it."""
+        return self._speed(name, measure)
+
     def _speed(self, name: str, measure: Callable[[], float]) -> float:
         return self._speeds(name, 1, lambda: (measure(),))[0]
 

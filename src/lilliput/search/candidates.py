@@ -32,7 +32,7 @@ from lilliput.pipeline.quantize_tensors import quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.recipes.recipe import Method
-from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, TensorPlan
+from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, Role, TensorPlan
 from lilliput.search.choices import Choice
 
 if TYPE_CHECKING:
@@ -205,16 +205,7 @@ class _Maker:
         return self._folder.path / f"{place}.losses"
 
     def _row(self, name: str, number_format: NumberFormat) -> TensorPlan:
-        header, entry = self._source.headers[name], self._table[name]
-        method = self._method
-        if number_format.name in PLAIN_FLOATS or number_format.name == header.format.name:
-            method = "copy"
-        elif not METHODS[method].supports(number_format) or not self._has_inputs(entry):
-            method = "searched_scales"
-        return TensorPlan(name, name, header.shape, entry.role, number_format, method, "candidate")
-
-    def _has_inputs(self, entry: TensorEntry) -> bool:
-        return entry.input_group is not None or self._source.config.tied or entry.name != self._stream.embedding
+        return candidate_row(self._source, self._table[name], number_format, self._method)
 
     def _names_of_layer(self, layer: int) -> list[str]:
         entries = (entry for group in self._stream.linears(layer).values() for entry in group)
@@ -223,6 +214,30 @@ class _Maker:
     def _advance(self) -> None:
         if self._progress is not None:
             self._progress(len(self._made), self._all)
+
+
+def candidate_rows(source: ModelSource, choices: Sequence[Choice], method: Method) -> list[TensorPlan]:
+    """Every candidate, as `make_candidates` makes it."""
+    table = {entry.name: entry for entry in source.architecture.tensor_table(source.config)}
+    return [
+        candidate_row(source, table[name], number_format, method)
+        for choice in choices
+        for name in choice.names
+        for number_format in choice.formats
+    ]
+
+
+def candidate_row(source: ModelSource, entry: TensorEntry, number_format: NumberFormat, method: Method) -> TensorPlan:
+    """One tensor in one format, by the method where that can do it."""
+    header = source.headers[entry.name]
+    # Nothing is multiplied with a table of lookups.
+    has_inputs = entry.input_group is not None or source.config.tied or entry.role is not Role.TOKEN_EMBEDDING
+    chosen: str = method
+    if number_format.name in PLAIN_FLOATS or number_format.name == header.format.name:
+        chosen = "copy"
+    elif not METHODS[method].supports(number_format) or not has_inputs:
+        chosen = "searched_scales"
+    return TensorPlan(entry.name, entry.name, header.shape, entry.role, number_format, chosen, "candidate")
 
 
 def row_losses(

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lilliput.arrays import DoubleArray, FloatArray, IntArray
+from lilliput.arrays import DoubleArray, FloatArray
+from lilliput.calibration.mapped_file import mapped_floats
 from lilliput.checkpoints.model_source import ModelSource, Provenance
+from lilliput.containers.part_writer import disk_error
 from lilliput.errors import PublishError
 from lilliput.evaluation.chunks import Chunks
-from lilliput.evaluation.compare import evaluate
+from lilliput.evaluation.divergence import log_probabilities, row_divergences
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
 from lilliput.evaluation.paired import PairedRatio, paired_ratio
 from lilliput.formats import NumberFormat
@@ -28,7 +31,7 @@ from lilliput.search.candidates import Candidates
 from lilliput.search.choices import Choice, Picks, formats_by_tensor
 from lilliput.text.vocabulary import Vocabulary
 
-# Logits of the original over the selection text stay in memory up to this size, and are computed anew beyond.
+# Predictions of the original over the selection text stay in memory up to this size, and lie in a file beyond.
 KEPT_BYTES = 1 << 30
 
 
@@ -127,7 +130,7 @@ class Meter:
         self._candidates = candidates
         self._chunks = chunks
         self._options = EvaluationOptions(context=chunks.context, threads=threads, measure_floor=False)
-        self._base: _KeptLogits | None = None
+        self._base: _OriginalPredictions | None = None
         self._file = known
         self._known: dict[str, list[float]] = read_measurements(known)
 
@@ -163,11 +166,11 @@ class Meter:
         model = ModelLogits(AssembledModel(self._source, tensors), "configuration", self._options)
         if self._base is None:
             original = ModelLogits(self._source, self._source.path.name, self._options)
-            self._base = _KeptLogits(original, self._chunks)
-        base = self._base.from_window(first)
-        result = evaluate(base, [model], Chunks(self._chunks.token_ids[first:last]))
-        kld = result.files[0].scores.kld.reshape(last - first, -1)
-        sums: list[float] = kld.sum(axis=1).tolist()
+            self._base = _OriginalPredictions(original, self._chunks, self._file.with_name("original-predictions"))
+        sums = []
+        for window in range(first, last):
+            base, logits = self._base.of_window(window), scored_logits(model, self._chunks, window)
+            sums.append(float(row_divergences(base, logits).sum()))
         return sums
 
     def _append(self, key: str, sums: Sequence[float]) -> None:
@@ -179,46 +182,45 @@ class Meter:
             raise PublishError(f"{self._file}: cannot be written: {failure.strerror or failure}") from failure
 
 
-class _KeptLogits:
-    """A LogitsSource that runs the original once and repeats its answers: the scored logits of each window.
+def scored_logits(model: ModelLogits, chunks: Chunks, window: int) -> FloatArray:
+    """Logits [scored, vocab] of the positions of one window that are scored."""
+    token_ids, first = chunks.token_ids[window], chunks.first_scored
+    model.start()
+    model.advance(token_ids[:first], outputs=0)
+    return model.advance(token_ids[first:-1], outputs=len(token_ids) - first - 1)
 
-    Windows that were not asked for yet run when they are.
+
+class _OriginalPredictions:
+    """Log-probabilities of the original, computed once, each window when it is first asked for.
+
+    file: takes what is too much for memory; it has no name any more once it is open, so nothing is left behind.
     """
 
-    def __init__(self, original: ModelLogits, chunks: Chunks) -> None:
-        self.name = original.name
-        self.bytes = original.bytes
-        self.bits_per_weight = original.bits_per_weight
-        self.vocab_size = original.vocab_size
+    def __init__(self, original: ModelLogits, chunks: Chunks, file: Path) -> None:
         self._original = original
         self._chunks = chunks
-        self._kept: dict[int, FloatArray] = {}
-        self._window = -1
-        self._row = 0
+        self._kept = _numbers((len(chunks), chunks.scored_per_chunk, original.vocab_size), file)
+        self._known: set[int] = set()
 
-    def from_window(self, first: int) -> _KeptLogits:
-        """Begin at this window."""
-        self._window = first - 1
-        return self
+    def of_window(self, window: int) -> FloatArray:
+        """Float32 [scored, vocab]."""
+        if window not in self._known:
+            self._kept[window] = log_probabilities(scored_logits(self._original, self._chunks, window))
+            self._known.add(window)
+        found: FloatArray = self._kept[window]
+        return found
 
-    def start(self) -> None:
-        """The next window."""
-        self._window += 1
-        self._row = 0
-        if self._window not in self._kept:
-            window, first = self._chunks.token_ids[self._window], self._chunks.first_scored
-            self._original.start()
-            self._original.advance(window[:first], outputs=0)
-            logits = self._original.advance(window[first:-1], outputs=len(window) - first - 1)
-            if logits.nbytes * len(self._chunks) > KEPT_BYTES:
-                self._kept.clear()
-            self._kept[self._window] = logits
 
-    def advance(self, token_ids: IntArray, *, outputs: int) -> FloatArray:
-        """The kept logits."""
-        rows = self._kept[self._window][self._row : self._row + outputs]
-        self._row += outputs
-        return rows
+def _numbers(shape: tuple[int, ...], file: Path) -> FloatArray:
+    """An array in memory, or in a file where it is large. Raises PublishError."""
+    if 4 * math.prod(shape) <= KEPT_BYTES:
+        return np.empty(shape, dtype=np.float32)
+    try:
+        found = mapped_floats(file, shape)
+        file.unlink()
+    except OSError as failure:
+        raise disk_error(file.name, failure) from failure
+    return found
 
 
 def read_measurements(path: Path) -> dict[str, list[float]]:
