@@ -85,6 +85,47 @@ def test_every_format_that_is_held_computes_our_decoded_values(number_format: Nu
     assert_computes(write(model, tmp_path / "m.onnx"), model)
 
 
+ENCODERS: dict[str, dict[str, Json]] = {
+    "bert": {"model_type": "bert"},
+    "roberta": {"model_type": "roberta", "type_vocab_size": 1, "max_position_embeddings": 66, "pad_token_id": 1},
+    "cls": {"model_type": "bert", "sentence_transformers": {
+        "Transformer": {}, "Pooling": {"pooling_mode_cls_token": True}, "Normalize": {}}},
+    "classes": {"model_type": "bert", "architectures": ["BertForSequenceClassification"],
+                "id2label": {"0": "bad", "1": "fair", "2": "good"}},
+}  # fmt: skip
+
+
+@CONTAINERS
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_compute_the_same_as_their_programs(name: str, container: Onnx, tmp_path: Path) -> None:
+    model = quantized_model(ENCODERS[name], "int8_g32")
+    session = Runner(write(model, tmp_path / "m.onnx", container)).session
+    assert not (tmp_path / "m.onnx" / "genai_config.json").exists()
+    # A short sequence beside a long one: what pads it must not be seen.
+    short = TOKENS[:5]
+    feed = {
+        "input_ids": np.array([TOKENS, short + [0] * 7], np.int64),
+        "attention_mask": np.array([[1] * 12, [1] * 5 + [0] * 7], np.int64),
+        "token_type_ids": np.zeros((2, 12), np.int64),
+    }
+    names = [item.name for item in session.get_outputs()]
+    inputs = {item.name for item in session.get_inputs()}
+    found = dict(zip(names, session.run(names, {key: feed[key] for key in inputs}), strict=True))
+    traits = model.config.encoder
+    for index, tokens in enumerate((TOKENS, short)):
+        expected, bound = expected_and_bound(model, tokens)
+        if traits.labels:
+            assert np.abs(found["logits"][index] - expected[0]).max() <= bound
+            continue
+        assert np.abs(found["last_hidden_state"][index, : len(tokens)] - expected).max() <= bound
+        vector = expected[0] if traits.pooling == "cls" else expected.mean(axis=0)
+        if traits.is_normalized:
+            length = np.linalg.norm(vector)
+            # Each of the numbers may be off by the bound, and so may the length by a root of as many.
+            vector, bound = vector / length, bound * (1 + np.sqrt(vector.size)) / length
+        assert np.abs(found["sentence_embedding"][index] - vector).max() <= bound
+
+
 def test_padding_on_the_left_is_not_looked_at(tmp_path: Path) -> None:
     model = quantized_model(LLAMA, "f32")
     assert_computes(write(model, tmp_path / "m.onnx", Standard()), model, padding=3)
@@ -109,7 +150,9 @@ def toy(body: tuple[operations.Operation, ...], buffers: dict[str, int], vectors
         tensors[name] = float_tensor(name, generator.normal(1.0, 0.3, size).astype(np.float32))
     tensors["qkv"] = encoded_tensor("qkv", generator.normal(0, 0.2, (192, 64)).astype(np.float32), "int4_g32_asym")
     tensors["table"] = encoded_tensor("table", generator.normal(0, 1, (64, 64)).astype(np.float32), "int8_g64")
+    tensors["bias"] = float_tensor("bias", generator.normal(0, 2, (8, 2)).astype(np.float32))
     read = {getattr(item, "weight", None) for item in body} | {getattr(item, "bias", None) for item in body}
+    read |= {"bias"} if any(isinstance(item, operations.RelativeBias) for item in read) else set()
     tensors = {name: tensor for name, tensor in tensors.items() if name in read or ".weight" in name}
     program = operations.Program(
         {"x": 64, "y": 64, "logits": 70, **buffers}, (),
@@ -134,6 +177,10 @@ BODIES: dict[str, tuple[tuple[operations.Operation, ...], dict[str, int], dict[s
             operations.Add("y", "e", "d"),
         ),
         {"a": 64, "c": 64, "d": 64, "e": 64}, {"b": 192},
+    ),
+    "relative bias in both directions": (
+        (operations.Attention("y", "x", "x", "x", 0, 2, 2, 32, 0.5, causal=False, bias=operations.RelativeBias(
+            "bias", 8, 5, bidirectional=True)),), {}, {},
     ),
     "scale and softcap": ((operations.Scale("a", "x", 0.5), operations.Softcap("y", "a", 0.7)), {"a": 64}, {}),
     **{

@@ -12,6 +12,7 @@ import pytest
 from tiny_llama import write_tiny_llama
 
 from lilliput.containers import open_model
+from lilliput.containers.onnx.container import Onnx
 from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import get_format
 from lilliput.search.choices import RUNTIMES, Choice, Picks, candidate_formats, choices_of, formats_by_tensor
@@ -190,3 +191,13 @@ def test_a_recorded_configuration_of_other_candidates_is_refused() -> None:
     assert picks_from(problem.choices, {"blk.0.ffn_up.weight": "q4_k"}) == (2,)
     with pytest.raises(RecipeError, match="no candidate"):
         picks_from(problem.choices, {"blk.0.ffn_up.weight": "iq2_s"})
+
+
+def test_candidates_for_onnx_runtime_are_what_its_files_hold(tmp_path: Path) -> None:
+    source = open_model(write_tiny_llama(tmp_path / "m"))
+    for choice in choices_of(source, RUNTIMES["onnxruntime"]):
+        assert len(choice.formats) >= 8
+        assert all(Onnx().holds(item) and item.can_encode for item in choice.formats)
+        assert list(choice.sizes) == sorted(choice.sizes, reverse=True)
+    named = choices_of(source, RUNTIMES["onnxruntime"], ("int4_g32",))
+    assert all([item.name for item in choice.formats] == ["int4_g32"] for choice in named)

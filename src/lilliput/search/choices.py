@@ -31,17 +31,26 @@ class Runtime:
     """What will load the file.
 
     uniform_groups: whether tensors that it fuses (q/k/v, gate/up) must have one format.
+    formats: candidates where nobody names any; none means GGUF's, by the length of the rows.
     """
 
     name: str
     uniform_groups: bool
+    formats: tuple[str, ...] = ()
 
 
+# What MatMulNBits of ONNX Runtime multiplies with (docs/onnx.md). 3, 5, 6 and 7 bits would travel as 4 and 8.
+ONNX_FORMATS = (
+    *PLAIN, "int8_g128", "int8_g32", "int4_g16_asym", "int4_g32_asym", "int4_g32", "int4_g64_asym", "int4_g128_asym",
+    "int4_g128", "int2_g16_asym", "int2_g32_asym", "int2_g64_asym",
+)  # fmt: skip
+# ONNX Runtime fuses nothing across tensors of different formats.
 # vLLM runs q/k/v and gate/up of a GGUF as one matrix each and refuses or corrupts mixed formats there.
 RUNTIMES = {
     "llama.cpp": Runtime("llama.cpp", uniform_groups=False),
     "lilliput": Runtime("lilliput", uniform_groups=False),
     "vllm": Runtime("vllm", uniform_groups=True),
+    "onnxruntime": Runtime("onnxruntime", uniform_groups=False, formats=ONNX_FORMATS),
 }
 
 
@@ -77,7 +86,7 @@ def choices_of(source: ModelSource, runtime: Runtime, names: Sequence[str] = ())
         if entry is not None and is_chosen(header, entry):
             fused = entry.runtime_group if runtime.uniform_groups else None
             groups.setdefault(fused or name, []).append(header)
-    return tuple(_choice(headers, names) for headers in groups.values())
+    return tuple(_choice(headers, names or runtime.formats) for headers in groups.values())
 
 
 def is_chosen(header: TensorHeader, entry: TensorEntry) -> bool:

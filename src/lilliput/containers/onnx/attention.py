@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lilliput.architectures.program import Attention
+from lilliput.architectures.program import Attention, RelativeBias
+from lilliput.architectures.relative_bias import distance_buckets
 from lilliput.containers.onnx.graph import MICROSOFT, Attribute, ElementType, Graph
 
 # Scores of keys that a query does not see: the lowest float32, after whose exponential nothing is left.
+# Past key and value, present key and value.
+States = tuple[str, str, str, str]
 _HIDDEN = float(np.finfo(np.float32).min)
 
 
@@ -36,7 +39,9 @@ class AttentionInputs:
     mask: str
     shape: str
     _lengths: tuple[str, str] | None = None
-    _masks: dict[int | None, str] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, bool], str] = field(default_factory=dict)
+    _ages: str | None = None
+    _biases: dict[RelativeBias, str] = field(default_factory=dict)
 
     def lengths(self) -> tuple[str, str]:
         """int32 [batch], keys of each sequence less one; int32 scalar, keys in all."""
@@ -48,28 +53,50 @@ class AttentionInputs:
             self._lengths = (last, graph.add("Cast", total, attributes=to_int32))
         return self._lengths
 
-    def hidden_scores(self, window: int | None) -> str:
-        """float32 [batch, 1, 1, sequence, total], added to scores: 0 where a query sees a key."""
-        if window not in self._masks:
+    def ages(self) -> str:
+        """int64 [sequence, total]: a query's position less a key's."""
+        if self._ages is None:
             graph = self.graph
             new = graph.add("Gather", self.shape, graph.constant(1))
             total = graph.add("Gather", graph.add("Shape", self.mask), graph.constant(1))
-            first, one = graph.constant(0), graph.constant(1)
-            keys = graph.add("Range", first, total, one)
-            queries = graph.add("Range", graph.add("Sub", total, new), total, one)
-            age = graph.add("Sub", graph.add("Unsqueeze", queries, graph.constant([1])), keys)
-            seen = graph.add("GreaterOrEqual", age, first)
-            if window is not None:
-                seen = graph.add("And", seen, graph.add("Less", age, graph.constant(window)))
+            keys = graph.add("Range", graph.constant(0), total, graph.constant(1))
+            queries = graph.add("Range", graph.add("Sub", total, new), total, graph.constant(1))
+            self._ages = graph.add("Sub", graph.add("Unsqueeze", queries, graph.constant([1])), keys)
+        return self._ages
+
+    def hidden_scores(self, window: int | None, *, causal: bool) -> str:
+        """float32 [batch, 1, 1, sequence or 1, total], added to scores: 0 where a query sees a key."""
+        if (window, causal) not in self._masks:
+            graph = self.graph
             real = graph.add("Cast", self.mask, attributes={"to": int(ElementType.BOOL)})
-            seen = graph.add("And", seen, graph.add("Unsqueeze", real, graph.constant([1, 2, 3])))
+            seen = graph.add("Unsqueeze", real, graph.constant([1, 2, 3]))
+            if causal:
+                age = self.ages()
+                near = graph.add("GreaterOrEqual", age, graph.constant(0))
+                if window is not None:
+                    near = graph.add("And", near, graph.add("Less", age, graph.constant(window)))
+                seen = graph.add("And", near, seen)
             zero, hidden = graph.constant(0.0, "float32"), graph.constant(_HIDDEN, "float32")
-            self._masks[window] = graph.add("Where", seen, zero, hidden)
-        return self._masks[window]
+            self._masks[window, causal] = graph.add("Where", seen, zero, hidden)
+        return self._masks[window, causal]
+
+    def relative_bias(self, bias: RelativeBias, table: str, kv_heads: int) -> str:
+        """float32 [kv_heads, sharing, sequence, total]. table: [buckets, heads]."""
+        if bias not in self._biases:
+            graph, far = self.graph, bias.max_distance
+            distances = np.arange(-far, far + 1, dtype=np.int32)
+            by_distance = graph.add("Gather", table, graph.constant(distance_buckets(bias, distances)))
+            ends = (graph.constant(-far), graph.constant(far))
+            distance = graph.add("Clip", graph.add("Neg", self.ages()), *ends)
+            found = graph.add("Gather", by_distance, graph.add("Add", distance, graph.constant(far)))
+            self._biases[bias] = graph.add("Transpose", found, attributes={"perm": (2, 0, 1)})
+        shape = self.graph.add("Shape", self.ages())
+        whole = self.graph.add("Concat", self.graph.constant([kv_heads, -1]), shape, attributes={"axis": 0})
+        return self.graph.add("Reshape", self._biases[bias], whole)
 
 
 def grouped_attention(
-    inputs: AttentionInputs, operation: Attention, vectors: tuple[str, str, str], states: tuple[str, str, str, str]
+    inputs: AttentionInputs, operation: Attention, vectors: tuple[str, str, str], states: States
 ) -> str:
     """Vectors q, k, v [batch, sequence, width]; states: past key, past value, present key, present value.
 
@@ -93,15 +120,24 @@ def grouped_attention(
 
 
 def standard_attention(
-    inputs: AttentionInputs, operation: Attention, vectors: tuple[str, str, str], states: tuple[str, str, str, str]
+    inputs: AttentionInputs,
+    operation: Attention,
+    vectors: tuple[str, str, str],
+    states: States | None,
+    table: str | None,
 ) -> str:
-    """The same with vectors [batch, sequence, heads, head_dim], from which [batch, sequence, heads, head_dim]."""
+    """The same with vectors [batch, sequence, heads, head_dim], from which [batch, sequence, heads, head_dim].
+
+    states: None where no token has an earlier one.  table: of the relative bias, [buckets, heads].
+    """
     graph, width = inputs.graph, operation.head_dim
     kv_heads, sharing = operation.kv_heads, operation.heads // operation.kv_heads
     q, k, v = (graph.add("Transpose", vector, attributes={"perm": (0, 2, 1, 3)}) for vector in vectors)
-    for past, new, present in ((states[0], k, states[2]), (states[1], v, states[3])):
-        graph.add_many("Concat", (past, new), (present,), attributes={"axis": 2})
-    keys, values = (graph.add("Unsqueeze", present, graph.constant([2])) for present in states[2:])
+    if states is not None:
+        graph.add_many("Concat", (states[0], k), (states[2],), attributes={"axis": 2})
+        graph.add_many("Concat", (states[1], v), (states[3],), attributes={"axis": 2})
+        k, v = states[2:]
+    keys, values = (graph.add("Unsqueeze", item, graph.constant([2])) for item in (k, v))
     # Heads that share keys become an axis of their own: [batch, kv_heads, sharing, sequence, head_dim].
     q = graph.add("Reshape", q, graph.constant([0, kv_heads, sharing, -1, width]))
     scores = graph.add("MatMul", q, graph.add("Transpose", keys, attributes={"perm": (0, 1, 2, 4, 3)}))
@@ -109,6 +145,9 @@ def standard_attention(
     if operation.softcap is not None:
         cap = graph.constant(operation.softcap, "float32")
         scores = graph.add("Mul", graph.add("Tanh", graph.add("Div", scores, cap)), cap)
-    shares = graph.add("Softmax", graph.add("Add", scores, inputs.hidden_scores(operation.window)))
+    if operation.bias is not None and table is not None:
+        scores = graph.add("Add", scores, inputs.relative_bias(operation.bias, table, kv_heads))
+    hidden = inputs.hidden_scores(operation.window, causal=operation.causal)
+    shares = graph.add("Softmax", graph.add("Add", scores, hidden))
     out = graph.add("Reshape", graph.add("MatMul", shares, values), graph.constant([0, operation.heads, -1, width]))
     return graph.add("Transpose", out, attributes={"perm": (0, 2, 1, 3)})

@@ -18,7 +18,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
 from lilliput.containers.onnx.genai import genai_config
 from lilliput.containers.onnx.graph import External, Graph
-from lilliput.containers.onnx.operations import AttentionKind, translate
+from lilliput.containers.onnx.operations import AttentionKind, tensors_read, translate
 from lilliput.containers.onnx.reader import MODEL, OnnxFile, value_digest
 from lilliput.containers.onnx.weights import PLAIN, PlainStorage, Storage, Weights, block_storage
 from lilliput.containers.part_writer import disk_error, write_parts
@@ -86,7 +86,9 @@ class Onnx:
             PartLayout(f"{file_name}/{DATA}", b"", placed.tensors, placed.size),
         ]
         config: dict[str, Json] = dict(contents.provenance.huggingface_config)
-        described = {"genai_config.json": genai_config(contents)} | ({"config.json": config} if config else {})
+        described = {"config.json": config} if config else {}
+        if contents.config.task == "next_token":
+            described["genai_config.json"] = genai_config(contents)
         parts += [_part(file_name, name, _json_bytes(value)) for name, value in described.items()]
         for path in contents.provenance.side_files:
             if path.name in _NOT_COPIED:
@@ -100,9 +102,13 @@ class Onnx:
     def write(self, parts: tuple[PartLayout, ...], tensors: Iterable[QuantizedTensor], folder: Path) -> Written:
         """Write the folder into `folder`, one tensor in memory at a time."""
         digests: dict[str, str] = {}
+        left_out = {placed.header.name for part in parts for placed in part.tensors if not placed.pieces}
 
         def stored() -> Iterator[QuantizedTensor]:
             for tensor in tensors:
+                if tensor.name in left_out:
+                    yield replace(tensor, planes={})
+                    continue
                 digests[tensor.name] = value_digest(tensor)
                 storage = self.storage(tensor.format, tensor.columns)
                 # What is of another kind than planned is refused by the writer.
@@ -136,7 +142,11 @@ class Onnx:
         places: dict[tuple[str, str], External] = {}
         tensors: list[PlacedTensor] = []
         position = 0
+        read = self._read(contents)
         for header in contents.headers:
+            if header.name not in read:
+                tensors.append(PlacedTensor(header, ()))
+                continue
             storages[header.name] = storage = self._storage_of(header, contents)
             pieces = []
             for array in storage.arrays(header):
@@ -147,6 +157,16 @@ class Onnx:
                 position += array.nbytes
             tensors.append(PlacedTensor(header, tuple(pieces)))
         return _Layout(storages, places, tuple(tensors), position)
+
+    def _read(self, contents: Contents) -> frozenset[str]:
+        """Tensors that the graph reads. Raises ContainerError for one that it does not and that is not optional."""
+        read = tensors_read(contents.architecture.program(contents.config))
+        for header in contents.headers:
+            if header.name not in read and header.name not in _optional(contents):
+                raise ContainerError(
+                    f"tensor '{header.name}': this model's program does not read it, so an ONNX graph cannot hold it"
+                )
+        return read
 
     def _storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
         kind = header.format.name.upper()
@@ -169,14 +189,16 @@ class Onnx:
         headers = {header.name: header for header in contents.headers}
         weights = Weights(graph, headers, placed.storages, placed.places)
         program = contents.architecture.program(contents.config)
-        translate(program, weights, contents.config.context_length, self.attention)
-        for name, _ in sorted(set(placed.places) - weights.used):
-            raise ContainerError(
-                f"tensor '{name}': this model's program does not read it, so an ONNX graph cannot hold it"
-            )
+        translate(program, weights, contents.config, self.attention)
         for key, value in contents.metadata.items():
             graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
         return graph
+
+
+def _optional(contents: Contents) -> frozenset[str]:
+    """Tensors that a checkpoint may have and the program need not read: BERT's pooler beside sentence vectors."""
+    table = contents.architecture.tensor_table(contents.config)
+    return frozenset(entry.name for entry in table if entry.optional)
 
 
 def _part(folder: str, name: str, data: bytes) -> PartLayout:

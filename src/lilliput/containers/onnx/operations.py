@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Literal
 
+from lilliput.architectures.architecture import ModelConfig
 from lilliput.architectures.program import (
     Activate,
     Add,
@@ -32,7 +33,7 @@ from lilliput.architectures.program import (
     Softcap,
 )
 from lilliput.architectures.rope_frequencies import inverse_frequencies
-from lilliput.containers.onnx.attention import AttentionInputs, Heads, grouped_attention, standard_attention
+from lilliput.containers.onnx.attention import AttentionInputs, Heads, States, grouped_attention, standard_attention
 from lilliput.containers.onnx.graph import Attribute, ElementType, Graph, Port
 from lilliput.containers.onnx.weights import Weights
 from lilliput.errors import UnsupportedModelError
@@ -45,7 +46,11 @@ _ROWS_BY = {"token": "input_ids", "position": "position_ids", "segment": "token_
 
 @dataclass(slots=True)
 class Translation:
-    """One run of `translate`. values: buffer -> name of what it holds now."""
+    """One run of `translate`.
+
+    has_cache: whether tokens may follow earlier ones; where not, positions count from 0.
+    values: buffer -> name of what it holds now.
+    """
 
     graph: Graph
     weights: Weights
@@ -53,7 +58,7 @@ class Translation:
     context: int
     inputs: AttentionInputs
     shape: str
-    position_ids: str
+    has_cache: bool
     values: dict[str, str] = field(default_factory=dict)
     flat_ids: dict[str, str] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, tuple[str, str]] = field(default_factory=dict)
@@ -71,44 +76,101 @@ class Translation:
     def ids(self, name: str) -> str:
         """An input of ids, [tokens]; it becomes one when the first operation asks."""
         if name not in self.flat_ids:
-            if name not in (port.name for port in self.graph.inputs):
-                self.graph.inputs.append(Port(name, ElementType.INT64, ("batch_size", "sequence_length")))
-            self.flat_ids[name] = self.graph.add("Reshape", name, self.graph.constant([-1]))
+            graph = self.graph
+            if name == "position_ids" and not self.has_cache:
+                length = graph.add("Gather", self.shape, graph.constant(1))
+                positions = graph.add("Range", graph.constant(0), length, graph.constant(1))
+                ids = graph.add("Expand", positions, self.shape)
+            else:
+                ids = self.input(name)
+            self.flat_ids[name] = graph.add("Reshape", ids, graph.constant([-1]))
         return self.flat_ids[name]
+
+    def input(self, name: str) -> str:
+        """An input [batch, sequence] of ids."""
+        if name not in (port.name for port in self.graph.inputs):
+            self.graph.inputs.append(Port(name, ElementType.INT64, ("batch_size", "sequence_length")))
+        return name
 
     def flat(self, value: str, width: int) -> str:
         """Back to [tokens, width]."""
         return self.graph.add("Reshape", value, self.graph.constant([-1, width]))
 
 
-def translate(program: Program, weights: Weights, context: int, attention: AttentionKind) -> None:
+def translate(program: Program, weights: Weights, config: ModelConfig, attention: AttentionKind) -> None:
     """Fill the graph of `weights` with a program: inputs, operations, outputs.
 
-    context: positions that the rotary tables reach.  attention: "grouped" for ONNX Runtime's GroupQueryAttention,
-    "standard" for operators that every tool has. Raises UnsupportedModelError naming an operation, or a field of one,
-    that has no translation.
+    attention: "grouped" for ONNX Runtime's GroupQueryAttention, "standard" for operators that every tool has.
+    Raises UnsupportedModelError naming an operation, or a field of one, that has no translation.
     """
+    if config.task == "sequence_to_sequence":
+        raise UnsupportedModelError(f"the ONNX export has no translation of encoder-decoders ({config.family}) yet")
     graph = weights.graph
+    cached = {item.layer for item in program.operations if isinstance(item, Attention) and item.causal}
+    total = "total_sequence_length" if cached else "sequence_length"
     graph.inputs += [
         Port("input_ids", ElementType.INT64, ("batch_size", "sequence_length")),
-        Port("attention_mask", ElementType.INT64, ("batch_size", "total_sequence_length")),
-        Port("position_ids", ElementType.INT64, ("batch_size", "sequence_length")),
+        Port("attention_mask", ElementType.INT64, ("batch_size", total)),
     ]
-    for state in program.states:
-        for kind in ("key", "value"):
-            name = f"past_key_values.{state.layer}.{kind}"
-            shape = ("batch_size", state.kv_heads, "past_sequence_length", state.head_dim)
-            graph.inputs.append(Port(name, ElementType.FLOAT, shape))
     tokens = graph.add("Shape", "input_ids")
     inputs = AttentionInputs(graph, "attention_mask", tokens)
-    run = Translation(graph, weights, attention, context, inputs, tokens, "position_ids")
+    run = Translation(graph, weights, attention, config.context_length, inputs, tokens, bool(cached))
     for operation in program.operations:
         check_known(operation)
         _translate(operation, run)
-    logits = run.with_sequences(run.values[program.output])
-    graph.add_many("Identity", (logits,), ("logits",))
-    width = program.buffers[program.output]
-    graph.outputs.insert(0, Port("logits", ElementType.FLOAT, ("batch_size", "sequence_length", width)))
+    for state in program.states:
+        if state.layer in cached:
+            for kind in ("key", "value"):
+                name = f"past_key_values.{state.layer}.{kind}"
+                shape = ("batch_size", state.kv_heads, "past_sequence_length", state.head_dim)
+                graph.inputs.append(Port(name, ElementType.FLOAT, shape))
+    add_outputs(run.with_sequences(run.values[program.output]), program.buffers[program.output], inputs, config)
+
+
+def add_outputs(rows: str, width: int, inputs: AttentionInputs, config: ModelConfig) -> None:
+    """What a model of its task gives. rows: [batch, sequence, width]."""
+    graph, sequences = inputs.graph, ("batch_size", "sequence_length", width)
+    if config.encoder is None:
+        graph.add_many("Identity", (rows,), ("logits",))
+        graph.outputs.insert(0, Port("logits", ElementType.FLOAT, sequences))
+        return
+    first = graph.add("Gather", rows, graph.constant(0), attributes={"axis": 1})
+    if config.encoder.labels:
+        graph.add_many("Identity", (first,), ("logits",))
+        graph.outputs.append(Port("logits", ElementType.FLOAT, ("batch_size", width)))
+        return
+    vector = first
+    if config.encoder.pooling == "mean":
+        mask = graph.add("Cast", inputs.mask, attributes=_FLOAT)
+        spread = graph.add("Mul", rows, graph.add("Unsqueeze", mask, graph.constant([2])))
+        sums = graph.add("ReduceSum", spread, graph.constant([1]), attributes={"keepdims": 0})
+        counts = graph.add("ReduceSum", mask, graph.constant([1]), attributes={"keepdims": 1})
+        vector = graph.add("Div", sums, counts)
+    if config.encoder.is_normalized:
+        length = graph.add("ReduceL2", vector, graph.constant([1]), attributes={"keepdims": 1})
+        # As torch's normalize: a zero vector stays one.
+        vector = graph.add("Div", vector, graph.add("Max", length, graph.constant(1e-12, "float32")))
+    graph.add_many("Identity", (rows,), ("last_hidden_state",))
+    graph.add_many("Identity", (vector,), ("sentence_embedding",))
+    graph.outputs.append(Port("last_hidden_state", ElementType.FLOAT, sequences))
+    graph.outputs.append(Port("sentence_embedding", ElementType.FLOAT, ("batch_size", width)))
+
+
+def tensors_read(program: Program) -> frozenset[str]:
+    """Names of the tensors that the operations of a program read."""
+    found: set[str | None] = set()
+    for operation in program.operations:
+        found.add(getattr(operation, "weight", None))
+        match operation:
+            case Linear() | LayerNorm():
+                found.add(operation.bias)
+            case Attention() if operation.bias is not None:
+                found.add(operation.bias.weight)
+            case Rope():
+                found.add(operation.frequencies.factors)
+            case _:
+                pass
+    return frozenset(name for name in found if name is not None)
 
 
 def check_known(operation: Operation) -> None:
@@ -182,7 +244,7 @@ def _rope(operation: Rope, run: Translation) -> None:
             "rotary_embedding_dim": operation.frequencies.rotary_dim % operation.head_dim,
         }
         x = run.with_sequences(run.values[operation.x])
-        inputs = (x, run.position_ids, *tables)
+        inputs = (x, run.input("position_ids"), *tables)
         turned = run.graph.add("RotaryEmbedding", *inputs, attributes=attributes, domain="com.microsoft")
     else:
         turned = _turned(run, operation, tables)
@@ -205,7 +267,9 @@ def _turned(run: Translation, operation: Rope, tables: tuple[str, str]) -> str:
         "Split", (graph.add("Reshape", parts[0], shape), graph.constant([1, 1])), 2, attributes={"axis": pair}
     )
     axes = graph.constant([2, pair])
-    cosine, sine = (graph.add("Unsqueeze", graph.add("Gather", table, run.position_ids), axes) for table in tables)
+    cosine, sine = (
+        graph.add("Unsqueeze", graph.add("Gather", table, run.input("position_ids")), axes) for table in tables
+    )
     real = graph.add("Sub", graph.add("Mul", first, cosine), graph.add("Mul", second, sine))
     imaginary = graph.add("Add", graph.add("Mul", first, sine), graph.add("Mul", second, cosine))
     turned = graph.add("Concat", real, imaginary, attributes={"axis": pair})
@@ -241,18 +305,21 @@ def _rope_tables(run: Translation, frequencies: RopeFrequencies) -> tuple[str, s
 def _attention(operation: Attention, run: Translation) -> None:
     graph, layer = run.graph, operation.layer
     heads = Heads(operation.heads, operation.kv_heads, operation.head_dim)
-    past = (f"past_key_values.{layer}.key", f"past_key_values.{layer}.value")
-    present = (f"present.{layer}.key", f"present.{layer}.value")
-    if run.attention == "grouped":
+    states: States | None = None
+    if operation.causal:
+        past, present = (f"past_key_values.{layer}", f"present.{layer}")
+        states = (f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value")
+        for name in states[2:]:
+            shape = ("batch_size", heads.kv_count, "total_sequence_length", heads.width)
+            graph.outputs.append(Port(name, ElementType.FLOAT, shape))
+    if states is not None and run.attention == "grouped" and operation.bias is None:
         q, k, v = (run.with_sequences(run.values[name]) for name in (operation.q, operation.k, operation.v))
-        out = grouped_attention(run.inputs, operation, (q, k, v), (*past, *present))
+        out = grouped_attention(run.inputs, operation, (q, k, v), states)
     else:
         q = run.split_heads(operation.q, heads.count, heads.width)
         k, v = (run.split_heads(name, heads.kv_count, heads.width) for name in (operation.k, operation.v))
-        out = standard_attention(run.inputs, operation, (q, k, v), (*past, *present))
-    for name in present:
-        shape = ("batch_size", heads.kv_count, "total_sequence_length", heads.width)
-        graph.outputs.append(Port(name, ElementType.FLOAT, shape))
+        table = None if operation.bias is None else run.weights.floats(operation.bias.weight)
+        out = standard_attention(run.inputs, operation, (q, k, v), states, table)
     run.values[operation.out] = run.flat(out, heads.count * heads.width)
 
 
@@ -304,7 +371,7 @@ def _add(operation: Add, run: Translation) -> None:
 
 @_translate.register
 def _select_output_rows(operation: SelectOutputRows, run: Translation) -> None:
-    # Runtimes ask for the logits of every position and choose among them.
+    # Runtimes ask for every position and choose among them.
     run.values[operation.out] = run.values[operation.x]
 
 
@@ -316,7 +383,7 @@ _FIELDS: Mapping[type[Operation], frozenset[str]] = {
     Linear: frozenset({"out", "x", "weight", "bias", "rows"}),
     Rope: frozenset({"x", "heads", "head_dim", "frequencies", "style"}),
     Attention: frozenset(
-        {"out", "q", "k", "v", "layer", "heads", "kv_heads", "head_dim", "scale", "window", "softcap"}
+        {"out", "q", "k", "v", "layer", "heads", "kv_heads", "head_dim", "scale", "window", "softcap", "causal", "bias"}
     ),
     Glu: frozenset({"out", "gate", "up", "activation"}),
     Activate: frozenset({"out", "x", "activation"}),
