@@ -9,7 +9,7 @@ import typer
 from typer.main import get_command
 
 import lilliput
-from lilliput.cli import bench, calibrate, convert, evaluate, fit, inspect, plan, quantize, report, run
+from lilliput.cli import bench, calibrate, convert, evaluate, fit, inspect, plan, push, quantize, report, run
 from lilliput.cli.output import report_failure
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("fit")(fit.command)
 app.command("convert")(convert.command)
 app.command("eval")(evaluate.command)
 app.command("report")(report.command)
+app.command("push")(push.command)
 app.command("run")(run.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)

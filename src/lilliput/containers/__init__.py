@@ -29,12 +29,13 @@ CONTAINERS: tuple[Container, ...] = (
 # Folders for other runtimes, made from a Hugging Face folder and with its side files.
 FOLDERS: tuple[Container, ...] = (CompressedTensors(), Gptq(), Awq(), BitsAndBytes(), Onnx())
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w.-]+(?:/[\w.-]+)*))?")
 
 
 def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelSource:
     """Open a Hugging Face folder, a GGUF file (any part of a split), our own safetensors file, or a hub id.
 
+    A hub id may name one file: `organization/name:Q4_K_M` or `organization/name:file.gguf`.
     revision: branch, tag or commit of a hub id.
     Raises CheckpointError, ContainerError or UnsupportedModelError, one line each.
     """
@@ -44,12 +45,17 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
     if path.is_file():
         return _open_file(path)
     name = str(path_or_id)
-    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+    found = _HUB_ID.fullmatch(name)
+    if found is not None and (found["file"] is not None or path.suffix != ".gguf"):
         # Half of this room's import time, and only hub ids need it.
-        from lilliput.checkpoints.hub import download
+        from lilliput.checkpoints.hub import download, download_file
 
+        if found["file"] is not None:
+            return _open_file(download_file(found["repository"], found["file"], revision))
         return HuggingFaceModel(download(name, revision), repository=name)
-    raise CheckpointError(f"{name}: no such file or folder, and not a hub id of the form organization/name")
+    raise CheckpointError(
+        f"{name}: no such file or folder, and not a hub id of the form organization/name or organization/name:Q4_K_M"
+    )
 
 
 def container_for(target: Path) -> Container:

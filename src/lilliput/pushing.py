@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lilliput push`: a finished file or folder to the hub, with its card and ledger, in one commit.
+
+The card is a given one, or measured against the original now, or says that nothing was measured. Nothing is uploaded
+that our own readers cannot open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lilliput.architectures.architecture import Json
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.containers import FOLDERS, open_model
+from lilliput.errors import PublishError
+from lilliput.evaluation.model_logits import EvaluationOptions
+from lilliput.recipes.ledger import ledger_path
+from lilliput.recipes.making import found_ledger, making
+from lilliput.reporting import DEFAULT_TOKENS, ReportOptions, report
+from lilliput.reports.card import card as measured_card
+from lilliput.reports.plain_card import PlainCard, plain_card
+from lilliput.workflows import PathLike, Progress
+
+CARD, ORIGINAL_CARD = "README.md", "README.original.md"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PART = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """How to push.
+
+    private: a new repository is.  revision: branch, made where it is missing; None means main.
+    card: a finished README.md.  base: the original, to measure against for a card.  text: what to measure on.
+    dry_run: upload nothing.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    card: Path | None = None
+    base: PathLike | None = None
+    text: Path | None = None
+    message: str | None = None
+    dry_run: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file of the commit. path: its name in the repository.  source: None for the card made here."""
+
+    path: str
+    bytes: int
+    source: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What was, or would be, uploaded. commit: its url; None for a dry run."""
+
+    repository: str
+    revision: str
+    files: tuple[Upload, ...]
+    card: str
+    commit: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(upload.bytes for upload in self.files)
+
+    def to_json(self) -> dict[str, Json]:
+        """The contract of `lilliput push --json`."""
+        files: list[Json] = [{"path": upload.path, "bytes": upload.bytes} for upload in self.files]
+        return {
+            "repository": self.repository,
+            "revision": self.revision,
+            "files": files,
+            "bytes": self.bytes,
+            "commit": self.commit,
+        }
+
+
+def push(
+    path: PathLike, repository: str, options: PushOptions | None = None, *, progress: Progress | None = None
+) -> PushResult:
+    """Upload a model file (with all parts of a split) or folder, its ledger and a card.
+
+    progress: of measuring for the card, called with (windows done, windows in all).
+    Raises PublishError and what opening and measuring raise, one line each.
+    """
+    options = options or PushOptions()
+    if _REPOSITORY.fullmatch(repository) is None:
+        raise PublishError(f"{repository}: not a repository id; write organization/name")
+    target = Path(path)
+    if not target.exists():
+        raise PublishError(f"{target}: no such file or folder")
+    source = open_model(target)
+    try:
+        uploads = _uploads(target, source)
+        card = _card(target, source, uploads, options, progress)
+    finally:
+        source.close()
+    files = (*(_kept(upload) for upload in uploads), Upload(CARD, len(card.encode())))
+    result = PushResult(repository, options.revision or "main", tuple(sorted(files, key=lambda item: item.path)), card)
+    return result if options.dry_run else replace(result, commit=_commit(result, options))
+
+
+def _uploads(target: Path, source: ModelSource) -> tuple[Upload, ...]:
+    """Files and their names in the repository."""
+    if target.is_dir():
+        paths = sorted(path for path in target.iterdir() if path.is_file() and not path.name.startswith("."))
+        _check_folder(target)
+    else:
+        paths = list(source.weight_files)
+    split = _PART.fullmatch(target.name)
+    ledger = ledger_path(target.with_name(f"{split['stem']}.gguf") if split else target)
+    if ledger.is_file():
+        paths.append(ledger)
+    return tuple(Upload(path.name, path.stat().st_size, path) for path in paths)
+
+
+def _kept(upload: Upload) -> Upload:
+    """A folder's own card, which is the original's, under another name beside the new one."""
+    return replace(upload, path=ORIGINAL_CARD) if upload.path == CARD else upload
+
+
+def _check_folder(target: Path) -> None:
+    """Only folders that hold a model and nothing else. Raises PublishError naming what is in the way."""
+    inside = [path.name for path in target.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if inside:
+        raise PublishError(f"{target}: holds the folder '{inside[0]}', which is not uploaded; move it elsewhere first")
+
+
+def _card(
+    target: Path, source: ModelSource, uploads: tuple[Upload, ...], options: PushOptions, progress: Progress | None
+) -> str:
+    if options.card is not None:
+        try:
+            return options.card.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            raise PublishError(f"{options.card}: the card cannot be read: {failure}") from failure
+    if options.base is not None:
+        measuring = EvaluationOptions(tokens=DEFAULT_TOKENS, threads=options.threads)
+        chosen = ReportOptions(options.text, measuring=measuring, command=f"lilliput push {target.name}")
+        return measured_card(report(options.base, [target], chosen, progress=progress))
+    ledger, _ = found_ledger(source)
+    formats = Counter(header.format.name for header in source.headers.values())
+    general = source.provenance.general
+    container = next((folder.name for folder in FOLDERS if target.is_dir() and folder.recognises(target)), "")
+    shown = PlainCard(
+        name=str(general.get("name") or target.name),
+        container="huggingface" if container else source.container,
+        general=general,
+        files={upload.path: upload.bytes for upload in uploads},
+        formats=formats,
+        making=making(source, ledger),
+    )
+    return plain_card(shown)
+
+
+def _commit(result: PushResult, options: PushOptions) -> str:
+    """Make the repository and branch where they are missing, upload, commit; the commit's url."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    hub = HfApi(library_name="lilliput")
+    operations = [
+        CommitOperationAdd(upload.path, str(upload.source) if upload.source is not None else result.card.encode())
+        for upload in result.files
+    ]
+    message = options.message or f"Upload {result.files[-1].path if len(result.files) == 1 else 'model'} with lilliput"
+    with _one_line(result.repository):
+        hub.create_repo(result.repository, private=options.private or None, exist_ok=True)
+        if options.revision is not None and options.revision != "main":
+            hub.create_branch(result.repository, branch=options.revision, exist_ok=True)
+        done = hub.create_commit(
+            result.repository, operations, commit_message=message, revision=options.revision, num_threads=2
+        )
+    return str(done.commit_url)
+
+
+@contextmanager
+def _one_line(repository: str) -> Iterator[None]:
+    """Every failure of the network or the hub as one line."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalTokenNotFoundError
+
+    try:
+        yield
+    except LocalTokenNotFoundError as failure:
+        raise PublishError(f"{repository}: no token; set HF_TOKEN or run `hf auth login`") from failure
+    except HfHubHTTPError as failure:
+        status = getattr(failure.response, "status_code", None)
+        if status in (401, 403) or isinstance(failure, GatedRepoError):
+            raise PublishError(
+                f"{repository}: the hub refused ({status}); set HF_TOKEN to one that may write there"
+            ) from failure
+        raise PublishError(f"{repository}: upload failed: {_first_line(failure)}") from failure
+    except Exception as failure:  # transport errors of the HTTP library, and what the hub's client wraps them in
+        raise PublishError(f"{repository}: upload failed: {_first_line(failure)}") from failure
+
+
+def _first_line(failure: Exception) -> str:
+    lines = [str(each).strip().partition("\n")[0] for each in (failure, failure.__cause__) if each is not None]
+    return ": ".join(line for line in lines if line) or type(failure).__name__
