@@ -45,9 +45,8 @@ class HubServer(ThreadingHTTPServer):
 
     def fetched(self) -> list[str]:
         """Files whose content was asked for, in order."""
-        return [
-            line.split()[1].partition(f"/{COMMIT}/")[2] for line in self.requests if line.startswith("GET /o/m/res")
-        ]
+        found = (re.fullmatch(r"GET /o/m/resolve/[^/]+/(\S+) .*", line) for line in self.requests)
+        return [match[1] for match in found if match]
 
 
 @contextmanager
