@@ -25,6 +25,7 @@ class Role(StrEnum):
     ATTENTION_Q = "attention_q"
     ATTENTION_K = "attention_k"
     ATTENTION_V = "attention_v"
+    ATTENTION_QKV = "attention_qkv"
     ATTENTION_OUTPUT = "attention_output"
     CROSS_ATTENTION_Q = "cross_attention_q"
     CROSS_ATTENTION_K = "cross_attention_k"

@@ -60,6 +60,13 @@ class Case:
 
 PLAIN_ROPE = {"rope": RopeFrequencies(10_000.0, 16), "rope_llama3": None}
 NO_BIAS = {"attention_bias": False, "output_bias": False, "ffn_bias": False}
+GPT2: dict[str, Json] = {"n_inner": None}
+OPT: dict[str, Json] = {"ffn_dim": 96, "init_std": 0.08}
+PHI3: dict[str, Json] = {"pad_token_id": None, "original_max_position_embeddings": 256}
+GEMMA3: dict[str, Json] = {
+    "head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "rope_theta": 1e6, "rope_local_base_freq": 100.0,
+}  # fmt: skip
+GEMMA_FREE: dict[str, object] = {"attention_softcap": None, "output_softcap": None}
 CASES = [
     Case("llama", "llama"),
     Case("llama-all-heads", "llama", {"num_key_value_heads": None}),
@@ -109,6 +116,56 @@ CASES = [
         },
         {"sliding_window": None},
     ),
+    Case("gpt2", "gpt2", GPT2, {"activation": "relu"}),
+    Case("gpt2-ffn", "gpt2", {**GPT2, "n_inner": 96, "activation_function": "gelu"}, {"activation": "relu"}),
+    Case("gpt2-unscaled", "gpt2", {**GPT2, "scale_attn_weights": False}, {"attention_scale": None}),
+    Case(
+        "gpt2-by-layer",
+        "gpt2",
+        {**GPT2, "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "initializer_range": 0.3},
+        {"divides_scores_by_layer": False},
+    ),
+    Case("gpt2-untied", "gpt2", {**GPT2, "tie_word_embeddings": False}),
+    Case("opt", "opt", OPT, {"activation": "gelu"}),
+    Case("opt-norm-after", "opt", {**OPT, "do_layer_norm_before": False}, {"residual": "sequential"}),
+    Case("opt-projected", "opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 32}),
+    Case("opt-no-last-norm", "opt", {**OPT, "_remove_final_layer_norm": True}),
+    Case("opt-no-bias", "opt", {**OPT, "enable_bias": False, "activation_function": "gelu"}),
+    Case("gptneox", "gpt_neox", {}, {"residual": "sequential"}),
+    Case("gptneox-sequential", "gpt_neox", {"use_parallel_residual": False}, {"residual": "parallel"}),
+    Case("gptneox-rotary", "gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 500.0}, PLAIN_ROPE),
+    Case("gptneox-whole", "gpt_neox", {"rotary_pct": 1.0, "attention_bias": False}, {"ffn_bias": False}),
+    Case("gptneox-tanh", "gpt_neox", {"hidden_act": "gelu_new", "tie_word_embeddings": True}, {"activation": "relu"}),
+    Case("phi", "phi", {"num_key_value_heads": None}, {"activation": "relu"}),
+    Case("phi-grouped", "phi", {"num_key_value_heads": 2, "partial_rotary_factor": 0.25}, PLAIN_ROPE),
+    Case("phi3", "phi3", PHI3),
+    Case("phi3-window", "phi3", {**PHI3, "sliding_window": 8, "tie_word_embeddings": True}, {"sliding_window": None}),
+    Case("phi3-rotary", "phi3", {**PHI3, "partial_rotary_factor": 0.75}, PLAIN_ROPE),
+    Case("gemma2", "gemma2", {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8}, GEMMA_FREE),
+    Case("gemma2-window", "gemma2", {"head_dim": 32, "sliding_window": 8}, {"sliding_window": None}),
+    Case(
+        "gemma2-uncapped",
+        "gemma2",
+        {"head_dim": 16, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
+    Case("gemma2-cap", "gemma2", {"head_dim": 16, "attn_logit_softcapping": 1.0}, {"attention_softcap": 50.0}),
+    Case("gemma3", "gemma3_text", GEMMA3, {"window_rope": None}),
+    Case("gemma3-cap", "gemma3_text", {**GEMMA3, "final_logit_softcapping": 2.0}, {"output_softcap": None}),
+    Case("gemma3-scale", "gemma3_text", {**GEMMA3, "query_pre_attn_scalar": 16}, {"attention_scale": 1.0}),
+    Case(
+        "gemma3-new",
+        "gemma3_text",
+        {
+            **GEMMA3,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+        {"sliding_window": None},
+    ),
+    Case("gemma3-bias", "gemma3_text", {**GEMMA3, "attention_bias": True, "tie_word_embeddings": False}, NO_BIAS),
 ]
 
 
@@ -128,7 +185,7 @@ def transformers_model(case: Case) -> Theirs:
     torch.manual_seed(11)
     settings = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
     settings._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -216,8 +273,10 @@ def test_every_tensor_that_the_program_names_is_in_the_table(case: Case) -> None
     program = architecture.program(config)
     named = {getattr(operation, "weight", None) for operation in program.operations}
     named |= {getattr(operation, "bias", None) for operation in program.operations}
-    named.add(config.rope.factors)
+    named.add(config.rope.factors if config.rope is not None else None)
     assert named - {None} == set(shapes)
     for operation in program.operations:
         if isinstance(operation, Linear):
-            assert shapes[operation.weight] == (program.buffers[operation.out], program.buffers[operation.x])
+            rows, columns = shapes[operation.weight]
+            start, end = operation.rows or (0, rows)
+            assert (end - start, columns) == (program.buffers[operation.out], program.buffers[operation.x])

@@ -102,10 +102,10 @@ def test_gguf_metadata_that_has_no_equivalent_here_is_refused_by_name(changes: d
 
 def test_an_unknown_family_is_named_with_the_known_ones_and_what_still_works() -> None:
     for error_of in (
-        lambda: architecture_for_huggingface({"model_type": "gpt_neox"}),
-        lambda: architecture_for_gguf({"general.architecture": "gpt_neox"}),
+        lambda: architecture_for_huggingface({"model_type": "rwkv"}),
+        lambda: architecture_for_gguf({"general.architecture": "rwkv"}),
     ):
-        with pytest.raises(UnsupportedModelError, match=r"gpt_neox.*llama.*qwen3.*inspect"):
+        with pytest.raises(UnsupportedModelError, match=r"rwkv.*llama.*qwen3.*inspect"):
             error_of()
     with pytest.raises(UnsupportedModelError, match="no model_type"):
         architecture_for_huggingface({})

@@ -5,11 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lilliput.architectures import bert, llama, mistral, qwen2, qwen3, roberta, smollm3
+from lilliput.architectures import (
+    bert,
+    gemma2,
+    gemma3,
+    gpt2,
+    gptneox,
+    llama,
+    mistral,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    smollm3,
+)
 from lilliput.architectures.architecture import Architecture, Json
 from lilliput.errors import UnsupportedModelError
 
-__all__ = ["ARCHITECTURES", "architecture_for_gguf", "architecture_for_huggingface"]
+__all__ = ["ARCHITECTURES", "NOT_IN_GGUF", "architecture_for_gguf", "architecture_for_huggingface"]
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     llama,
@@ -19,7 +34,16 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     smollm3,
     bert,
     roberta,
+    gpt2,
+    opt,
+    gptneox,
+    phi,
+    phi3,
+    gemma2,
+    gemma3,
 )
+# Families that GGUF has no name for: their models travel in our own layout.
+NOT_IN_GGUF = (opt.family,)
 
 
 def architecture_for_huggingface(config: Mapping[str, Json]) -> Architecture:

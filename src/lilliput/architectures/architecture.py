@@ -18,6 +18,9 @@ from lilliput.records import Role
 # JSON-like values of a Hugging Face config.json and of GGUF metadata.
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
+# Norms before attention and before the ffn; both of these read the stream as it was; norms after each sum.
+Residual = Literal["sequential", "parallel", "norm_after"]
+
 
 # How an encoder's hidden states become one vector: their mean, or the first token's.
 Pooling = Literal["mean", "cls"]
@@ -68,7 +71,9 @@ class ModelConfig:
 
     family: GGUF's `general.architecture`; Mistral's is "llama".
     tied: the output head shares the token embedding's tensor.
-    attention_bias, output_bias: biases on q/k/v and on the attention output.  qk_norm: RMS norm over each head.
+    attention_bias, output_bias, ffn_bias: biases on q/k/v, on the attention output, on the linears of the ffn.
+    head_bias: on the output head.  embedding_size: of the token embedding, None where it is hidden_size.
+    attention_scale: factor on scores, None for 1 / sqrt(head_dim).  *_softcap: c tanh(x / c), or None.
     """
 
     family: str
@@ -86,7 +91,16 @@ class ModelConfig:
     attention_bias: bool = False
     output_bias: bool = False
     ffn_bias: bool = False
-    qk_norm: bool = False
+    head_bias: bool = False
+    activation: Activation = "silu"
+    residual: Residual = "sequential"
+    embedding_size: int | None = None
+    has_output_norm: bool = True
+    attention_scale: float | None = None
+    # Scores of layer n are divided by n + 1 as well (GPT-2's scale_attn_by_inverse_layer_idx).
+    divides_scores_by_layer: bool = False
+    attention_softcap: float | None = None
+    output_softcap: float | None = None
     sliding_window: int | None = None
     # Layers that have the sliding window; None means all of them.
     windowed_layers: tuple[int, ...] | None = None
@@ -94,6 +108,8 @@ class ModelConfig:
     rope_layers: tuple[int, ...] | None = None
     # The llama3 rope scaling that `rope_freqs.weight` is computed from; None where a container brought the tensor.
     rope_llama3: Mapping[str, float] | None = None
+    # Frequencies of layers with a sliding window; None means the same as of the others.
+    window_rope: RopeFrequencies | None = None
     encoder: EncoderTraits | None = None
     decoder: DecoderTraits | None = None
 
@@ -105,6 +121,10 @@ class ModelConfig:
         if self.encoder is None:
             return "next_token"
         return "classification" if self.encoder.labels else "embedding"
+
+    def is_windowed(self, layer: int) -> bool:
+        """Whether attention of this layer has the sliding window."""
+        return self.sliding_window is not None and (self.windowed_layers is None or layer in self.windowed_layers)
 
 
 @dataclass(frozen=True, slots=True)

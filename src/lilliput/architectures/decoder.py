@@ -1,46 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share: pre-norm blocks of rotary attention and a gated ffn.
+"""Hyper-parameters of decoders, from config.json and from and to GGUF: what Llama and those after it share.
 
-A family's file says what its config.json means and how its GGUF orders rows; the rest is here.
+A family's file says what its config.json means where it differs; `layout` and `decoder_program` do the rest.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
+from lilliput.architectures.architecture import NO_ROPE, Json, ModelConfig
 from lilliput.architectures.config_fields import ConfigFields
-from lilliput.architectures.program import (
-    Add,
-    Attention,
-    Embed,
-    Glu,
-    KvState,
-    Linear,
-    Operation,
-    Program,
-    RmsNorm,
-    Rope,
-    SelectOutputRows,
-)
+from lilliput.architectures.layout import EMBEDDING, OUTPUT, Layout
+from lilliput.architectures.program import Activation
 from lilliput.architectures.rope_scaling import (
     DEFAULT_BASE,
     ROPE_FACTORS_TENSOR,
-    llama3_factors,
     rope_from_gguf,
     rope_from_huggingface,
     rope_gguf_metadata,
 )
-from lilliput.architectures.sources import Computed, Named, PermutedHeads, Source
 from lilliput.errors import UnsupportedModelError
-from lilliput.records import Role
-
-EMBEDDING = "token_embd.weight"
-OUTPUT = "output.weight"
-RopeStyle = Literal["adjacent", "halves"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +28,8 @@ class HuggingFaceDefaults:
     """What the family's config class assumes where config.json is silent.
 
     kv_heads, head_dim: None means as many as heads, hidden_size / heads.
+    activation, activation_field, epsilon, epsilon_field: of the ffn and the norms, and what the class calls them.
+    rotary_share: part of each head that rotates where config.json does not say; None where it is always the whole.
     """
 
     context_length: int
@@ -56,17 +38,35 @@ class HuggingFaceDefaults:
     sliding_window: int | None = None
     tied: bool = False
     rope_base: float = DEFAULT_BASE
+    rotary_share: float | None = None
+    activation: str = "silu"
+    activation_field: str = "hidden_act"
+    epsilon: float = 1e-6
+    epsilon_field: str = "rms_norm_eps"
 
 
 @dataclass(frozen=True, slots=True)
 class Biases:
-    """Which linears of a block have a bias: q, k and v; the attention output; the three of the ffn."""
+    """Which linears of a block have a bias: q, k and v; the attention output; those of the ffn."""
 
     attention: bool = False
     output: bool = False
     ffn: bool = False
 
 
+EVERYWHERE = Biases(attention=True, output=True, ffn=True)
+# transformers' names of activations -> ours.
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+_EPSILON_KEYS = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 # Fields that change the arithmetic of checkpoints with custom code, and the values under which they change nothing.
 _NEUTRAL_VALUES: Mapping[str, tuple[Json, ...]] = {
     "attn_logit_softcapping": (None, 0, 0.0),
@@ -94,7 +94,7 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Json, ...]] = {
 
 
 def read_huggingface(
-    config: Mapping[str, Json], family: str, defaults: HuggingFaceDefaults, biases: Biases, *, qk_norm: bool = False
+    config: Mapping[str, Json], family: str, layout: Layout, defaults: HuggingFaceDefaults, biases: Biases
 ) -> ModelConfig:
     """Read a config.json of this decoder. Raises UnsupportedModelError naming the field that has no equivalent here.
 
@@ -107,7 +107,10 @@ def read_huggingface(
     context_length = fields.integer("max_position_embeddings", defaults.context_length)
     head_dim = fields.integer("head_dim", _head_dim(fields, hidden_size, heads, defaults.head_dim))
     kv_heads = _kv_heads(fields, heads, defaults.kv_heads)
-    rope, llama3 = rope_from_huggingface(fields, head_dim, context_length, defaults.rope_base)
+    rope, llama3 = NO_ROPE, None
+    if layout.rope is not None:
+        base, share = defaults.rope_base, defaults.rotary_share
+        rope, llama3 = rope_from_huggingface(fields, head_dim, context_length, base, share)
     return ModelConfig(
         family=family,
         vocab_size=fields.integer("vocab_size"),
@@ -118,16 +121,27 @@ def read_huggingface(
         kv_heads=kv_heads,
         head_dim=head_dim,
         ffn_size=fields.integer("intermediate_size"),
-        norm_epsilon=fields.number("rms_norm_eps", 1e-6),
+        norm_epsilon=fields.number(defaults.epsilon_field, defaults.epsilon),
         rope=rope,
         tied=fields.boolean("tie_word_embeddings", default=defaults.tied),
         attention_bias=biases.attention,
         output_bias=biases.output,
         ffn_bias=biases.ffn,
-        qk_norm=qk_norm,
+        activation=_activation(fields, layout, defaults),
         sliding_window=_sliding_window(fields, defaults.sliding_window),
         rope_llama3=llama3,
     )
+
+
+def without(config: Mapping[str, Json], *names: str) -> dict[str, Json]:
+    """The same without fields that a family reads itself, or that its class ignores."""
+    return {name: value for name, value in config.items() if name not in names}
+
+
+def renamed(config: Mapping[str, Json], names: Mapping[str, str]) -> dict[str, Json]:
+    """The same with a class's own names of fields replaced by the usual ones, which they overrule."""
+    own = {usual: config[name] for name, usual in names.items() if name in config}
+    return {name: value for name, value in config.items() if name not in names} | own
 
 
 def without_rope_factors(config: ModelConfig) -> ModelConfig:
@@ -142,9 +156,6 @@ def without_rope_factors(config: ModelConfig) -> ModelConfig:
 
 def refuse_other_arithmetic(fields: ConfigFields) -> None:
     """Raise UnsupportedModelError for fields that this decoder has no operation for."""
-    activation = fields.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise fields.error("hidden_act", f"is '{activation}'", "silu")
     for name, neutral in _NEUTRAL_VALUES.items():
         if fields.value(name) not in neutral:
             raise fields.error(name, f"is {fields.value(name)!r}", f"{neutral[-1]!r} or absent, for this family")
@@ -154,7 +165,7 @@ def refuse_other_arithmetic(fields: ConfigFields) -> None:
 
 
 def read_gguf(
-    metadata: Mapping[str, Json], family: str, shapes: Mapping[str, tuple[int, ...]], *, qk_norm: bool = False
+    metadata: Mapping[str, Json], family: str, shapes: Mapping[str, tuple[int, ...]], layout: Layout
 ) -> ModelConfig:
     """Read `<family>.*` keys; what GGUF keeps no key for is told by the tensors.
 
@@ -173,6 +184,11 @@ def read_gguf(
     layers = fields.integer("block_count")
     window, windowed_layers = _gguf_windows(fields, layers)
     embedding = shapes.get(EMBEDDING, (0, 0))
+    rope = NO_ROPE
+    if layout.rope is not None:
+        whole = layout.rotates_whole_heads
+        has_factors = ROPE_FACTORS_TENSOR in shapes
+        rope = rope_from_gguf(fields, head_dim, context_length, has_factors=has_factors, whole_heads=whole)
     return ModelConfig(
         family=family,
         vocab_size=embedding[0] or fields.integer("vocab_size"),
@@ -183,20 +199,27 @@ def read_gguf(
         kv_heads=fields.integer("attention.head_count_kv", heads),
         head_dim=head_dim,
         ffn_size=fields.integer("feed_forward_length"),
-        norm_epsilon=fields.number("attention.layer_norm_rms_epsilon"),
-        rope=rope_from_gguf(fields, head_dim, context_length, has_factors=ROPE_FACTORS_TENSOR in shapes),
+        norm_epsilon=fields.number(_EPSILON_KEYS[layout.norm]),
+        rope=rope,
         tied=OUTPUT not in shapes,
-        attention_bias="blk.0.attn_q.bias" in shapes,
+        attention_bias="blk.0.attn_q.bias" in shapes or "blk.0.attn_qkv.bias" in shapes,
         output_bias="blk.0.attn_output.bias" in shapes,
         ffn_bias="blk.0.ffn_down.bias" in shapes,
-        qk_norm=qk_norm,
+        head_bias="output.bias" in shapes,
+        activation=_gguf_activation(fields, layout),
+        attention_scale=_optional(fields, "attention.scale"),
+        attention_softcap=_optional(fields, "attn_logit_softcapping"),
+        output_softcap=_optional(fields, "final_logit_softcapping"),
         sliding_window=window,
         windowed_layers=windowed_layers,
     )
 
 
-def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
-    """The `<family>.*` keys, in the order llama.cpp's converter writes them."""
+def gguf_metadata(config: ModelConfig, layout: Layout) -> dict[str, Json]:
+    """The `<family>.*` keys, in the order llama.cpp's converter writes them.
+
+    Where GGUF has no key for something, it is written under one that says it, which llama.cpp ignores.
+    """
     prefix = f"{config.family}."
     metadata: dict[str, Json] = {
         prefix + "vocab_size": config.vocab_size,
@@ -208,72 +231,26 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
         prefix + "attention.head_count_kv": config.kv_heads,
         prefix + "attention.key_length": config.head_dim,
         prefix + "attention.value_length": config.head_dim,
-        prefix + "attention.layer_norm_rms_epsilon": config.norm_epsilon,
+        prefix + _EPSILON_KEYS[layout.norm]: config.norm_epsilon,
     }
+    for name, value in (
+        ("attention.scale", config.attention_scale),
+        ("attn_logit_softcapping", config.attention_softcap),
+        ("final_logit_softcapping", config.output_softcap),
+    ):
+        if value is not None:
+            metadata[prefix + name] = value
+    if config.activation != layout.activations[0]:
+        metadata[prefix + "feed_forward_activation"] = config.activation
     if config.sliding_window is not None:
         # llama.cpp attends to everything in these families and ignores the keys; our own engine reads them.
         metadata[prefix + "attention.sliding_window"] = config.sliding_window
         if config.windowed_layers is not None:
             pattern: list[Json] = [layer in config.windowed_layers for layer in range(config.layers)]
             metadata[prefix + "attention.sliding_window_pattern"] = pattern
-    metadata.update(rope_gguf_metadata(config.family, config.rope))
+    if layout.rope is not None:
+        metadata.update(rope_gguf_metadata(config.family, config.rope))
     return metadata
-
-
-def tensor_table(config: ModelConfig, style: RopeStyle) -> tuple[TensorEntry, ...]:
-    """Every tensor in file order. With adjacent rope, q and k rows are permuted from transformers' halves."""
-    vocabulary = (config.vocab_size, config.hidden_size)
-    entries: list[TensorEntry] = []
-    if config.rope.factors is not None:
-        source: Source = Named(config.rope.factors)
-        if config.rope_llama3 is not None:
-            source = Computed(llama3_factors(config.rope.base, config.rope.rotary_dim, config.rope_llama3))
-        entries.append(TensorEntry(config.rope.factors, source, (config.rope.rotary_dim // 2,), Role.ROPE))
-    entries.append(TensorEntry(EMBEDDING, Named("model.embed_tokens.weight"), vocabulary, Role.TOKEN_EMBEDDING))
-    for layer in range(config.layers):
-        entries.extend(_attention_entries(config, layer, style))
-        entries.extend(_ffn_entries(config, layer))
-    norm_shape = (config.hidden_size,)
-    entries.append(TensorEntry("output_norm.weight", Named("model.norm.weight"), norm_shape, Role.NORM))
-    output_source = Named("model.embed_tokens.weight" if config.tied else "lm_head.weight")
-    tied_to = EMBEDDING if config.tied else None
-    entries.append(TensorEntry(OUTPUT, output_source, vocabulary, Role.OUTPUT, input_group="output", tied_to=tied_to))
-    return tuple(entries)
-
-
-def program(config: ModelConfig, style: RopeStyle) -> Program:
-    """The forward pass. Rows whose logits nobody asked for are dropped before the last ffn."""
-    q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    hidden = config.hidden_size
-    buffers = {
-        "residual": hidden,
-        "selected": hidden,
-        "normed": hidden,
-        "q": q_width,
-        "k": kv_width,
-        "v": kv_width,
-        "attention": q_width,
-        "attention_output": hidden,
-        "gate": config.ffn_size,
-        "up": config.ffn_size,
-        "activated": config.ffn_size,
-        "ffn_output": hidden,
-        "logits": config.vocab_size,
-    }
-    if config.qk_norm:
-        buffers |= {"q_projected": q_width, "k_projected": kv_width}
-    operations: list[Operation] = [Embed("residual", EMBEDDING)]
-    residual = "residual"
-    for layer in range(config.layers):
-        operations.extend(_attention_operations(config, layer, style))
-        if layer == config.layers - 1:
-            operations.append(SelectOutputRows("selected", "residual"))
-            residual = "selected"
-        operations.extend(_ffn_operations(config, layer, residual))
-    operations.append(RmsNorm("normed", residual, "output_norm.weight", config.norm_epsilon))
-    operations.append(Linear("logits", "normed", EMBEDDING if config.tied else OUTPUT))
-    states = tuple(KvState(layer, config.kv_heads, config.head_dim) for layer in range(config.layers))
-    return Program(buffers, states, tuple(operations), "logits")
 
 
 def _head_dim(fields: ConfigFields, hidden_size: int, heads: int, default: int | None) -> int:
@@ -314,104 +291,23 @@ def _gguf_windows(fields: ConfigFields, layers: int) -> tuple[int | None, tuple[
     return window, tuple(layer for layer, windowed in enumerate(pattern) if windowed)
 
 
-def _attention_entries(config: ModelConfig, layer: int, style: RopeStyle) -> Iterator[TensorEntry]:
-    ours, theirs = f"blk.{layer}", f"model.layers.{layer}"
-    hidden, q_width, kv_width = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
-
-    def rotated(name: str, heads: int) -> Source:
-        return PermutedHeads(name, heads) if style == "adjacent" else Named(name)
-
-    yield TensorEntry(f"{ours}.attn_norm.weight", Named(f"{theirs}.input_layernorm.weight"), (hidden,), Role.NORM)
-    for ours_part, their_part, heads, width, role in (
-        ("attn_q", "q_proj", config.heads, q_width, Role.ATTENTION_Q),
-        ("attn_k", "k_proj", config.kv_heads, kv_width, Role.ATTENTION_K),
-        ("attn_v", "v_proj", None, kv_width, Role.ATTENTION_V),
-    ):
-        for kind in ("weight", "bias") if config.attention_bias else ("weight",):
-            their_name = f"{theirs}.self_attn.{their_part}.{kind}"
-            source = Named(their_name) if heads is None else rotated(their_name, heads)
-            if kind == "bias":
-                yield TensorEntry(f"{ours}.{ours_part}.bias", source, (width,), Role.BIAS)
-            else:
-                yield TensorEntry(
-                    f"{ours}.{ours_part}.weight", source, (width, hidden), role, f"{ours}.attn_input", f"{ours}.qkv"
-                )
-    if config.qk_norm:
-        for part in ("q", "k"):
-            name, source = f"{ours}.attn_{part}_norm.weight", Named(f"{theirs}.self_attn.{part}_norm.weight")
-            yield TensorEntry(name, source, (config.head_dim,), Role.NORM)
-    output = f"{theirs}.self_attn.o_proj"
-    yield TensorEntry(
-        f"{ours}.attn_output.weight",
-        Named(f"{output}.weight"),
-        (hidden, q_width),
-        Role.ATTENTION_OUTPUT,
-        f"{ours}.attn_output_input",
-    )
-    if config.output_bias:
-        yield TensorEntry(f"{ours}.attn_output.bias", Named(f"{output}.bias"), (hidden,), Role.BIAS)
+def _activation(fields: ConfigFields, layout: Layout, defaults: HuggingFaceDefaults) -> Activation:
+    name = fields.text(defaults.activation_field, defaults.activation)
+    activation = _ACTIVATIONS.get(name)
+    if activation is None or activation not in layout.activations:
+        known = ", ".join(name for name, ours in _ACTIVATIONS.items() if ours in layout.activations)
+        raise fields.error(defaults.activation_field, f"is '{name}'", known)
+    return activation
 
 
-def _ffn_entries(config: ModelConfig, layer: int) -> Iterator[TensorEntry]:
-    ours, theirs = f"blk.{layer}", f"model.layers.{layer}"
-    hidden, ffn = config.hidden_size, config.ffn_size
-    norm = Named(f"{theirs}.post_attention_layernorm.weight")
-    yield TensorEntry(f"{ours}.ffn_norm.weight", norm, (hidden,), Role.NORM)
-    pair_input, pair = f"{ours}.ffn_input", f"{ours}.gate_up"
-    for part, shape, role, input_group, runtime_group in (
-        ("gate", (ffn, hidden), Role.FFN_GATE, pair_input, pair),
-        ("up", (ffn, hidden), Role.FFN_UP, pair_input, pair),
-        ("down", (hidden, ffn), Role.FFN_DOWN, f"{ours}.ffn_down_input", None),
-    ):
-        name, source = f"{ours}.ffn_{part}", f"{theirs}.mlp.{part}_proj"
-        yield TensorEntry(f"{name}.weight", Named(f"{source}.weight"), shape, role, input_group, runtime_group)
-        if config.ffn_bias:
-            yield TensorEntry(f"{name}.bias", Named(f"{source}.bias"), shape[:1], Role.BIAS)
+def _gguf_activation(fields: ConfigFields, layout: Layout) -> Activation:
+    name = fields.text("feed_forward_activation", layout.activations[0])
+    for activation in layout.activations:
+        if activation == name:
+            return activation
+    raise fields.error("feed_forward_activation", f"is '{name}'", ", ".join(layout.activations))
 
 
-def _attention_operations(config: ModelConfig, layer: int, style: RopeStyle) -> Iterator[Operation]:
-    block = f"blk.{layer}"
-
-    def linear(out: str, x: str, part: str, *, bias: bool) -> Linear:
-        return Linear(out, x, f"{block}.{part}.weight", f"{block}.{part}.bias" if bias else None)
-
-    yield RmsNorm("normed", "residual", f"{block}.attn_norm.weight", config.norm_epsilon)
-    suffix = "_projected" if config.qk_norm else ""
-    yield linear("q" + suffix, "normed", "attn_q", bias=config.attention_bias)
-    yield linear("k" + suffix, "normed", "attn_k", bias=config.attention_bias)
-    yield linear("v", "normed", "attn_v", bias=config.attention_bias)
-    for part, heads in (("q", config.heads), ("k", config.kv_heads)):
-        if config.qk_norm:
-            weight = f"{block}.attn_{part}_norm.weight"
-            yield RmsNorm(part, part + suffix, weight, config.norm_epsilon, groups=heads)
-        if config.rope_layers is None or layer in config.rope_layers:
-            yield Rope(part, heads, config.head_dim, config.rope, style)
-    is_windowed = config.windowed_layers is None or layer in config.windowed_layers
-    yield Attention(
-        out="attention",
-        q="q",
-        k="k",
-        v="v",
-        layer=layer,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        scale=1.0 / math.sqrt(config.head_dim),
-        window=config.sliding_window if is_windowed else None,
-    )
-    yield linear("attention_output", "attention", "attn_output", bias=config.output_bias)
-    yield Add("residual", "residual", "attention_output")
-
-
-def _ffn_operations(config: ModelConfig, layer: int, residual: str) -> Iterator[Operation]:
-    block = f"blk.{layer}"
-
-    def linear(out: str, x: str, part: str) -> Linear:
-        return Linear(out, x, f"{block}.{part}.weight", f"{block}.{part}.bias" if config.ffn_bias else None)
-
-    yield RmsNorm("normed", residual, f"{block}.ffn_norm.weight", config.norm_epsilon)
-    yield linear("gate", "normed", "ffn_gate")
-    yield linear("up", "normed", "ffn_up")
-    yield Glu("activated", "gate", "up", "silu")
-    yield linear("ffn_output", "activated", "ffn_down")
-    yield Add(residual, residual, "ffn_output")
+def _optional(fields: ConfigFields, name: str) -> float | None:
+    # Zero means none to llama.cpp too.
+    return fields.number(name) if fields.value(name) else None

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lilliput.architectures import decoder
+from lilliput.architectures import decoder, decoder_program, layout
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.config_fields import ConfigFields
 from lilliput.architectures.decoder import Biases, HuggingFaceDefaults
+from lilliput.architectures.layout import ADJACENT
 from lilliput.architectures.program import Program
 
 family = "llama"
@@ -23,25 +24,25 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     fields = ConfigFields(config, "config.json")
     attention_bias = fields.boolean("attention_bias", default=False)
     biases = Biases(attention_bias, attention_bias, fields.boolean("mlp_bias", default=False))
-    without_window = {name: value for name, value in config.items() if name != "sliding_window"}
-    return decoder.read_huggingface(without_window, family, HuggingFaceDefaults(context_length=2048), biases)
+    without_window = decoder.without(config, "sliding_window")
+    return decoder.read_huggingface(without_window, family, ADJACENT, HuggingFaceDefaults(context_length=2048), biases)
 
 
 def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """Read `llama.*` metadata; Mistral models arrive here too."""
-    return decoder.read_gguf(metadata, family, shapes)
+    return decoder.read_gguf(metadata, family, shapes, ADJACENT)
 
 
 def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
     """The `llama.*` keys."""
-    return decoder.gguf_metadata(config)
+    return decoder.gguf_metadata(config, ADJACENT)
 
 
 def tensor_table(config: ModelConfig) -> tuple[TensorEntry, ...]:
     """Every tensor, in file order."""
-    return decoder.tensor_table(config, "adjacent")
+    return layout.tensor_table(config, ADJACENT)
 
 
 def program(config: ModelConfig) -> Program:
     """The forward pass."""
-    return decoder.program(config, "adjacent")
+    return decoder_program.program(config, ADJACENT)

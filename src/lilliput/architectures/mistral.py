@@ -13,6 +13,7 @@ from lilliput.architectures import decoder, llama
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.config_fields import ConfigFields
 from lilliput.architectures.decoder import Biases, HuggingFaceDefaults
+from lilliput.architectures.layout import ADJACENT
 from lilliput.architectures.program import Program
 
 family = llama.family
@@ -27,7 +28,7 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     kinds = fields.value("layer_types")
     if isinstance(kinds, list) and len({str(kind) for kind in kinds}) > 1:
         raise fields.error("layer_types", "mixes sliding and full attention", "one kind for all layers of this family")
-    return decoder.read_huggingface(config, family, _DEFAULTS, Biases())
+    return decoder.read_huggingface(config, family, ADJACENT, _DEFAULTS, Biases())
 
 
 def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:

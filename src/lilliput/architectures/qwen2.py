@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lilliput.architectures import decoder
+from lilliput.architectures import decoder, decoder_program, layout
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.decoder import Biases, HuggingFaceDefaults
+from lilliput.architectures.layout import HALVES
 from lilliput.architectures.program import Program
 from lilliput.architectures.windowed_layers import read_windowed_layers
 
@@ -22,25 +23,25 @@ _DEFAULTS = HuggingFaceDefaults(context_length=32_768, kv_heads=32, sliding_wind
 
 def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     """Read config.json."""
-    model = decoder.read_huggingface(config, family, _DEFAULTS, Biases(attention=True))
+    model = decoder.read_huggingface(config, family, HALVES, _DEFAULTS, Biases(attention=True))
     return read_windowed_layers(decoder.without_rope_factors(model), config)
 
 
 def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """Read `qwen2.*` metadata."""
-    return decoder.read_gguf(metadata, family, shapes)
+    return decoder.read_gguf(metadata, family, shapes, HALVES)
 
 
 def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
     """The `qwen2.*` keys."""
-    return decoder.gguf_metadata(config)
+    return decoder.gguf_metadata(config, HALVES)
 
 
 def tensor_table(config: ModelConfig) -> tuple[TensorEntry, ...]:
     """Every tensor, in file order."""
-    return decoder.tensor_table(config, "halves")
+    return layout.tensor_table(config, HALVES)
 
 
 def program(config: ModelConfig) -> Program:
     """The forward pass."""
-    return decoder.program(config, "halves")
+    return decoder_program.program(config, HALVES)

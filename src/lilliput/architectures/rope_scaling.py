@@ -21,10 +21,15 @@ DEFAULT_BASE = 10_000.0
 
 
 def rope_from_huggingface(
-    fields: ConfigFields, head_dim: int, context_length: int, default_base: float = DEFAULT_BASE
+    fields: ConfigFields,
+    head_dim: int,
+    context_length: int,
+    default_base: float = DEFAULT_BASE,
+    default_share: float | None = None,
 ) -> tuple[RopeFrequencies, Mapping[str, float] | None]:
     """Frequencies, and the llama3 parameters if that is the scaling.
 
+    default_share: of each head that rotates; None where only the whole head may.
     Reads `rope_parameters` (transformers 5), `rope_scaling` + `rope_theta` (before). Raises UnsupportedModelError.
     """
     scaling = fields.section("rope_scaling") or fields.section("rope_parameters") or ConfigFields({}, "config.json")
@@ -32,17 +37,21 @@ def rope_from_huggingface(
         if scaling.has(nested):
             raise scaling.error(nested, "gives each kind of layer its own rope", "one set of values for all layers")
     base = scaling.number("rope_theta", fields.number("rope_theta", default_base))
-    partial = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise fields.error("partial_rotary_factor", f"is {partial}", "1.0 for this family")
+    share = fields.number("partial_rotary_factor", 1.0 if default_share is None else default_share)
+    share = scaling.number("partial_rotary_factor", share)
+    if share != 1.0 and default_share is None:
+        raise fields.error("partial_rotary_factor", f"is {share}", "1.0 for this family")
+    rotary_dim = int(head_dim * share)
+    if share != 1.0 and (rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim):
+        raise fields.error("partial_rotary_factor", f"is {share}", f"an even part of heads of {head_dim}")
     original = fields.integer(
         "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", context_length)
     )
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind in ("default", "none", "dynamic"):
-        return RopeFrequencies(base, head_dim), None
+        return RopeFrequencies(base, rotary_dim), None
     if kind == "linear":
-        return RopeFrequencies(base, head_dim, linear_factor=scaling.number("factor")), None
+        return RopeFrequencies(base, rotary_dim, linear_factor=scaling.number("factor")), None
     if kind == "llama3":
         llama3 = {
             "factor": scaling.number("factor"),
@@ -50,26 +59,33 @@ def rope_from_huggingface(
             "high_freq_factor": scaling.number("high_freq_factor"),
             "original_context": float(original),
         }
-        return RopeFrequencies(base, head_dim, factors=ROPE_FACTORS_TENSOR), llama3
+        return RopeFrequencies(base, rotary_dim, factors=ROPE_FACTORS_TENSOR), llama3
     if kind == "yarn":
-        return RopeFrequencies(base, head_dim, yarn=_yarn_from_huggingface(scaling, original, context_length)), None
+        return RopeFrequencies(base, rotary_dim, yarn=_yarn_from_huggingface(scaling, original, context_length)), None
     raise scaling.error("rope_type", f"is '{kind}'", "default, linear, llama3, yarn, dynamic")
 
 
-def rope_from_gguf(fields: ConfigFields, head_dim: int, context_length: int, *, has_factors: bool) -> RopeFrequencies:
-    """Frequencies from `<family>.rope.*`; `has_factors` says that the file holds `rope_freqs.weight`."""
+def rope_from_gguf(
+    fields: ConfigFields, head_dim: int, context_length: int, *, has_factors: bool, whole_heads: bool = True
+) -> RopeFrequencies:
+    """Frequencies from `<family>.rope.*`.
+
+    has_factors: the file holds `rope_freqs.weight`.  whole_heads: a rotary dimension below head_dim is an error.
+    """
     rotary_dim = fields.integer("rope.dimension_count", head_dim)
-    if rotary_dim != head_dim:
+    if rotary_dim > head_dim or rotary_dim % 2:
+        raise fields.error("rope.dimension_count", f"is {rotary_dim}", f"an even number up to {head_dim}")
+    if rotary_dim != head_dim and whole_heads:
         raise fields.error("rope.dimension_count", f"is {rotary_dim}", f"{head_dim}, the whole head, for this family")
     base = fields.number("rope.freq_base", DEFAULT_BASE)
     factors = ROPE_FACTORS_TENSOR if has_factors else None
     kind = fields.text("rope.scaling.type", "linear")
     if kind == "none":
-        return RopeFrequencies(base, head_dim, factors=factors)
+        return RopeFrequencies(base, rotary_dim, factors=factors)
     # Old files have rope.scale_linear instead.
     factor = fields.number("rope.scaling.factor", fields.number("rope.scale_linear", 1.0))
     if kind == "linear":
-        return RopeFrequencies(base, head_dim, linear_factor=factor, factors=factors)
+        return RopeFrequencies(base, rotary_dim, linear_factor=factor, factors=factors)
     if kind != "yarn":
         raise fields.error("rope.scaling.type", f"is '{kind}'", "none, linear, yarn")
     if fields.has("rope.scaling.attn_factor"):
@@ -78,7 +94,7 @@ def rope_from_gguf(fields: ConfigFields, head_dim: int, context_length: int, *, 
         attention_factor = fields.number("rope.scaling.yarn_attn_factor", default_attention_factor(factor))
     return RopeFrequencies(
         base,
-        head_dim,
+        rotary_dim,
         factors=factors,
         yarn=YarnScaling(
             factor=factor,

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lilliput.architectures import decoder
+from lilliput.architectures import decoder, decoder_program, layout
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.config_fields import ConfigFields
 from lilliput.architectures.decoder import Biases, HuggingFaceDefaults
+from lilliput.architectures.layout import ADJACENT
 from lilliput.architectures.program import Program
 
 family = "smollm3"
@@ -27,8 +28,8 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     fields = ConfigFields(config, "config.json")
     has_bias = fields.boolean("attention_bias", default=False)
     biases = Biases(has_bias, has_bias, fields.boolean("mlp_bias", default=False))
-    others = {name: value for name, value in config.items() if name not in ("no_rope_layers", "sliding_window")}
-    model = _with_rope_layers(decoder.read_huggingface(others, family, _DEFAULTS, biases))
+    others = decoder.without(config, "no_rope_layers", "sliding_window")
+    model = _with_rope_layers(decoder.read_huggingface(others, family, ADJACENT, _DEFAULTS, biases))
     if fields.boolean("use_sliding_window", default=False) and fields.has("sliding_window"):
         raise fields.error("use_sliding_window", "is true", "false for this family")
     interval = fields.integer("no_rope_layer_interval", INTERVAL)
@@ -42,22 +43,22 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
 
 def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     """Read `smollm3.*` metadata."""
-    return _with_rope_layers(decoder.read_gguf(metadata, family, shapes))
+    return _with_rope_layers(decoder.read_gguf(metadata, family, shapes, ADJACENT))
 
 
 def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
     """The `smollm3.*` keys."""
-    return decoder.gguf_metadata(config)
+    return decoder.gguf_metadata(config, ADJACENT)
 
 
 def tensor_table(config: ModelConfig) -> tuple[TensorEntry, ...]:
     """Every tensor, in file order."""
-    return decoder.tensor_table(config, "adjacent")
+    return layout.tensor_table(config, ADJACENT)
 
 
 def program(config: ModelConfig) -> Program:
     """The forward pass."""
-    return decoder.program(config, "adjacent")
+    return decoder_program.program(config, ADJACENT)
 
 
 def _with_rope_layers(config: ModelConfig) -> ModelConfig:

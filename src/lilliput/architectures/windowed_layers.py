@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers of a Qwen model have a sliding window: `use_sliding_window`, `max_window_layers`, `layer_types`."""
+"""Which layers of Qwen and Gemma have a sliding window: `use_sliding_window`, `max_window_layers`, `layer_types`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,22 @@ def read_windowed_layers(config: ModelConfig, source: Mapping[str, Json]) -> Mod
         )
         windowed = tuple(range(first, config.layers)) if is_used else ()
     else:
-        if not isinstance(kinds, list) or len(kinds) != config.layers:
-            raise fields.error("layer_types", f"is {kinds!r}", f"a list of {config.layers} kinds, one a layer")
-        for kind in kinds:
-            if kind not in ("full_attention", "sliding_attention"):
-                raise fields.error("layer_types", f"has {kind!r}", "full_attention, sliding_attention")
-        windowed = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+        windowed = layers_of_kind(fields, config.layers) or ()
         if windowed and not is_used:
             raise fields.error("layer_types", "has sliding_attention", "that only with use_sliding_window: true")
     if not windowed:
         return replace(config, sliding_window=None, windowed_layers=None)
     return replace(config, windowed_layers=None if len(windowed) == config.layers else windowed)
+
+
+def layers_of_kind(fields: ConfigFields, layers: int) -> tuple[int, ...] | None:
+    """Layers that `layer_types` says have a sliding window; None where there is no such field."""
+    kinds = fields.value("layer_types")
+    if kinds is None:
+        return None
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise fields.error("layer_types", f"is {kinds!r}", f"a list of {layers} kinds, one a layer")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise fields.error("layer_types", f"has {kind!r}", "full_attention, sliding_attention")
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")

@@ -25,7 +25,14 @@ TORCH_BYTES = 280_000_000
 FLOAT32_BYTES = 4
 BLOCKS = "blk."
 # Of the linears that share an input, the one whose plan row stands for it.
-FIRST_READERS = (Role.ATTENTION_Q, Role.ATTENTION_OUTPUT, Role.FFN_GATE, Role.FFN_DOWN, Role.OUTPUT)
+FIRST_READERS = (
+    Role.ATTENTION_Q,
+    Role.ATTENTION_QKV,
+    Role.ATTENTION_OUTPUT,
+    Role.FFN_GATE,
+    Role.FFN_DOWN,
+    Role.OUTPUT,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,9 @@ class _Resolver:
         )
 
     def _plays_role(self, entry: TensorEntry, role: Role | None) -> bool:
+        if role is Role.ATTENTION_V and entry.role is Role.ATTENTION_QKV:
+            # Its rows hold the values; llama-quantize treats it so too.
+            return True
         return role is None or entry.role is role or (role is Role.OUTPUT and self._serves_as_output(entry))
 
     def _serves_as_output(self, entry: TensorEntry) -> bool:
