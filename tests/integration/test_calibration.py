@@ -100,10 +100,10 @@ def write_gguf(source: ModelSource, path: Path) -> Path:
 
 
 def assert_close(found: InputStatistics, expected: InputStatistics) -> None:
-    """Both sum the same float32 inputs in float64; only the order of the sums differs."""
+    """Inputs are made by the same float32 operations in another order: some hundred roundings of each."""
     assert found.tokens == expected.tokens
-    np.testing.assert_allclose(found.sum_of_squares, expected.sum_of_squares, rtol=CHUNKS.size * 2.0**-52)
-    np.testing.assert_array_equal(found.absmax, expected.absmax)
+    np.testing.assert_allclose(found.sum_of_squares, expected.sum_of_squares, rtol=512 * 2.0**-24)
+    np.testing.assert_allclose(found.absmax, expected.absmax, rtol=512 * 2.0**-24)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -255,6 +255,7 @@ def test_a_disk_without_room_for_hidden_states_is_said_before_the_pass(
 
 
 def test_missing_torch_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CalibrationError, match=r"transformers is not installed.*lilliput\[quantize\]"):
-        BlockStream(HuggingFaceModel(save_model(tmp_path, "llama")))
+    source = HuggingFaceModel(save_model(tmp_path, "llama"))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(CalibrationError, match=r"torch is not installed.*lilliput\[quantize\]"):
+        BlockStream(source)

@@ -139,7 +139,7 @@ def test_an_offset_beyond_one_half_moves_a_code_to_its_neighbour(name: str) -> N
     values = np.random.RandomState(0).standard_normal((4, 256)).astype(np.float32)
     planes = METHODS["searched_scales"].quantize(number_format, values, NO_INPUTS, threads=1)
     tensor = QuantizedTensor("blk.0.x.weight", (4, 256), number_format, planes)
-    weight = TrainedWeight(tensor, torch.arange(4), trains_rounding=True)
+    weight = TrainedWeight(tensor, trains_rounding=True)
     start = weight.value()
     weight.offsets[:] = torch.linspace(-1.4, 1.4, 256)
     weight.offsets[:, 100:156] = torch.linspace(-0.49, 0.49, 56)
@@ -155,7 +155,7 @@ def test_vector_codebooks_keep_their_codes() -> None:
     values = np.random.RandomState(0).standard_normal((2, 256)).astype(np.float32)
     planes = METHODS["searched_scales"].quantize(get_format("iq2_s"), values, NO_INPUTS, threads=1)
     tensor = QuantizedTensor("blk.0.x.weight", (2, 256), get_format("iq2_s"), planes)
-    assert TrainedWeight(tensor, torch.arange(2), trains_rounding=True).offsets is None
+    assert TrainedWeight(tensor, trains_rounding=True).offsets is None
 
 
 def test_learning_a_block_lowers_its_error_on_chunks_it_has_not_seen(model: Path, text: Path) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's own `transformers` code with one decoder block in memory at a time.
+"""A model's Program in torch with one block in memory at a time.
 
-The model is built on torch's meta device, which holds shapes and no numbers. A block's tensors are read from the
-source (any container), used, and dropped again. torch and transformers are imported on first use.
+A block's tensors are read from the source (any container), used, and dropped again: its module is built on torch's
+meta device, which holds shapes and no numbers. torch is imported on first use.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 
 from lilliput.architectures.architecture import TensorEntry
-from lilliput.architectures.sources import Named, PermutedHeads
+from lilliput.architectures.program import Embed
+from lilliput.architectures.program_blocks import Stretch, program_blocks
 from lilliput.arrays import FloatArray, IntArray
-from lilliput.calibration.transformers_config import transformers_config
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.records import QuantizedTensor, Role
@@ -24,22 +24,21 @@ from lilliput.records import QuantizedTensor, Role
 if TYPE_CHECKING:
     import torch
 
+    from lilliput.calibration.torch_program import LinearRun, ProgramModule, Rotations
+
 Sums = TypeVar("Sums")
 # What products inside a block are computed in. bfloat16 takes less than half the time where the processor has it.
 Precision = Literal["float32", "bfloat16"]
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm."
 
 
 def require_torch() -> None:
-    """Raise CalibrationError that names the extra to install where torch or transformers is missing."""
+    """Raise CalibrationError that names the extra to install where torch is missing."""
     try:
         import torch  # noqa: F401
-        import transformers  # noqa: F401
     except ImportError as error:
         raise CalibrationError(
-            f"calibration runs the model with PyTorch and transformers, and {error.name} is not installed; "
-            "install them with: pip install 'lilliput[quantize]', or give ready statistics (--statistics, --imatrix)"
+            f"calibration runs the model with PyTorch, and {error.name} is not installed; "
+            "install it with: pip install 'lilliput[quantize]', or give ready statistics (--statistics, --imatrix)"
         ) from error
 
 
@@ -48,49 +47,39 @@ class BlockStream:
 
     source: where tensors come from, by canonical name.  device: a torch device, such as "cpu" or "cuda".
     precision: of `forward`; states between blocks are float32 all the same.
-    Raises CalibrationError where the tools are missing.
+    Raises CalibrationError where torch is missing.
     """
 
     def __init__(self, source: ModelSource, device: str = "cpu", precision: Precision = "float32") -> None:
         require_torch()
-        import torch
-        from transformers import AutoModelForCausalLM
-
         self.source = source
         self.device = _usable_device(device)
         self._is_short = precision == "bfloat16"
-        self._table = {
-            entry.source.name: entry
-            for entry in source.architecture.tensor_table(source.config)
-            if isinstance(entry.source, Named | PermutedHeads) and entry.tied_to is None
-        }
-        settings = transformers_config(source)
-        with torch.device("meta"):
-            self._model: torch.nn.Module = AutoModelForCausalLM.from_config(
-                settings, dtype=torch.float32, attn_implementation="sdpa"
-            )
-        self._model.eval()
-        self._decoder: torch.nn.Module = self._model.get_submodule("model")
-        self._give_rope_its_numbers(settings)
+        table = source.architecture.tensor_table(source.config)
+        self._table = {entry.name: entry for entry in table if entry.tied_to is None and entry.name in source.headers}
+        self._program = source.architecture.program(source.config)
+        self._cut = program_blocks(self._program)
+        self._blocks = [self._module(part, f"blk.{layer}.") for layer, part in enumerate(self._cut.blocks)]
+        self._last = self._module(self._cut.last, "")
 
     @property
     def layers(self) -> int:
         """Number of blocks."""
-        return self.source.config.layers
+        return len(self._blocks)
 
     def materialized_bytes(self) -> int:
         """Bytes of all parameters that are in memory now."""
-        return sum(p.nelement() * p.element_size() for p in self._model.parameters() if not p.is_meta)
+        modules = (*self._blocks, self._last)
+        return sum(p.nelement() * p.element_size() for m in modules for p in m.parameters() if not p.is_meta)
 
     def block_bytes(self) -> int:
         """Bytes of the largest block, in float32."""
-        blocks = (self._decoder.get_submodule(f"layers.{layer}") for layer in range(self.layers))
-        return max(sum(p.nelement() * p.element_size() for p in block.parameters()) for block in blocks)
+        return max(sum(p.nelement() * p.element_size() for p in block.parameters()) for block in self._blocks)
 
     @property
     def embedding(self) -> str:
         """Canonical name of the token embedding."""
-        return self._table[EMBEDDING].name
+        return next(entry.name for entry in self._table.values() if entry.role is Role.TOKEN_EMBEDDING)
 
     @property
     def output_names(self) -> list[str]:
@@ -100,8 +89,9 @@ class BlockStream:
         return [name for entry in heads for name in (entry.name, entry.tied_to) if name is not None]
 
     def embed(self, tokens: IntArray, table: QuantizedTensor | None = None) -> torch.Tensor:
-        """[n] token ids -> [n, hidden_size] on the CPU, read row by row: the embedding is never whole in memory.
+        """[n] token ids of one sequence -> the stream before the first block, [n, hidden_size] on the CPU.
 
+        The token embedding is read row by row: it is never whole in memory.
         table: the embedding to use instead of the source's.  Raises CalibrationError for an id outside the vocabulary.
         """
         import torch
@@ -113,30 +103,34 @@ class BlockStream:
                 "the tokenizer does not belong to this model"
             )
         distinct, places = np.unique(tokens, return_inverse=True)
-        rows = _dequantized_rows(table or self.source.tensor(self.embedding), distinct)
-        return torch.from_numpy(rows)[torch.from_numpy(places)]
+        rows = torch.from_numpy(_dequantized_rows(table or self.source.tensor(self.embedding), distinct))
+
+        def value(name: str) -> torch.Tensor:
+            return rows if name == self.embedding else self._tensor(name)
+
+        with torch.no_grad():
+            return self._embedded(torch.from_numpy(places.astype(np.int64)).reshape(1, -1), value)[0]
 
     @contextmanager
-    def block(self, layer: int) -> Iterator[torch.nn.Module]:
+    def block(self, layer: int) -> Iterator[ProgramModule]:
         """The block with its numbers; they are dropped at the end of the `with`."""
-        with self._loaded(f"model.layers.{layer}.", self._decoder.get_submodule(f"layers.{layer}")) as module:
+        with self._loaded(f"blk.{layer}.", self._blocks[layer]) as module:
             yield module
 
     @contextmanager
-    def final_norm(self) -> Iterator[torch.nn.Module]:
-        """The norm before the output head."""
-        with self._loaded(FINAL_NORM, self._decoder.get_submodule("norm")) as module:
+    def final_norm(self) -> Iterator[ProgramModule]:
+        """What is between the last block and the output head."""
+        with self._loaded("", self._last) as module:
             yield module
 
     def linears(self, layer: int) -> Mapping[str, tuple[TensorEntry, ...]]:
         """Name of a linear inside the block -> all entries that read its input; one name per distinct input."""
-        prefix = f"model.layers.{layer}."
-        groups: dict[str, list[tuple[str, TensorEntry]]] = {}
+        prefix = f"blk.{layer}."
+        groups: dict[str, list[TensorEntry]] = {}
         for name, entry in self._table.items():
             if name.startswith(prefix) and entry.input_group is not None:
-                module_name = name.removeprefix(prefix).removesuffix(".weight")
-                groups.setdefault(entry.input_group, []).append((module_name, entry))
-        return {members[0][0]: tuple(entry for _, entry in members) for members in groups.values()}
+                groups.setdefault(entry.input_group, []).append(entry)
+        return {self.module_name(layer, members[0].name): tuple(members) for members in groups.values()}
 
     @contextmanager
     def watching(
@@ -148,7 +142,7 @@ class BlockStream:
     ) -> Iterator[list[tuple[tuple[TensorEntry, ...], Sums]]]:
         """Inside the `with`, `see(sums, inputs)` for what enters each group of linears that share an input.
 
-        sums_of: makes the sums of a group, given the name of its first tensor.
+        sums_of: makes the sums of a group, given the name of its first tensor.  inputs: [tokens, width].
         """
         groups: list[tuple[tuple[TensorEntry, ...], Sums]] = []
         handles = []
@@ -173,8 +167,7 @@ class BlockStream:
         import torch
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_short):
-            output = block(hidden[None].to(self.device), **arguments)
-        states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+            states: torch.Tensor = block(hidden[None].to(self.device), **arguments)
         if not bool(states.isfinite().all()):
             raise CalibrationError(
                 f"blk.{layer}: its output holds NaN or Inf in chunk {chunk}; "
@@ -186,91 +179,94 @@ class BlockStream:
         """Give a loaded block the values of `tensor` in place of its own, until it is dropped."""
         import torch
 
-        entry = next(entry for entry in self._table.values() if entry.name == tensor.name)
-        values = torch.from_numpy(_in_checkpoint_order(entry, tensor)).to(self.device)
+        values = torch.from_numpy(_writeable(tensor.dequantize())).to(self.device)
         block.load_state_dict({self.name_in_block(layer, tensor.name): values}, strict=False, assign=True)
 
     def name_in_block(self, layer: int, name: str) -> str:
-        """What the block's own code calls a tensor: `blk.0.ffn_up.weight` -> `mlp.up_proj.weight`."""
-        found = next(source for source, entry in self._table.items() if entry.name == name)
-        return found.removeprefix(f"model.layers.{layer}.")
+        """What a block's module calls a tensor: `blk.0.ffn_up.weight` -> `ffn_up.weight`."""
+        return name.removeprefix(f"blk.{layer}.")
+
+    def module_name(self, layer: int, name: str) -> str:
+        """The linear inside a block's module that has this weight."""
+        return self.name_in_block(layer, name).removesuffix(".weight")
 
     def all_values(self) -> dict[str, torch.Tensor]:
-        """Every tensor whole, float32, in the checkpoint's order, by canonical name: for training."""
-        import torch
+        """Every tensor whole, float32, by canonical name: for training."""
+        return {name: self._tensor(name) for name in self._table}
 
-        return {
-            entry.name: torch.from_numpy(_in_checkpoint_order(entry, self.source.tensor(entry.name)).copy())
-            for entry in self._table.values()
-            if entry.name in self.source.headers
-        }
-
-    def row_order(self, name: str) -> IntArray | None:
-        """Canonical row of each row of the checkpoint's matrix, or None for a tensor that the model does not have."""
-        entry = next((entry for entry in self._table.values() if entry.name == name), None)
-        if entry is None:
-            return None
-        return _row_order(entry)
+    def has(self, name: str) -> bool:
+        """Whether the model has a tensor of this name."""
+        return name in self._table
 
     def logits(self, tokens: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[batch, length] token ids -> [batch, length, vocab_size] of the whole model with `tensors` for its own.
 
-        tensors: canonical name -> float32 in the checkpoint's order, as `all_values` gives them; differentiable.
+        tensors: canonical name -> float32, as `all_values` gives them; differentiable.
         """
-        import torch
+        from torch.nn import functional
 
-        state = {name: tensors[entry.name] for name, entry in self._table.items() if entry.name in tensors}
-        output = torch.func.functional_call(self._model, state, (tokens,), {"use_cache": False}, tie_weights=True)
-        logits: torch.Tensor = output.logits
-        return logits
+        from lilliput.calibration import torch_program
+
+        def linear(run: LinearRun, x: torch.Tensor) -> torch.Tensor:
+            return functional.linear(x, tensors[run.weight], None if run.bias is None else tensors[run.bias])
+
+        run = torch_program.ProgramRun(tensors.__getitem__, linear, self._rotations(tokens.shape[1]))
+        buffers = {self._cut.stream: self._embedded(tokens, tensors.__getitem__)}
+        after = (operation for part in (*self._cut.blocks, self._cut.last) for operation in part.operations)
+        for step in torch_program.joined([*after, *self._cut.head]):
+            run.step(step, buffers)
+        return buffers[self._program.output]
 
     def block_arguments(self, length: int) -> list[dict[str, object]]:
-        """What the model's own forward gives each block beside hidden states, for one sequence of `length` tokens."""
+        """What each block is called with beside hidden states, for one sequence of `length` tokens."""
+        return [{"rotations": self._rotations(length)}] * self.layers
+
+    def _rotations(self, length: int) -> Rotations:
+        from lilliput.calibration import torch_program
+
+        operations = (operation for part in self._cut.blocks for operation in part.operations)
+        return torch_program.rotations(
+            operations, length, lambda name: self.source.tensor(name).dequantize().reshape(-1), self.device
+        )
+
+    def _module(self, part: Stretch, prefix: str) -> ProgramModule:
+        from lilliput.calibration import torch_program
+
+        shapes = {name: entry.shape for name, entry in self._table.items()}
+        return torch_program.ProgramModule(part.operations, shapes, prefix=prefix, buffers=(part.reads, part.gives))
+
+    def _embedded(self, tokens: torch.Tensor, value: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """The stream before the first block, [batch, tokens, hidden_size]."""
+        from torch.nn import functional
+
+        from lilliput.calibration import torch_program
+
+        def linear(run: LinearRun, x: torch.Tensor) -> torch.Tensor:
+            return functional.linear(x, value(run.weight), None if run.bias is None else value(run.bias))
+
+        run = torch_program.ProgramRun(value, linear, {})
+        buffers: dict[str, torch.Tensor] = {}
+        for step in torch_program.joined(self._cut.first):
+            if isinstance(step, Embed):
+                buffers[step.out] = torch_program.embedded(step, value(step.weight), tokens)
+            else:
+                run.step(step, buffers)
+        return buffers[self._cut.stream]
+
+    def _tensor(self, name: str) -> torch.Tensor:
         import torch
 
-        recorders = torch.nn.ModuleList([_recorder() for _ in range(self.layers)])
-        real_layers, real_norm = self._decoder.layers, self._decoder.norm
-        self._decoder.layers, self._decoder.norm = recorders, torch.nn.Identity()
-        try:
-            embedded = torch.zeros(1, length, self.source.config.hidden_size, device=self.device)
-            self._decoder(inputs_embeds=embedded, use_cache=False)
-        finally:
-            self._decoder.layers, self._decoder.norm = real_layers, real_norm
-        return [recorder.arguments for recorder in recorders]  # type: ignore[misc]
+        return torch.from_numpy(_writeable(self.source.tensor(name).dequantize().reshape(self._table[name].shape)))
 
     @contextmanager
-    def _loaded(self, prefix: str, module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-        import torch
-
-        state = {
-            name.removeprefix(prefix): torch.from_numpy(_in_checkpoint_order(entry, self.source.tensor(entry.name))).to(
-                self.device
-            )
-            for name, entry in self._table.items()
-            if name.startswith(prefix)
-        }
-        missing = sorted(set(module.state_dict()) - set(state))
-        if missing:
-            raise CalibrationError(f"{prefix}{missing[0]}: the transformers model has it, this family's table does not")
+    def _loaded(self, prefix: str, module: ProgramModule) -> Iterator[ProgramModule]:
+        state = {name: self._tensor(prefix + name).to(self.device) for name in module.state_dict()}
         module.load_state_dict(state, assign=True)
         del state
         try:
             yield module
         finally:
             module.to("meta")
-
-    def _give_rope_its_numbers(self, settings: object) -> None:
-        """Rope's frequencies are buffers computed at construction, which the meta device left empty."""
-        import torch
-
-        rotary_class: type[torch.nn.Module] = type(self._decoder.get_submodule("rotary_emb"))
-        rotary = rotary_class(config=settings).to(self.device)
-        self._decoder.rotary_emb = rotary
-        factors = self.source.config.rope.factors
-        if factors is not None and self.source.config.rope_llama3 is None:
-            # The container brought the divisors themselves; config.json has no words for them.
-            divisors = torch.from_numpy(self.source.tensor(factors).dequantize().reshape(-1).copy())
-            rotary.get_buffer("inv_freq").div_(divisors.to(self.device))
 
 
 def _seeing(sums: Sums, see: Callable[[Sums, torch.Tensor], None]) -> Callable[..., None]:
@@ -280,19 +276,8 @@ def _seeing(sums: Sums, see: Callable[[Sums, torch.Tensor], None]) -> Callable[.
     return hook
 
 
-def _row_order(entry: TensorEntry) -> IntArray:
-    """Canonical row of each row of the checkpoint's matrix; of each number of a vector."""
-    rows = np.arange(int(np.prod(entry.shape[:-1] or entry.shape)), dtype=np.int32)
-    if isinstance(entry.source, PermutedHeads):
-        rows = rows.reshape(entry.source.heads, -1, 2).swapaxes(1, 2).reshape(-1)
-    return rows
-
-
-def _in_checkpoint_order(entry: TensorEntry, tensor: QuantizedTensor) -> FloatArray:
-    """Float32 values as the Hugging Face checkpoint orders them."""
-    values = tensor.dequantize().reshape(entry.shape)
-    if isinstance(entry.source, PermutedHeads):
-        values = values[_row_order(entry)]
+def _writeable(values: FloatArray) -> FloatArray:
+    # torch warns of arrays that it could write to and must not.
     return values if values.flags.writeable else values.copy()
 
 
@@ -305,21 +290,6 @@ def _usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise CalibrationError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; try cpu") from error
     return device
-
-
-def _recorder() -> torch.nn.Module:
-    import torch
-
-    class Recorder(torch.nn.Module):
-        """Stands where a block was and keeps what it was called with."""
-
-        arguments: dict[str, object]
-
-        def forward(self, hidden_states: torch.Tensor, **arguments: object) -> torch.Tensor:
-            self.arguments = arguments
-            return hidden_states
-
-    return Recorder()
 
 
 def _dequantized_rows(tensor: QuantizedTensor, rows: IntArray) -> FloatArray:

@@ -73,7 +73,6 @@ class _Learning:
         text: BlockText,
         options: LearnOptions,
     ) -> None:
-        import torch
 
         self._stream = stream
         self._block = block
@@ -83,9 +82,8 @@ class _Learning:
         self._weights: dict[str, TrainedWeight] = {}
         self._names: dict[str, str] = {}
         for name, (tensor, _) in done.items():
-            order = stream.row_order(name)
-            if order is not None and tensor.format.scopes:
-                self._weights[name] = TrainedWeight(tensor, torch.from_numpy(order), trains_rounding=True)
+            if stream.has(name) and tensor.format.scopes:
+                self._weights[name] = TrainedWeight(tensor, trains_rounding=True)
                 self._names[name] = stream.name_in_block(layer, name)
         # Tensors made in inference mode cannot take part in training: copies can.
         self._fixed = {name: value.clone() for name, value in block.state_dict().items()}
@@ -125,8 +123,7 @@ class _Learning:
         device = self._stream.device
         state = self._fixed | {self._names[name]: value.to(device) for name, value in values.items()}
         inputs, wanted = (states[chunk].to(device).clone() for states in (self._text.inputs, self._text.outputs))
-        output = torch.func.functional_call(self._block, state, (inputs[None],), self._arguments)
-        found: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+        found: torch.Tensor = torch.func.functional_call(self._block, state, (inputs[None],), self._arguments)
         difference = found[0] - wanted
         change = wanted - inputs
         return difference.square().mean() / change.square().mean().clamp_min(1e-30)
@@ -135,10 +132,7 @@ class _Learning:
         import torch
 
         with torch.no_grad():
-            values = {
-                name: torch.from_numpy(weight.stored().dequantize())[weight.order]
-                for name, weight in self._weights.items()
-            }
+            values = {name: torch.from_numpy(weight.stored().dequantize()) for name, weight in self._weights.items()}
             return sum(float(self._error(chunk, values)) for chunk in self._held_out) / len(self._held_out)
 
     def _stored(self, ratio: float) -> Done:
@@ -152,9 +146,11 @@ def _noted(done: Done, note: str) -> Done:
 
 
 def _cloned(value: object) -> object:
-    """A tensor's copy, also inside tuples; anything else as it is."""
+    """A tensor's copy, also inside tuples and mappings; anything else as it is."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return value.clone()
+    if isinstance(value, Mapping):
+        return {key: _cloned(item) for key, item in value.items()}
     return tuple(_cloned(item) for item in value) if isinstance(value, tuple) else value

@@ -31,15 +31,13 @@ class TrainedWeight:
     """changes: relative change of each outermost float parameter, what training moves.
 
     offsets: of the codes, [rows, columns] float32, or None where codes have no neighbours (vector codebooks) or stay.
-    order: canonical row of each checkpoint row.
     """
 
-    def __init__(self, tensor: QuantizedTensor, order: torch.Tensor, *, trains_rounding: bool = False) -> None:
+    def __init__(self, tensor: QuantizedTensor, *, trains_rounding: bool = False) -> None:
         import torch
 
         encoded = tensor.format.unpack(tensor.planes, tensor.columns)
         self.tensor = tensor
-        self.order = order
         self._format = TorchFormat(tensor.format, tensor.columns)
         self._codes = torch.from_numpy(np.array(encoded.codes))
         self._parameters = {name: torch.from_numpy(np.array(value)) for name, value in encoded.parameters.items()}
@@ -50,15 +48,14 @@ class TrainedWeight:
         self.offsets = None if self._neighbours is None else torch.zeros(self._codes.shape)
 
     def value(self) -> torch.Tensor:
-        """Float32 [rows, columns] in the checkpoint's row order, differentiable."""
+        """Float32 [rows, columns], differentiable."""
         total: torch.Tensor | None = None
         for name, term in self._terms.items():
             parameter = self._parameters[name].float() * (1.0 + self.changes[name])
             groups = self._moved(name, term).reshape(len(parameter), parameter.shape[1], -1)
             part = (groups * parameter[:, :, None]).reshape(term.shape)
             total = part if total is None else total + part
-        values = self._format.values(self._codes, self._parameters) if total is None else total
-        return values[self.order]
+        return self._format.values(self._codes, self._parameters) if total is None else total
 
     def stored(self) -> QuantizedTensor:
         """As the file would hold the present state."""

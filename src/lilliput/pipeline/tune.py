@@ -117,13 +117,10 @@ class _Training:
         self._weights: dict[str, TrainedWeight] = {}
         self._vectors: dict[str, torch.Tensor] = {}
         for name, (tensor, _) in done.items():
-            order = self._model.row_order(name)
-            if order is None or not tensor.format.scopes:
+            if not self._model.has(name) or not tensor.format.scopes:
                 self._fixed[name] = torch.from_numpy(tensor.dequantize())
                 continue
-            self._weights[name] = TrainedWeight(
-                tensor, torch.from_numpy(order), trains_rounding=options.trains_rounding
-            )
+            self._weights[name] = TrainedWeight(tensor, trains_rounding=options.trains_rounding)
         for name, row in rows.items():
             if row.role in TUNED_VECTORS and name in self._fixed:
                 self._vectors[name] = torch.zeros_like(self._fixed[name])
@@ -176,8 +173,7 @@ class _Training:
         with torch.no_grad():
             tensors = dict(self._fixed)
             for name, weight in self._weights.items():
-                values = torch.from_numpy(weight.stored().dequantize())
-                tensors[name] = values[weight.order]
+                tensors[name] = torch.from_numpy(weight.stored().dequantize())
             tensors |= {name: self._fixed[name] * (1.0 + change) for name, change in self._vectors.items()}
             parts = [
                 self._divergence(part, tensors) * part.numel()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lilliput.architectures.architecture import TensorEntry
 from lilliput.arrays import DoubleArray, FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.mapped_file import mapped_floats
@@ -154,8 +155,8 @@ class _Backward:
             with self._watching(block, layer):
                 for index in range(len(self._chunks)):
                     hidden = _tensor(self._states[layer, index]).requires_grad_(True)
-                    output = _output(block(hidden[None], **arguments))
-                    output.backward(_tensor(self._states[layer + 1, index])[None])  # type: ignore[no-untyped-call]
+                    output = block(hidden[None], **arguments)
+                    output.backward(_tensor(self._states[layer + 1, index])[None])
                     self._keep(layer, index, hidden)
                     self._advance()
 
@@ -165,8 +166,8 @@ class _Backward:
         handles = []
         for entries in self._stream.linears(layer).values():
             for entry in entries:
-                module = block.get_submodule(self._stream.name_in_block(layer, entry.name).removesuffix(".weight"))
-                handles.append(module.register_full_backward_hook(self._adding_to(entry.name)))
+                module = block.get_submodule(self._stream.module_name(layer, entry.name))
+                handles.append(module.register_full_backward_hook(self._adding_to(entry)))
         try:
             yield
         finally:
@@ -174,16 +175,15 @@ class _Backward:
                 handle.remove()
 
     def _adding_to(
-        self, name: str
+        self, entry: TensorEntry
     ) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], None]:
-        order = self._stream.row_order(name)
-        assert order is not None
-        total = self._sums.setdefault(name, np.zeros(len(order)))
+        rows = entry.shape[0]
+        total = self._sums.setdefault(entry.name, np.zeros(rows))
 
         def hook(
             _module: torch.nn.Module, _inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
         ) -> None:
-            total[order] += outputs[0].reshape(-1, len(order)).square().sum(0).numpy()
+            np.add(total, outputs[0].reshape(-1, rows).square().sum(0).numpy(), out=total)
 
         return hook
 
@@ -207,9 +207,3 @@ def _tensor(values: FloatArray) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(np.array(values))
-
-
-def _output(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    import torch
-
-    return output if isinstance(output, torch.Tensor) else output[0]
