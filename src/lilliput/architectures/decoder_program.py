@@ -130,7 +130,7 @@ class _Builder:
     def _rotate(self, layer: int, part: str, heads: int) -> None:
         config, style = self.config, self.layout.rope
         rope = config.window_rope if config.is_windowed(layer) and config.window_rope is not None else config.rope
-        if style is None or rope is None or (config.rope_layers is not None and layer not in config.rope_layers):
+        if style is None or (config.rope_layers is not None and layer not in config.rope_layers):
             return
         self.operations.append(Rope(part, heads, config.head_dim, rope, style))
 

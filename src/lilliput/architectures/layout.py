@@ -160,7 +160,7 @@ class _Table:
 
     def _rope_factors(self) -> Iterator[TensorEntry]:
         rope = self.config.rope
-        if rope is None or rope.factors is None:
+        if rope.factors is None:
             return
         source: Source = Named(rope.factors)
         if self.config.rope_llama3 is not None:

@@ -52,7 +52,7 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     """Read config.json."""
     fields = ConfigFields(config, "config.json")
     usual = decoder.without(config, "rms_norm_eps", "num_key_value_heads")
-    usual["intermediate_size"] = fields.integer("ffn_dim")
+    usual["intermediate_size"] = fields.integer("ffn_dim", 3072)
     if not fields.boolean("layer_norm_elementwise_affine", default=True):
         raise fields.error("layer_norm_elementwise_affine", "is false", "true")
     norms_before = fields.boolean("do_layer_norm_before", default=True)

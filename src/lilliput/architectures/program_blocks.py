@@ -26,7 +26,7 @@ class Stretch:
 class ProgramBlocks:
     """first: makes the stream from tokens.  last: from the stream to the input of the head.
 
-    head: the linear that makes the logits, and what follows it.
+    head: the linear that makes the logits, and what follows it; nothing for encoders without one.
     """
 
     first: tuple[Operation, ...]
@@ -54,21 +54,17 @@ def program_blocks(program: Program) -> ProgramBlocks:
         stretches[-1].append(operation)
     first, middle, end = stretches[0], stretches[1 : block + 2], stretches[-1]
     # What the head reads ends the last stretch, so that it can be looked at.
-    place = max(index for index, operation in enumerate(end) if isinstance(operation, Linear))
-    head = end[place]
-    assert isinstance(head, Linear)
-    last, head_operations = end[:place], end[place:]
-    readers: list[list[Operation]] = [*middle, last, [head]]
-    names = [_sole_input(operations, program) if operations else "" for operations in readers]
+    place = max((index for index, each in enumerate(end) if isinstance(each, Linear)), default=len(end))
+    last, head = end[:place], end[place:]
+    names = [_sole_input(operations, program) for operations in middle]
+    result = _sole_input(head[:1], program) if head else program.output
     # An empty last stretch passes the stream on.
-    names[-2] = names[-2] or names[-1]
+    names += [_sole_input(last, program) if last else result, result]
     blocks = tuple(
         Stretch(tuple(operations), reads, gives)
         for operations, reads, gives in zip(middle, names, names[1:], strict=False)
     )
-    return ProgramBlocks(
-        tuple(first), names[0], blocks, Stretch(tuple(last), names[-2], names[-1]), tuple(head_operations)
-    )
+    return ProgramBlocks(tuple(first), names[0], blocks, Stretch(tuple(last), names[-2], names[-1]), tuple(head))
 
 
 def _sole_input(operations: Sequence[Operation], program: Program) -> str:

@@ -19,6 +19,7 @@ from lilliput.architectures.program import (
     Activation,
     Add,
     Attention,
+    CrossAttention,
     Embed,
     Glu,
     LayerNorm,
@@ -29,6 +30,7 @@ from lilliput.architectures.program import (
     RopeFrequencies,
     Scale,
     SelectOutputRows,
+    Share,
     Softcap,
 )
 from lilliput.architectures.rope_frequencies import inverse_frequencies
@@ -168,8 +170,8 @@ class ProgramRun:
                 buffers[out] = _attended(step, buffers[q], buffers[k], buffers[v])
             case SelectOutputRows(out, x):
                 buffers[out] = buffers[x]
-            case Embed() | Linear():
-                raise AssertionError(step)
+            case Embed() | Linear() | Share() | CrossAttention():
+                raise CalibrationError(f"calibration has no operation for {type(step).__name__}")
             case _:
                 buffers[step.out] = _elementwise(step, buffers)
 
@@ -240,23 +242,27 @@ def _attended(operation: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.T
     query = heads(q, operation.heads, 1)
     key, value = heads(k, operation.kv_heads, sharing), heads(v, operation.kv_heads, sharing)
     query, key = query.to(value.dtype), key.to(value.dtype)
-    mask = None if operation.window is None else _window_mask(q.shape[-2], operation.window, q.device)
+    if operation.bias is not None:
+        raise CalibrationError(f"calibration has no relative positions yet ({operation.bias.weight})")
+    mask = None if operation.window is None else _visible(operation, q.shape[-2], q.device)
     if operation.softcap is None:
+        is_causal = operation.causal and mask is None
         result = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=operation.scale
+            query, key, value, attn_mask=mask, is_causal=is_causal, scale=operation.scale
         )
     else:
-        mask = _window_mask(q.shape[-2], q.shape[-2], q.device) if mask is None else mask
+        mask = _visible(operation, q.shape[-2], q.device)
         scores = operation.softcap * torch.tanh(query @ key.mT * (operation.scale / operation.softcap))
         result = scores.float().masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype) @ value
     return result.transpose(-2, -3).reshape(*q.shape[:-1], -1)
 
 
-def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor:
+def _visible(operation: Attention, tokens: int, device: torch.device) -> torch.Tensor:
     """[tokens, tokens], true where a token sees another."""
     place = torch.arange(tokens, device=device)
     age = place[:, None] - place[None, :]
-    return (age >= 0) & (age < window)
+    seen = age < (tokens if operation.window is None else operation.window)
+    return seen & (age >= 0) if operation.causal else seen
 
 
 def _elementwise(operation: Operation, buffers: Mapping[str, torch.Tensor]) -> torch.Tensor:
