@@ -16,13 +16,13 @@ from pathlib import Path
 
 import lilliput
 from lilliput.architectures.architecture import Json
-from lilliput.calibration.transformers_config import huggingface_fields
+from lilliput.architectures.huggingface_config import huggingface_fields
 from lilliput.checkpoints.model_source import ModelSource, Provenance
 from lilliput.containers import CONTAINERS, FOLDERS, container_for
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.publish import check_target, publish
 from lilliput.containers.side_files import PREFIX as SIDE_FILE
-from lilliput.errors import CalibrationError, ContainerError, TokenizerError
+from lilliput.errors import ContainerError, TokenizerError, UnsupportedModelError
 from lilliput.evaluation.model_logits import EvaluationOptions
 from lilliput.formats import get_format
 from lilliput.pipeline.repack import Move, Moved, TensorMove, Wanted, moved_tensors, plan_moves
@@ -219,7 +219,7 @@ def _rebuilt(source: ModelSource, work: Path) -> tuple[Provenance, list[str]]:
     """
     try:
         config = huggingface_fields(source.config)
-    except CalibrationError as failure:
+    except UnsupportedModelError as failure:
         raise ContainerError(f"{failure}; give its folder or id with --base") from failure
     model_type = str(config["model_type"])
     config["architectures"] = [CLASSES[model_type]]
