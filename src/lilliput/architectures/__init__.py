@@ -6,12 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lilliput.architectures import (
+    bart,
     bert,
     gemma2,
     gemma3,
     gpt2,
     gptneox,
     llama,
+    marian,
+    mbart,
     mistral,
     opt,
     phi,
@@ -20,6 +23,7 @@ from lilliput.architectures import (
     qwen3,
     roberta,
     smollm3,
+    t5,
 )
 from lilliput.architectures.architecture import Architecture, Json
 from lilliput.errors import UnsupportedModelError
@@ -41,9 +45,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     phi3,
     gemma2,
     gemma3,
+    bart,
+    mbart,
+    marian,
+    t5,
 )
 # Families that GGUF has no name for: their models travel in our own layout.
-NOT_IN_GGUF = (opt.family,)
+NOT_IN_GGUF = (opt.family, bart.family, mbart.family, marian.family)
 
 
 def architecture_for_huggingface(config: Mapping[str, Json]) -> Architecture:

@@ -53,6 +53,8 @@ class DecoderTraits:
 
     end_token_ids: an answer ends with one of them.  forced_*: what its second and last token must be, or None.
     banned_token_ids: never part of an answer.
+    activation, is_gated: of the ffn in both halves.  embedding_scale: factor on tokens' vectors.  output_scale: on
+    hidden states before the head.  relative_*: of T5's positions, 0 buckets for other families.
     """
 
     layers: int
@@ -63,6 +65,12 @@ class DecoderTraits:
     forced_first_token_id: int | None = None
     forced_last_token_id: int | None = None
     banned_token_ids: tuple[int, ...] = ()
+    activation: Activation = "gelu"
+    is_gated: bool = False
+    embedding_scale: float = 1.0
+    output_scale: float = 1.0
+    relative_buckets: int = 0
+    relative_max_distance: int = 128
 
 
 @dataclass(frozen=True, slots=True)

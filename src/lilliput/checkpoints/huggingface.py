@@ -26,6 +26,7 @@ from lilliput.architectures.sources import (
     stored_shape,
 )
 from lilliput.arrays import Array, ByteArray, FloatArray, IntArray
+from lilliput.checkpoints.answer_tokens import described_answers
 from lilliput.checkpoints.eight_bit_floats import SCALE_SUFFIXES
 from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.mapped_file import planes_of_bytes
@@ -45,7 +46,7 @@ from lilliput.checkpoints.table_check import checked_table
 from lilliput.errors import CheckpointError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.formats.eight_bit_float import EightBitFloat
-from lilliput.records import QuantizedTensor, TensorHeader
+from lilliput.records import QuantizedTensor, Role, TensorHeader
 from lilliput.text.huggingface import load_vocabulary, padded
 from lilliput.text.vocabulary import Vocabulary
 
@@ -77,7 +78,8 @@ class HuggingFaceModel:
         self._block = block_shape(described.get("quantization_config"))
         config: Mapping[str, Json] = described  # type: ignore[assignment]
         self.architecture = architecture_for_huggingface(config)
-        self.config = self.architecture.config_from_huggingface({**config, **described_modules(folder)})
+        beside = {**described_modules(folder), **described_answers(folder)}
+        self.config = self.architecture.config_from_huggingface({**config, **beside})
         self.provenance = read_provenance(folder, config, repository)
         self._fingerprint: str | None = None
         self._vocabulary: Vocabulary | None = None
@@ -193,6 +195,7 @@ class HuggingFaceModel:
         for entry in table:
             source = chosen_source(entry.source, self._files.keys() | self._packed.keys())
             if entry.tied_to is not None:
+                self._check_copy(entry, sources)
                 continue
             names = source_names(source)
             missing = [name for name in names if name not in self._packed and name not in self._files]
@@ -210,6 +213,20 @@ class HuggingFaceModel:
             )
         self._refuse_unexpected(used)
         return sources
+
+    def _check_copy(self, entry: TensorEntry, sources: Mapping[str, StoredSource | Computed]) -> None:
+        """A second copy of the token embedding, as encoder-decoders may store. Raises CheckpointError for another."""
+        kept = sources.get(entry.tied_to or "")
+        if entry.role is not Role.TOKEN_EMBEDDING or not isinstance(entry.source, Named) or not isinstance(kept, Named):
+            return
+        copy, original = entry.source.name, kept.name
+        if copy == original or copy not in self._files:
+            return
+        if not np.array_equal(self._files[copy].data(copy), self._files[original].data(original)):
+            raise CheckpointError(
+                f"{self.path.name}: '{copy}' and '{original}' differ; {self.architecture.family} shares one embedding"
+            )
+        self._copies.add(copy)
 
     def _refuse_unexpected(self, used: set[str]) -> None:
         scales = {self._scale_name(source) for source in used}
