@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from legacy_files import write_legacy
 from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput import workflows
@@ -178,3 +179,17 @@ def test_the_command_line_reports_and_measures(tiny: Path, tmp_path: Path, capsy
     assert "exists already" in capsys.readouterr().err
     assert main(["convert", str(start), str(tmp_path / "c"), "--to", "gpt"]) == 1
     assert "known: gguf, lilliput, compressed-tensors, gptq, awq, bitsandbytes" in capsys.readouterr().err
+
+
+def test_a_file_of_2023_becomes_a_gguf_with_its_codes(tmp_path: Path) -> None:
+    write_legacy(tmp_path / "old.bin", b"tjgg", 1, 2)
+    nearly = convert(tmp_path / "old.bin", tmp_path / "new.gguf")
+    old, new = (open_model(tmp_path / name) for name in ("old.bin", "new.gguf"))
+    assert new.headers[NAME].format.name == "q4_0"
+    # float32 scales become fp16 ones, nothing else.
+    assert {tensor.move for tensor in nearly.tensors if not tensor.is_exact} == {Move.ROUNDED}
+    gap = np.abs(new.tensor(NAME).dequantize() - old.tensor(NAME).dequantize())
+    assert gap.max() <= 2.0**-11 * np.abs(old.tensor(NAME).dequantize()).max()
+    assert new.vocabulary().tokens == old.vocabulary().tokens
+    write_legacy(tmp_path / "later.bin", b"tjgg", 3, 2)
+    assert convert(tmp_path / "later.bin", tmp_path / "later.gguf").is_exact

@@ -9,6 +9,7 @@ from pathlib import Path
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
+from lilliput.containers import legacy_ggml
 from lilliput.containers.awq import Awq
 from lilliput.containers.bitsandbytes import BitsAndBytes
 from lilliput.containers.compressed_tensors import CompressedTensors
@@ -80,6 +81,8 @@ def _open_file(path: Path) -> ModelSource:
     for container in CONTAINERS:
         if container.recognises(path):
             return container.open(path)
+    if legacy_ggml.recognises(path):
+        return legacy_ggml.LegacyModel(path)
     if path.suffix in PICKLED_SUFFIXES:
         raise CheckpointError(
             f"{path.name}: pickled weights; unpickling runs code from the file, so it is refused; "

@@ -62,7 +62,8 @@ class CompressedTensorsPacking:
         if isinstance(number_format, ZeroPointInteger):
             # Their packed zero points have an axis of groups, which a scale of the whole matrix lacks.
             return number_format.region.name in _REGIONS[1:]
-        return isinstance(number_format, SymmetricInteger) and number_format.region.name in _REGIONS
+        is_known = isinstance(number_format, SymmetricInteger) and number_format.region.name in _REGIONS
+        return is_known and not number_format.name.endswith("_f32")
 
     def check(self, headers: Sequence[TensorHeader]) -> None:
         """Nothing: every layer may have a format of its own."""

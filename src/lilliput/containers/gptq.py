@@ -46,6 +46,7 @@ class GptqPacking:
             isinstance(number_format, SymmetricInteger | ZeroPointInteger)
             and number_format.code_bits in BITS
             and number_format.region.rows == 1
+            and not number_format.name.endswith("_f32")
         )
 
     def check(self, headers: Sequence[TensorHeader]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.safetensors_reader import SafetensorsFile
 from lilliput.checkpoints.shards import open_shards, read_json
+from lilliput.containers import legacy_ggml
 from lilliput.containers.gguf_model import open_parts
 from lilliput.containers.gguf_types import MAGIC
 from lilliput.containers.lilliput_safetensors import LilliputModel, LilliputSafetensors
@@ -78,6 +79,11 @@ def inspect(path: Path) -> Inspection:
         return _inspect_gguf(path)
     if LilliputSafetensors().recognises(path):
         return _inspect_own(path)
+    if legacy_ggml.recognises(path):
+        legacy = legacy_ggml.LegacyModel(path)
+        headers = legacy.headers.values()
+        found = tuple(InspectedTensor(item.name, item.shape, item.format.name, item.nbytes) for item in headers)
+        return Inspection("ggml", legacy.metadata, found)
     if path.suffix == ".safetensors":
         shard = SafetensorsFile(path)
         return Inspection("safetensors", dict(shard.metadata), _stored(dict.fromkeys(shard.tensors, shard)))

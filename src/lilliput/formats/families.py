@@ -2,7 +2,7 @@
 """Formats that are constructed from their names: the general families, their grammar and the standard set.
 
     int<2-8>_<region>           symmetric; _asym for a zero point, _pow2 for scales that are powers of two
-    int<2-8>_<group>_affine     scale and minimum
+    int<2-8>_<group>_affine     scale and minimum; _f32, also after a plain group, for float32 scales
     fp8_e4m3_<region>, fp8_e5m2_<region>, fp4_<region>
     nf4, nf4_<group>            _f16 for fp16 scales
     palette<1-8>_<region>
@@ -67,6 +67,10 @@ def _integer(found: re.Match[str]) -> NumberFormat | None:
             return PowerScaleInteger(bits, region)
         case "affine":
             return AffineInteger(bits, region) if region.is_group else None
+        case "f32":
+            return SymmetricInteger(bits, region, has_wide_scales=True) if region.is_group else None
+        case "affine_f32":
+            return AffineInteger(bits, region, has_wide_scales=True) if region.is_group else None
         case _:
             return SymmetricInteger(bits, region)
 
@@ -90,8 +94,9 @@ _ANY_TEXT = "tensor, channel, g16, g32, g64, g128 or g256"
 FAMILIES: tuple[Family, ...] = (
     Family(
         "int",
-        re.compile(rf"int([2-8])_({_ANY})(?:_(asym|pow2|affine))?"),
-        f"int<2-8>_<region> with region {_ANY_TEXT}; then nothing, _asym, _pow2, or _affine (groups only)",
+        re.compile(rf"int([2-8])_({_ANY})(?:_(asym|pow2|affine|f32|affine_f32))?"),
+        f"int<2-8>_<region> with region {_ANY_TEXT}; then nothing, _asym, _pow2, or _affine (groups only); "
+        "_f32 for float32 scales of groups",
         _integer,
     ),
     Family(
@@ -147,7 +152,15 @@ FAMILIES: tuple[Family, ...] = (
 STANDARD = (
     *("int8_tensor", "int8_channel", "int8_g128", "int8_channel_asym", "int8_channel_pow2"),
     *("int6_g128", "int5_g64_asym", "int4_tensor", "int4_channel", "int4_g128", "int4_g32", "int4_g128_asym"),
-    *("int4_g64_affine", "int3_g128", "int3_g64_asym", "int2_g64_asym", "int2_g32_affine"),
+    *(
+        "int4_g64_affine",
+        "int4_g32_f32",
+        "int4_g32_affine_f32",
+        "int3_g128",
+        "int3_g64_asym",
+        "int2_g64_asym",
+        "int2_g32_affine",
+    ),
     *("fp8_e4m3_tensor", "fp8_e4m3_channel", "fp8_e4m3_block128", "fp8_e5m2_channel", "fp4_g32"),
     *("nf4", "nf4_f16", "palette4_tensor", "palette3_channel", "palette4_rows16", "palette2_g128"),
     *("pot4_g128", "fixed0.15", "fixed2.5", "ternary_g128", "ternary_channel", "binary_g128"),

@@ -2,7 +2,7 @@
 """Integers of 2 to 8 bits with an fp16 scale and an fp16 minimum a group: int4_g64_affine.
 
 layout   one plane, "blocks": per group 4 + group * bits / 8 bytes: [0:2] scale fp16, [2:4] minimum fp16,
-         [4:] codes, a little-endian bit string
+         [4:] codes, a little-endian bit string; where the name ends in _f32, both are float32 and take 8 bytes
 value    scale * code + minimum
 range    minimum … minimum + (2^bits - 1) scales
 bits     bits + 32 / group: int4_g64_affine has 4.5
@@ -12,8 +12,9 @@ readers  the grid of mlx, of HQQ's float zeros, and of Q4_1 (int4_g32_affine); o
 from __future__ import annotations
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from lilliput.arrays import ByteArray
+from lilliput.arrays import Array, ByteArray, FloatArray
 from lilliput.formats.bit_packing import half_bytes, read_half
 from lilliput.formats.number_format import Encoded, Parameters
 from lilliput.formats.regions import Region
@@ -28,14 +29,16 @@ CUTS = {2: 0.3, 3: 0.2, 4: 0.12, 5: 0.08, 6: 0.05, 7: 0.03, 8: 0.02}
 class AffineInteger(ScaleAndMinimum):
     """Integers on a line with any minimum."""
 
-    def __init__(self, bits: int, region: Region) -> None:
-        """`bits` 2..8; region: a group."""
+    def __init__(self, bits: int, region: Region, *, has_wide_scales: bool = False) -> None:
+        """`bits` 2..8; region: a group.  has_wide_scales: float32, as GGML of 2023 has them."""
         assert region.columns is not None
-        self.name = f"int{bits}_{region.name}_affine"
+        self.name = f"int{bits}_{region.name}_affine{'_f32' if has_wide_scales else ''}"
+        self.has_half_scales = not has_wide_scales
+        self._halves = 1 if self.has_half_scales else 2
         self.bits = bits
         self.scopes = (region.scope("scale", "minimum"),)
         self.block_size = region.columns
-        self.block_bytes = 4 + region.columns * bits // 8
+        self.block_bytes = 4 * self._halves + region.columns * bits // 8
         self.last_code = (1 << bits) - 1
         cut = CUTS[bits]
         self.candidates = finest_first(
@@ -45,10 +48,38 @@ class AffineInteger(ScaleAndMinimum):
 
     def unpack_blocks(self, blocks: ByteArray) -> Encoded:
         """See the layout above."""
-        parameters: Parameters = {"scale": read_half(blocks[:, :2]), "minimum": read_half(blocks[:, 2:4])}
-        return Encoded(unpack_bits(np.ascontiguousarray(blocks[:, 4:]), self.bits, self.block_size), parameters)
+        first = 2 * self._halves
+        parameters: Parameters = {"scale": blocks[:, :first], "minimum": blocks[:, first : 2 * first]}
+        read = read_half if self.has_half_scales else _read_single
+        codes = unpack_bits(np.ascontiguousarray(blocks[:, 2 * first :]), self.bits, self.block_size)
+        return Encoded(codes, {name: read(data) for name, data in parameters.items()})
 
     def pack_blocks(self, encoded: Encoded) -> ByteArray:
         """See the layout above."""
-        halves = [half_bytes(encoded.parameters[name]) for name in ("scale", "minimum")]
-        return np.concatenate([*halves, pack_bits(encoded.codes, self.bits)], axis=1)
+        written = half_bytes if self.has_half_scales else _single_bytes
+        numbers = [written(encoded.parameters[name]) for name in ("scale", "minimum")]
+        return np.concatenate([*numbers, pack_bits(encoded.codes, self.bits)], axis=1)
+
+    def fit(
+        self, weight: Array, importance: Array | None, *, scope: int = 0, outer: Parameters | None = None
+    ) -> Parameters:
+        """As `ScaleAndMinimum` has it, in the type that is stored."""
+        found = super().fit(weight, importance, scope=scope, outer=outer)
+        if self.has_half_scales:
+            return found
+        xp = array_namespace(weight)
+        return {name: xp.astype(values, xp.float32) for name, values in found.items()}
+
+    def stored_line(self, scale: Array, minimum: Array) -> Parameters:
+        """Parameters for value = scale * code + minimum, float32 [rows, groups]."""
+        return super().stored_line(scale, minimum) if self.has_half_scales else {"scale": scale, "minimum": minimum}
+
+
+def _read_single(data: ByteArray) -> FloatArray:
+    """uint8 [n, 4 k], little endian -> float32 [n, k]."""
+    return np.ascontiguousarray(data).view("<f4").astype(np.float32, copy=False)
+
+
+def _single_bytes(values: FloatArray) -> ByteArray:
+    """float32 [n, k] -> uint8 [n, 4 k], little endian."""
+    return np.ascontiguousarray(values, dtype="<f4").view(np.uint8)

@@ -79,7 +79,8 @@ def grid_shape(number_format: NumberFormat) -> GridShape | None:
             return _scoped(number_format, GridShape(bits, -half, half - 1, None, "fixed", has_half_scale=False))
         case ScaleAndMinimum() | AffineInteger():
             bits, top = number_format.last_code.bit_length(), number_format.last_code
-            return GridShape(bits, -top, top, number_format.block_size, "minimum", has_half_scale=True)
+            is_half = not isinstance(number_format, AffineInteger) or number_format.has_half_scales
+            return GridShape(bits, -top, top, number_format.block_size, "minimum", has_half_scale=is_half)
         case SingleScale(levels=levels) if levels.is_integer_run:
             return _leveled(levels.first, levels.last, number_format.block_size, has_half_scale=True)
         case ScaledScales(levels=levels) if levels.is_integer_run:
@@ -148,6 +149,8 @@ def moved(planes: Planes, source: NumberFormat, target: NumberFormat, columns: i
 
 def _stored(target: NumberFormat, parameters: Parameters) -> Parameters:
     """Parameters, in the order of the format's, in the types that it stores."""
+    if isinstance(target, AffineInteger) and not target.has_half_scales:
+        return parameters
     if not isinstance(target, ScopedNumber):
         return {name: to_half(array) for name, array in parameters.items()}
     stored = {
@@ -190,4 +193,5 @@ def _leveled(first: float, last: float, group: int, *, has_half_scale: bool) -> 
 
 def _scoped(number_format: SymmetricInteger | ZeroPointInteger, shape: GridShape) -> GridShape:
     region = number_format.region
-    return replace(shape, group=region.columns, has_half_scale=region.is_group, is_whole_tensor=region.rows is None)
+    is_half = number_format.parameters["scale"].dtype == np.float16
+    return replace(shape, group=region.columns, has_half_scale=is_half, is_whole_tensor=region.rows is None)
