@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from lilliput.architectures import ARCHITECTURES
 from lilliput.cli import app
+from lilliput.containers.runtimes import ROWS, Reading
 from lilliput.formats import FORMATS
 from lilliput.methods import METHODS
 from lilliput.recipes.recipe import find_recipe, preset_names
@@ -24,7 +25,8 @@ from lilliput.transforms import TRANSFORMS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("formats", "commands", "families", "recipes", "methods")))
+NAMES = ("formats", "commands", "families", "recipes", "methods", "containers")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 REGION = re.compile(r"(<!-- generated: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -127,11 +129,24 @@ def encoders_table() -> str:
     return "\n".join(rows)
 
 
+def runtimes_table() -> str:
+    """What other runtimes read of what we write, with the tests that prove it; empty where nothing computes."""
+    shown = {Reading.REFUSES: "refuses", Reading.NO_KERNEL: "—", Reading.UNTRIED: "not tried here"}
+    rows = ["| container | formats | runtime | | proven by |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        for cell in row.cells:
+            word = shown.get(cell.reading, cell.reading.value)
+            note = f": {cell.note}" if cell.note else ""
+            test = f"`{cell.test}`" if cell.test else ""
+            rows.append(f"| {row.container} | {row.formats} | {cell.runtime} | {word}{note} | {test} |")
+    return "\n".join(rows)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "formats_table": formats_table, "families_table": families_table, "commands": commands, "results": results,
     "encoders_table": encoders_table,
     "presets_table": presets_table, "methods_table": methods_table,
-    "transforms_table": transforms_table,
+    "transforms_table": transforms_table, "runtimes_table": runtimes_table,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from lilliput.checkpoints.model_source import ModelSource, Provenance
 from lilliput.containers import CONTAINERS, FOLDERS, container_for
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.publish import check_target, publish
+from lilliput.containers.runtimes import reading_warnings
 from lilliput.containers.side_files import PREFIX as SIDE_FILE
 from lilliput.errors import ContainerError, TokenizerError, UnsupportedModelError
 from lilliput.evaluation.model_logits import EvaluationOptions
@@ -147,7 +148,8 @@ def convert(
         _check_quantized(source, moves)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-")))
         provenance, notes = _provenance(source, container, options, work, stack)
-        contents, more = _contents(source, moves, provenance, container)
+        contents, more = _contents(source, moves, provenance)
+        more += reading_warnings(container.name, (plan.row.format for plan in moves))
         parts = container.layout(contents, target.name, options.split)
         check_target(target, parts, overwrite=options.force)
         if options.announce is not None:
@@ -221,6 +223,14 @@ def _rebuilt(source: ModelSource, work: Path) -> tuple[Provenance, list[str]]:
         config = huggingface_fields(source.config)
     except UnsupportedModelError as failure:
         raise ContainerError(f"{failure}; give its folder or id with --base") from failure
+    if "rope_freqs.weight" in source.headers and source.config.rope_llama3 is None:
+        raise ContainerError(
+            f"{source.path.name}: its rope scaling is stored as a tensor, which config.json cannot say; give the "
+            "original's folder or id with --base"
+        )
+    if source.config.rope_layers is not None:
+        rotated = set(source.config.rope_layers)
+        config["no_rope_layers"] = [int(layer in rotated) for layer in range(source.config.layers)]
     model_type = str(config["model_type"])
     config["architectures"] = [CLASSES[model_type]]
     config["dtype"] = "float32"
@@ -242,9 +252,7 @@ def _rebuilt(source: ModelSource, work: Path) -> tuple[Provenance, list[str]]:
     return replace(source.provenance, huggingface_config=config, side_files=side_files), notes
 
 
-def _contents(
-    source: ModelSource, moves: tuple[TensorMove, ...], provenance: Provenance, container: Container
-) -> tuple[Contents, list[str]]:
+def _contents(source: ModelSource, moves: tuple[TensorMove, ...], provenance: Provenance) -> tuple[Contents, list[str]]:
     notes = []
     vocabulary = None
     try:

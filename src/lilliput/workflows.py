@@ -27,6 +27,7 @@ from lilliput.containers.gguf_metadata import file_name
 from lilliput.containers.inspection import Inspection
 from lilliput.containers.inspection import inspect as inspect_file
 from lilliput.containers.publish import check_target, publish
+from lilliput.containers.runtimes import reading_warnings
 from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
 from lilliput.evaluation.compare import EvaluationResult
 from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
@@ -208,8 +209,8 @@ def plan(
     with opened(model, options.revision) as original:
         wanted = container_for(Path(output)) if output else None
         source, found = _planned(original, to, wanted, guidance, options)
-        if wanted is None:
-            found = replace(found, warnings=(*found.warnings, *_container_notes(found)))
+        notes = _container_notes(found) if wanted is None else _reading_notes(wanted, found)
+        found = replace(found, warnings=(*found.warnings, *notes))
         contents, _ = _contents(source, found)
         # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
         keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance), 0)
@@ -700,6 +701,10 @@ def _default_container(plan: Plan) -> Container:
 def _default_name(source: ModelSource, contents: Contents, plan: Plan) -> Path:
     name = file_name(source.provenance.general, contents.weights, plan.recipe)
     return Path(name.removesuffix(Gguf.suffix) + _default_container(plan).suffix)
+
+
+def _reading_notes(container: Container, plan: Plan) -> list[str]:
+    return reading_warnings(container.name, (row.format for row in plan.rows))
 
 
 def _container_notes(plan: Plan) -> list[str]:

@@ -133,7 +133,7 @@ def _common_format(container: Container, layers: Sequence[TensorHeader], wanted:
             if fits and None not in fits and (level is Fit.ROUNDED or fits == {Fit.EXACT}):
                 return candidate
     if wanted.may_requantize:
-        return get_format(_DEFAULTS[container.name])
+        return _default_format(container)
     return None
 
 
@@ -200,7 +200,7 @@ def _place(
             if fit(header.format, candidate, header.columns) is level:
                 return candidate, _move(header.format, candidate, level)
     if wanted.may_requantize:
-        return _dividing(get_format(_DEFAULTS[container.name]), header), Move.REQUANTIZED
+        return _dividing(_default_format(container), header), Move.REQUANTIZED
     raise _no_place(container, header, None)
 
 
@@ -213,6 +213,12 @@ _DEFAULTS = {
     "awq": "int4_g128_asym",
     "bitsandbytes": "nf4",
 }
+
+
+def _default_format(container: Container) -> NumberFormat:
+    if container.name not in _DEFAULTS:
+        raise ContainerError(f"--requantize: say with --format what layers of a {container.name} output shall become")
+    return get_format(_DEFAULTS[container.name])
 
 
 def _dividing(wanted: NumberFormat, header: TensorHeader) -> NumberFormat:

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other runtimes make of what we write: format by container by runtime, each cell with the test that proves it.
+
+`docs/containers.md` shows this table; `plan` and `convert` warn from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lilliput.formats import NumberFormat
+
+
+class Reading(StrEnum):
+    """What a runtime does with a format in a container.
+
+    RUNS: computes with it.  DECODES: reads it as floats.  REFUSES: by an error.  NO_KERNEL: knows the container and has
+    nothing that computes with this format.  UNTRIED: said to read it, not run by a test here.
+    """
+
+    RUNS = "runs"
+    DECODES = "decodes"
+    REFUSES = "refuses"
+    NO_KERNEL = "no kernel"
+    UNTRIED = "untried"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One runtime's reading. test: `folder/file.py::name` under tests.  note: what one must know."""
+
+    runtime: str
+    reading: Reading
+    test: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """formats: as shown.  pattern: of our format names that it is about."""
+
+    container: str
+    formats: str
+    pattern: str
+    cells: tuple[Cell, ...]
+
+
+_CT = "external/test_transformers_reads_our_compressed_tensors.py::"
+_GPTQ = "external/test_gptqmodel_reads_our_folders.py::test_logits_are_those_of_our_decoded_weights"
+_BNB = "external/test_bitsandbytes_reads_our_folders.py::"
+_LOADER, _DEQUANTIZING, _VLLM = "transformers", "transformers, dequantize=True", "vLLM"
+_EXACT = f"{_CT}test_logits_are_exactly_those_of_our_decoded_weights"
+_SMALL = f"{_CT}test_small_floats_are_those_of_our_decoded_weights"
+_ZERO = f"{_CT}test_zero_points_are_exact_where_transformers_dequantizes"
+_GGUF_PY = "conformance/test_containers.py::test_gguf_py_reads_our_files_and_decodes_the_same_values"
+_LLAMA_PYTHON = "external/test_llama_cpp_python.py::test_every_format_decodes_there_to_what_it_decodes_to_here"
+# Bits that vLLM's kernels for packed integers take.
+_VLLM_BITS = "int(?:4|8)_(?:g32|g64|g128|channel)"
+
+ROWS: tuple[Row, ...] = (
+    Row("gguf", "ggml types", r"(?:i?q\d|tq\d|mxfp4|nvfp4|b?f16|f32).*", (
+        Cell("llama.cpp", Reading.RUNS, _LLAMA_PYTHON),
+        Cell("gguf-py", Reading.DECODES, _GGUF_PY),
+    )),
+    Row("compressed-tensors", "int4, int8: g32, g64, g128, channel", _VLLM_BITS, (
+        Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
+        Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("compressed-tensors", "other int2 to int8", r"int[2-8]_(?:g\d+|channel|tensor)", (
+        Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
+        Cell(_VLLM, Reading.NO_KERNEL, note="its kernels take 4 and 8 bits in groups of 32, 64, 128 or a row"),
+    )),
+    Row("compressed-tensors", "int2 to int8 with zero points", r"int[2-8]_(?:g\d+|channel)_asym", (
+        Cell(_LOADER, Reading.REFUSES, note="transformers 5.23 expects zero points unpacked"),
+        Cell(_DEQUANTIZING, Reading.DECODES, _ZERO), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("compressed-tensors", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
+        Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
+        Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("compressed-tensors", "FP8: blocks of 128 x 128", r"fp8_e4m3_block128", (
+        Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("compressed-tensors", "MXFP4, NVFP4", r"(?:mx|nv)fp4", (
+        Cell(_LOADER, Reading.REFUSES, note="transformers 5.23 makes BF16 weights of it, which a float32 model refuses"),
+        Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("gptq", "int2, int3, int4, int8", r"int[2348]_(?:g\d+|channel)", (
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("gptq", "the same with zero points", r"int[2348]_(?:g\d+|channel)_asym", (
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
+        Cell(_VLLM, Reading.REFUSES, note="it has kernels for symmetric GPTQ alone; AWQ or compressed-tensors instead"),
+    )),
+    Row("awq", "int4 with zero points", r"int4_g\d+_asym", (
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("bitsandbytes", "NF4", r"nf4(?:_g\d+)?", (
+        Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_four_bit_weights_are_ours_exactly"),
+    )),
+    Row("bitsandbytes", "int8 a row", r"int8_channel", (
+        Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_eight_bit_weights_are_ours_exactly",
+             "it rounds inputs to int8 as well"),
+    )),
+)  # fmt: skip
+
+
+def row_of(container: str, number_format: NumberFormat) -> Row | None:
+    """The first row of the table that is about a format in a container."""
+    rows = (row for row in ROWS if row.container == container)
+    return next((row for row in rows if re.fullmatch(row.pattern, number_format.name)), None)
+
+
+def reading_warnings(container: str, formats: Iterable[NumberFormat]) -> list[str]:
+    """What users of these formats in this container should know before the work."""
+    used = {item.name: item for item in formats}
+    return list(dict.fromkeys(_warnings(container, used)))
+
+
+def _warnings(container: str, formats: dict[str, NumberFormat]) -> Iterator[str]:
+    rows = {row.formats: row for item in formats.values() if (row := row_of(container, item)) is not None}
+    for row in rows.values():
+        for cell in row.cells:
+            if cell.reading in (Reading.REFUSES, Reading.NO_KERNEL):
+                yield f"{cell.runtime} cannot use {row.formats} in {container}: {cell.note}"
+    quantized = [name for name in formats if row_of(container, formats[name]) is not None]
+    if container == "compressed-tensors" and len(quantized) > 1:
+        yield (
+            f"{_DEQUANTIZING} decodes every layer by the first group and refuses several formats in one folder "
+            f"({', '.join(name.upper() for name in sorted(quantized))}); its default path reads them"
+        )
