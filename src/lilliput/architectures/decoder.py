@@ -160,7 +160,8 @@ def refuse_other_arithmetic(fields: ConfigFields) -> None:
         if fields.value(name) not in neutral:
             raise fields.error(name, f"is {fields.value(name)!r}", f"{neutral[-1]!r} or absent, for this family")
     classes = fields.value("architectures")
-    if isinstance(classes, list) and classes and not any(str(name).endswith("ForCausalLM") for name in classes):
+    heads = ("ForCausalLM", "LMHeadModel")
+    if isinstance(classes, list) and classes and not any(str(name).endswith(heads) for name in classes):
         raise fields.error("architectures", f"is {classes[0]}", "models that predict the next token (…ForCausalLM)")
 
 
