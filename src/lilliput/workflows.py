@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import lilliput
+from lilliput.architectures import NOT_IN_GGUF
 from lilliput.architectures.architecture import Json
 from lilliput.arrays import IntArray
 from lilliput.calibration.block_stream import Precision
@@ -215,7 +216,7 @@ def plan(
         # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
         keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance), 0)
         contents = replace(contents, metadata={**keys, **contents.metadata})
-        container = wanted or _default_container(found)
+        container = wanted or _default_container(found, source.config.family)
         parts = container.layout(contents, f"model{container.suffix}", options.split)
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
@@ -690,9 +691,11 @@ def _expected_statistics(guidance: Guidance) -> Statistics | None:
     return Statistics(inputs={}, chunks=0, chunk_size=0, datasets=names, model="")
 
 
-def _default_container(plan: Plan) -> Container:
-    """The first that holds every format of the plan: GGUF wherever it can."""
+def _default_container(plan: Plan, family: str) -> Container:
+    """The first that holds the family and every format of the plan: GGUF wherever it can."""
     for container in CONTAINERS:
+        if isinstance(container, Gguf) and family in NOT_IN_GGUF:
+            continue
         if all(container.holds(row.format) for row in plan.rows):
             return container
     raise ContainerError("no file format holds all number formats of this plan; quantize to fewer of them")
@@ -700,7 +703,7 @@ def _default_container(plan: Plan) -> Container:
 
 def _default_name(source: ModelSource, contents: Contents, plan: Plan) -> Path:
     name = file_name(source.provenance.general, contents.weights, plan.recipe)
-    return Path(name.removesuffix(Gguf.suffix) + _default_container(plan).suffix)
+    return Path(name.removesuffix(Gguf.suffix) + _default_container(plan, source.config.family).suffix)
 
 
 def _reading_notes(container: Container, plan: Plan) -> list[str]:

@@ -34,6 +34,8 @@ LAYOUT = Layout(
         "ffn_up": "mlp.c_fc",
         "ffn_down": "mlp.c_proj",
     },
+    # The first checkpoints, OpenAI's own among them, were saved without a head.
+    optional_prefix="transformer.",
     norm="layer",
     is_transposed=True,
     activations=("gelu_tanh", "gelu", "relu", "silu"),

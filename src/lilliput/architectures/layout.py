@@ -8,7 +8,7 @@ Which parts are there says what a block computes (`decoder_program`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lilliput.architectures.architecture import ModelConfig, TensorEntry
@@ -52,6 +52,7 @@ class Layout:
     parts: in file order, attn_norm, attn_q, attn_k, attn_v or attn_qkv, attn_q_norm, attn_k_norm, attn_output,
     post_attention_norm, ffn_norm, ffn_gate, ffn_up, ffn_down, post_ffw_norm -> module within the block.
     head_names: modules that an output head of its own may be; the first that a checkpoint has.
+    optional_prefix: what checkpoints saved without a head leave out of every name.
     norm: root mean square, or mean and variance with weight and bias.  rope: None where positions are learned.
     position_offset: row of the first position.  norm_shift: what the checkpoint's norms leave out (1 in Gemma).
     is_transposed: linears lie as [in, out].  interleaves_heads: rows of attn_qkv lie head by head.
@@ -63,6 +64,7 @@ class Layout:
     block: str
     parts: Mapping[str, str]
     head_names: tuple[str, ...] = ("lm_head",)
+    optional_prefix: str = ""
     norm: Literal["rms", "layer"] = "rms"
     rope: RopeStyle | None = None
     position_offset: int = 0
@@ -109,7 +111,15 @@ def with_qk_norm(parts: Mapping[str, str]) -> dict[str, str]:
 
 def tensor_table(config: ModelConfig, layout: Layout) -> tuple[TensorEntry, ...]:
     """Every tensor in file order. With adjacent rope, q and k rows are permuted from transformers' halves."""
-    return tuple(_Table(config, layout).entries())
+    return tuple(_with_bare_names(entry, layout.optional_prefix) for entry in _Table(config, layout).entries())
+
+
+def _with_bare_names(entry: TensorEntry, prefix: str) -> TensorEntry:
+    """The same, also found in checkpoints that leave the prefix out."""
+    if not prefix or not isinstance(entry.source, Named | Transposed) or not entry.source.name.startswith(prefix):
+        return entry
+    bare = replace(entry.source, name=entry.source.name.removeprefix(prefix))
+    return replace(entry, source=FirstOf((entry.source, bare)))
 
 
 @dataclass(frozen=True, slots=True)

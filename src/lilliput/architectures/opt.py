@@ -38,6 +38,7 @@ LAYOUT = Layout(
         "ffn_up": "fc1",
         "ffn_down": "fc2",
     },
+    optional_prefix="model.",
     norm="layer",
     position_offset=2,
     activations=("relu", "gelu", "gelu_tanh", "silu"),

@@ -165,9 +165,10 @@ class HuggingFaceModel:
         tied = {entry.name: entry for entry in self.architecture.tensor_table(self.config)}
         for entry in untied:
             shared = tied.get(entry.name, entry)
-            if shared.tied_to is None or not isinstance(entry.source, Named) or not isinstance(shared.source, Named):
+            sources = (chosen_source(entry.source, self._files), chosen_source(shared.source, self._files))
+            if shared.tied_to is None or not all(isinstance(source, Named) for source in sources):
                 continue
-            own, other = entry.source.name, shared.source.name
+            own, other = (source_names(source)[0] for source in sources)
             if own in self._files and other in self._files:
                 self._copies.add(own)
                 if not np.array_equal(self._files[own].data(own), self._files[other].data(other)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from lilliput.architectures import NOT_IN_GGUF
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import gguf_types
 from lilliput.containers.container import Contents, PartLayout, Split, Written
@@ -40,6 +41,11 @@ class Gguf:
 
     def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
         """Headers and places. Raises ContainerError for a format that is no ggml type, or a sidecar."""
+        if contents.config.family in NOT_IN_GGUF:
+            raise ContainerError(
+                f"GGUF has no name for {contents.config.family} models, so nothing but lilliput could read the file; "
+                "give -o NAME.safetensors for lilliput's own layout"
+            )
         for header in contents.headers:
             if not self.holds(header.format):
                 raise ContainerError(
