@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Install what pyproject.toml asks for (base, quantize, bench, onnx and dev extras) at the versions of constraints.txt."""
+"""Install what pyproject.toml asks for, with the extras that development needs, at the versions of constraints.txt."""
 
 from __future__ import annotations
 

@@ -296,6 +296,29 @@ def test_large_models_are_compared_on_a_part_of_the_text_and_measured_on_all(
     assert not list(result.work.glob("original*"))
 
 
+@pytest.mark.parametrize(
+    ("runtime", "suffix", "formats"),
+    [("vllm", ".compressed-tensors", ("bf16", "int8_channel", "int4_g32")), ("onnxruntime", ".onnx", ())],
+)
+def test_folders_of_other_runtimes_are_fitted_to_a_size(
+    model: Path, text: Path, tmp_path: Path, runtime: str, suffix: str, formats: tuple[str, ...]
+) -> None:
+    options = replace(OPTIONS, runtime=runtime, formats=formats, search="none")
+    planned = plan_fit(model, Goal(bits_per_weight=16), text=[text], options=options)
+    size, output = (2 * planned.smallest + planned.largest) // 3, tmp_path / f"model{suffix}"
+    result = fit(model, Goal(size=size), output, text=[text], options=options)
+    assert result.output.is_dir()
+    assert result.bytes == sum(path.stat().st_size for path in output.rglob("*"))
+    assert 0.95 * size <= result.bytes <= size
+    assert 0 < result.held_out.value < 0.1
+    ledger = json.loads((tmp_path / f"model{suffix}.ledger.json").read_text())
+    assert {entry["format"] for entry in ledger["entries"]} - {"F32"}
+    again = fit(model, Goal(size=size), output, text=[text], options=options)
+    assert again.is_up_to_date
+    with pytest.raises(RecipeError, match="--min-speed"):
+        fit(model, Goal(min_speed=1.0), tmp_path / f"fast{suffix}", text=[text], options=options)
+
+
 def test_predictions_agree_with_measured_kl(model: Path, text: Path, tmp_path: Path) -> None:
     """At 4 bits and more the second-order form holds: each configuration within a factor, all of them correlated."""
     source = open_model(model)
@@ -320,7 +343,7 @@ def test_predictions_agree_with_measured_kl(model: Path, text: Path, tmp_path: P
 
 def test_an_unknown_runtime_or_search_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
     for options in (
-        replace(OPTIONS, runtime="onnxruntime"),
+        replace(OPTIONS, runtime="tensorrt"),
         replace(OPTIONS, search="luck"),
         replace(OPTIONS, sensitivity="guess"),
     ):  # type: ignore[arg-type]

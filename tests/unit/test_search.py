@@ -12,6 +12,7 @@ import pytest
 from tiny_llama import write_tiny_llama
 
 from lilliput.containers import open_model
+from lilliput.containers.gguf import Gguf
 from lilliput.containers.onnx.container import Onnx
 from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import get_format
@@ -152,12 +153,30 @@ def test_candidates_fit_the_rows_and_unknown_names_are_refused() -> None:
 def test_vllm_gets_one_format_for_fused_matrices(tmp_path: Path) -> None:
     source = open_model(write_tiny_llama(tmp_path / "model", layers=1, is_tied=True))
     free = choices_of(source, RUNTIMES["llama.cpp"])
-    fused = choices_of(source, RUNTIMES["vllm"])
+    fused = choices_of(source, RUNTIMES["vllm"], container=Gguf())
     assert all(len(choice.names) == 1 for choice in free)
     assert {len(choice.names) for choice in fused} == {1, 2, 3}
     assert {name for choice in fused for name in choice.names} == {choice.names[0] for choice in free}
     chosen = formats_by_tensor(fused, tuple(1 for _ in fused))
     assert chosen["blk.0.attn_q.weight"] is chosen["blk.0.attn_v.weight"]
+
+
+def test_a_folder_has_its_own_formats_and_sizes_and_keeps_what_its_readers_want_as_floats(tmp_path: Path) -> None:
+    source = open_model(write_tiny_llama(tmp_path / "model", layers=1))
+    choices = choices_of(source, RUNTIMES["vllm"], ("bf16", "int8_channel", "int4_g32"))
+    roles = {name.split(".")[-2] for choice in choices for name in choice.names}
+    assert roles == {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"}
+    down = next(choice for choice in choices if choice.names == ("blk.0.ffn_down.weight",))
+    header = source.headers["blk.0.ffn_down.weight"]
+    weights = header.rows * header.columns
+    # Codes, scales (float32, as this model's own floats are) and the shape as two int64.
+    expected = {"bf16": 2 * weights, "int8_channel": weights + 4 * header.rows + 16}
+    expected["int4_g32"] = weights // 2 + 4 * (weights // 32) + 16
+    assert {item.name: size for item, size in zip(down.formats, down.sizes, strict=True)} == expected
+    with pytest.raises(RecipeError, match="compressed-tensors file cannot hold"):
+        choices_of(source, RUNTIMES["vllm"], ("q4_k",))
+    with pytest.raises(RecipeError, match=r"not '\.gguf'"):
+        RUNTIMES["onnxruntime"].container(Path("a.gguf"))
 
 
 def test_a_tied_head_is_one_choice_and_vectors_are_none(tmp_path: Path) -> None:

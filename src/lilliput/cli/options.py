@@ -65,7 +65,7 @@ Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens of
 Bpw = Annotated[float | None, typer.Option("--bpw", help="Most bits per weight, all tensors.")]
 MaxKld = Annotated[float | None, typer.Option("--max-kld", help="Most KL from the original, nats a token.")]
 MinSpeed = Annotated[float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")]
-Runtime = Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput or vllm.")]
+Runtime = Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput, vllm or onnxruntime.")]
 Candidates = Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")]
 
 

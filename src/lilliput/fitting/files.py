@@ -16,8 +16,17 @@ from lilliput.errors import PublishError
 
 
 def file_fingerprint(path: Path) -> str:
-    """What `quantize` wrote into the file about itself."""
+    """What `quantize` wrote into the file about itself; of a folder, all its files by name and size."""
+    if path.is_dir():
+        sizes = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*"))
+        return hashlib.sha256(repr(sizes).encode()).hexdigest()
     return str(workflows.inspect(path).metadata.get(workflows.FINGERPRINT_KEY))
+
+
+def nbytes_of(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def digest(path: Path) -> str:

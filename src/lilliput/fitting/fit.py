@@ -22,13 +22,16 @@ import lilliput
 from lilliput import workflows
 from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.model_source import ModelSource
+from lilliput.containers import FOLDERS
+from lilliput.containers.container import Container
 from lilliput.containers.gguf_metadata import file_name
+from lilliput.converting import ConvertOptions, convert
 from lilliput.errors import PublishError, RecipeError
 from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.compare import evaluate
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
 from lilliput.fitting.estimate import FitPlan, Search, estimate_fit, reachable
-from lilliput.fitting.files import absolute, digest, file_fingerprint, locked, move
+from lilliput.fitting.files import absolute, digest, file_fingerprint, locked, move, nbytes_of
 from lilliput.fitting.request import (
     COSTS,
     IDENTITY,
@@ -46,11 +49,12 @@ from lilliput.models import BUILT_IN
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.ledger import ledger_path
 from lilliput.recipes.machine import MachineSpeeds
+from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.recipes.recipe import Method, Recipe, Rule, parse_method
 from lilliput.runtime.processors import default_threads
 from lilliput.runtime.session import checked_context
 from lilliput.search.candidates import CandidateOptions, Candidates, make_candidates
-from lilliput.search.choices import RUNTIMES, Choice, Picks, Runtime, choices_of, formats_by_tensor
+from lilliput.search.choices import RUNTIMES, Choice, Picks, Runtime, choices_of, chosen_bytes, formats_by_tensor
 from lilliput.search.evolve import Refined, SearchOptions, evolve
 from lilliput.search.frontier import (
     FRONTIER,
@@ -115,7 +119,7 @@ def fit(
     """
     options = options or FitOptions()
     with workflows.opened(model, options.revision) as source:
-        target = Path(output) if output is not None else _default_name(source, goal)
+        target = Path(output) if output is not None else _default_name(source, goal, options)
         folder = options.work or target.with_name(target.name + ".fit")
         fitting = _Fitting(str(model), source, tuple(text), goal, options, folder, target, stages or _silent)
         known = fitting.earlier_result()
@@ -133,7 +137,7 @@ def plan_fit(
     """What `fit` will take, from headers and the text. Raises RecipeError for a goal out of reach."""
     options = options or FitOptions()
     with workflows.opened(model, options.revision) as source:
-        target = _default_name(source, goal)
+        target = _default_name(source, goal, options)
         return _Fitting(str(model), source, tuple(text), goal, options, target, target, _silent).plan()
 
 
@@ -225,7 +229,12 @@ class _Fitting:
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """What can be chosen."""
-        return choices_of(self.source, _runtime(self.options.runtime), self.options.formats)
+        return choices_of(self.source, _runtime(self.options.runtime), self.options.formats, self.container)
+
+    @cached_property
+    def container(self) -> Container:
+        """Of the result."""
+        return _runtime(self.options.runtime).container(self.target)
 
     @cached_property
     def texts(self) -> Texts:
@@ -248,7 +257,7 @@ class _Fitting:
     def earlier_result(self) -> FitResult | None:
         """What the same command wrote before, where the file is still what it was."""
         known = read_records(self.folder, RESULT)
-        if self.options.force or known.get("request") != self._request_key() or not self.target.is_file():
+        if self.options.force or known.get("request") != self._request_key() or not self.target.exists():
             return None
         if known.get("fingerprint") != file_fingerprint(self.target):
             return None
@@ -272,6 +281,10 @@ class _Fitting:
     def run(self) -> FitResult:
         """Search, quantize, measure, publish."""
         self._claim_folder()
+        if self.goal.min_speed is not None and self.container in FOLDERS:
+            raise RecipeError(
+                f"--min-speed is measured with this engine, which says nothing of {self.options.runtime}; leave it out"
+            )
         # Sizes are known from headers: a budget that nothing meets is refused before any work.
         self._limits(Problem(self.choices, no_costs(self.choices), self._overhead()))
         found = self._explore()
@@ -283,6 +296,7 @@ class _Fitting:
         else:
             start = self._best_known(found, limits, earlier if self.options.search == "none" else ())
             refined = self._refine(problem, limits, start, meter)
+            refined = replace(refined, picks=self._exactly_within(problem, limits, refined.picks))
             made = self._fast_enough(problem, limits, refined)
         chosen = self._point(problem, made.picks, meter, "chosen")
         self._write_frontier(found, distinct([*found.points, chosen, *earlier]))
@@ -378,11 +392,33 @@ class _Fitting:
             return speed_table(self.source, self.choices, assembled, known, threads=self.threads, progress=advance)
 
     def _overhead(self) -> int:
-        """Bytes of the file beside the chosen tensors: exactly for names as long as the longest."""
-        largest = tuple(0 for _ in self.choices)
-        recipe = _recipe(formats_by_tensor(self.choices, largest), {}, 16.0)
-        report = workflows.plan(self.model, recipe, guidance=self._guidance(), options=self._quantize_options())
-        return report.bytes - sum(choice.sizes[0] for choice in self.choices)
+        """Bytes of the file beside the chosen tensors: exactly for names as long as the longest.
+
+        A folder names its layers format by format, so there a mix of all formats is laid out.
+        """
+        is_folder = self.container in FOLDERS
+        picks = tuple(place % len(c.formats) if is_folder else 0 for place, c in enumerate(self.choices))
+        recipe = _recipe(self.source, formats_by_tensor(self.choices, picks), {}, 16.0)
+        return self._planned_bytes(recipe) - chosen_bytes(self.choices, picks)
+
+    def _planned_bytes(self, recipe: Recipe) -> int:
+        """Exact size of the result."""
+        options = self._quantize_options()
+        return workflows.plan(self.model, recipe, self.target, guidance=self._guidance(), options=options).bytes
+
+    def _exactly_within(self, problem: Problem, limits: Limits, picks: Picks) -> Picks:
+        """A folder describes its layers in as many bytes as the choice itself needs: choose again within the rest."""
+        if self.container not in FOLDERS:
+            return picks
+        left = limits
+        for _ in range(TRIES):
+            formats = formats_by_tensor(self.choices, picks)
+            over = self._planned_bytes(_recipe(self.source, formats, {}, 16.0)) - limits.file_bytes
+            if over <= 0:
+                return picks
+            left = replace(left, file_bytes=left.file_bytes - over)
+            picks = problem.solve(left)
+        return picks
 
     def _point(self, problem: Problem, picks: Picks, meter: Meter, found_by: str) -> Point:
         return point(problem, picks, meter.kl(picks), found_by, self.source)
@@ -540,9 +576,11 @@ class _Fitting:
     def _quantize(self, problem: Problem, picks: Picks) -> _Made:
         """The configuration through the whole pipeline, into the work folder; measured on the selection text."""
         formats = formats_by_tensor(problem.choices, picks)
-        recipe = _recipe(formats, reasons(problem, picks), bits_per_weight(self.source, formats))
+        recipe = _recipe(self.source, formats, reasons(problem, picks), bits_per_weight(self.source, formats))
         key = hashlib.sha256(json.dumps(sorted((n, f.name) for n, f in formats.items())).encode()).hexdigest()
-        path = self.folder / "made" / key[:16] / self.target.name
+        # Folders of other runtimes are made from our own file, which the engine runs.
+        name = "model.safetensors" if self.container in FOLDERS else self.target.name
+        path = self.folder / "made" / key[:16] / name
         with self.stages("quantizing") as advance:
             done = workflows.quantize(
                 self.model, recipe, path,
@@ -566,15 +604,14 @@ class _Fitting:
         if self.goal.min_speed is not None:
             with workflows.opened(made.path) as written:
                 speed = 1 / decode_seconds(written, self.threads)
-        size = made.path.stat().st_size
+        self._move(made.path)
+        size = nbytes_of(self.target)
         config, goal = self.source.config, self.goal
         ram = (
             None
             if goal.ram is None
             else size + cache_bytes(config, checked_context(goal.context, config.context_length))
         )
-        move(made.path, self.target)
-        move(ledger_path(made.path), ledger_path(self.target))
         shutil.rmtree(self.folder / "made", ignore_errors=True)
         result = FitResult(
             output=self.target,
@@ -600,6 +637,19 @@ class _Fitting:
             },
         )  # fmt: skip
         return result
+
+    def _move(self, made: Path) -> None:
+        """Put what was measured where it belongs; into another runtime's folder without changing a value."""
+        if self.container not in FOLDERS:
+            move(made, self.target)
+            move(ledger_path(made), ledger_path(self.target))
+            return
+        base = None if self.model == BUILT_IN or not Path(self.model).is_dir() else self.model
+        done = convert(made, self.target, ConvertOptions(base=base, force=self.options.force, threads=self.threads))
+        if not done.is_exact:
+            changed = next(tensor.name for tensor in done.tensors if not tensor.is_exact)
+            raise PublishError(f"{self.target}: {changed} cannot be stored as it was measured; change --formats")
+        self.notes.extend(done.notes)
 
     def _request_key(self) -> str:
         """Of everything that decides the output."""
@@ -651,12 +701,18 @@ def _random_configurations(problem: Problem, count: int) -> list[Picks]:
     return found
 
 
-def _recipe(formats: Mapping[str, NumberFormat], why: Mapping[str, str], bits_per_weight: float) -> Recipe:
-    """One rule a tensor, and F16 for what was not searched."""
+def _recipe(
+    source: ModelSource, formats: Mapping[str, NumberFormat], why: Mapping[str, str], bits_per_weight: float
+) -> Recipe:
+    """One rule a tensor; what was not searched stays as it is, or becomes F16 where it is no float."""
     rules = [
         Rule(match=f"gguf:{name}", format=item.name, reason=why.get(name, "candidate"))
         for name, item in formats.items()
     ]
+    kept = [header for header in source.headers.values() if header.name not in formats and len(header.shape) > 1]
+    for header in kept:
+        name = header.format.name if header.format.name in PLAIN_FLOATS else "f16"
+        rules.append(Rule(match=f"gguf:{header.name}", format=name, reason="no part of the search"))
     rest = Rule(match="*", format="f16", reason="no part of the search")
     return Recipe(name=f"FIT-{bits_per_weight:.2f}BPW", rules=(*rules, rest))
 
@@ -668,7 +724,7 @@ def _key(source: ModelSource, texts: Texts, method: Method) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _default_name(source: ModelSource, goal: Goal) -> Path:
+def _default_name(source: ModelSource, goal: Goal, options: FitOptions) -> Path:
     weights = sum(header.rows * header.columns for header in source.headers.values())
     words = [
         f"{goal.size or goal.ram}B" if goal.size or goal.ram else "",
@@ -676,7 +732,9 @@ def _default_name(source: ModelSource, goal: Goal) -> Path:
         f"kl{goal.max_kld:g}" if goal.max_kld else "",
         f"{goal.min_speed:g}tps" if goal.min_speed else "",
     ]
-    return Path(file_name(source.provenance.general, weights, "-".join(["FIT", *filter(None, words)])))
+    name = Path(file_name(source.provenance.general, weights, "-".join(["FIT", *filter(None, words)])))
+    suffix = _runtime(options.runtime).container(None).suffix
+    return name.with_name(name.name.removesuffix(".gguf") + suffix)
 
 
 def _interval(measured: MeasuredKl) -> Interval:

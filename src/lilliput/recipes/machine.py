@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from lilliput.arrays import FloatArray
-from lilliput.formats import NumberFormat
+from lilliput.formats import NumberFormat, get_format
 from lilliput.methods import METHODS
 from lilliput.records import NO_INPUTS, LayerInputs, TensorHeader, TensorPlan
 
@@ -91,7 +91,11 @@ class MachineSpeeds:
         return self._speed(f"flops {columns}", lambda: _product_speed(columns, self._threads))
 
     def engine_flops(self, number_format: NumberFormat) -> float:
-        """The same of the native engine with exact inputs, on weights in a format."""
+        """The same of the native engine with exact inputs; what it has no kernel for runs as float32."""
+        from lilliput import _native
+
+        if number_format.name not in _native.formats():
+            number_format = get_format("f32")
         return self._speed(f"engine {number_format.name}", lambda: _engine_speed(number_format, self._threads))
 
     def seconds_to_start(self) -> float:

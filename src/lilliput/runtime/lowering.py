@@ -48,14 +48,14 @@ _LOG = logging.getLogger(__name__)
 _DECODE_WEIGHTS = 1 << 22
 
 
-def lower(program: Program, tensor: TensorByName) -> _native.Program:
+def lower(program: Program, tensor: TensorByName, *, tells: bool = True) -> _native.Program:
     """Resolve a program for the native engine.
 
     Weights are used where they lie, never copied, but for formats that the engine has no kernel for: those are decoded
-    to plain floats of the same values, and a warning says so once.
+    to plain floats of the same values, and a warning says so once where `tells`.
     Raises RuntimeModelError naming the tensor or operation that the native core cannot run.
     """
-    return _Lowering(program, tensor).run()
+    return _Lowering(program, tensor, tells).run()
 
 
 def linear_groups(operations: tuple[Operation, ...]) -> Iterator[Operation | tuple[Linear, ...]]:
@@ -87,6 +87,7 @@ class _Lowering:
 
     program: Program
     tensor: TensorByName
+    tells: bool
     native: _native.Program = field(default_factory=_native.Program)
     buffers: dict[str, int] = field(default_factory=dict)
     weights: dict[tuple[str, RowRange], int] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class _Lowering:
             except ValueError as refused:
                 raise RuntimeModelError(f"the model's program is not sound: {refused}") from refused
         self.native.set_output(self.buffers[self.program.output])
-        if self.decoded_bytes:
+        if self.decoded_bytes and self.tells:
             names = ", ".join(name.upper() for name in self.decoded_bytes)
             say_decoded(names, round(sum(self.decoded_bytes.values()) / 1e6))
         return self.native

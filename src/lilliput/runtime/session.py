@@ -56,7 +56,8 @@ class Session:
         config = source.config
         self.context = checked_context(options.context, config.context_length)
         program = source.architecture.program(config)
-        native = lower(program, source.tensor)
+        # What is put together for a measurement is no file that somebody could be warned of.
+        native = lower(program, source.tensor, tells=bool(source.weight_files))
         self.vocab_size = program.buffers[program.output]
         try:
             self._engine = _native.Engine(

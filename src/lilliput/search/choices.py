@@ -1,56 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be chosen: for each tensor (or group that must agree) the formats that a runtime loads, and their bytes."""
+"""What can be chosen: for each tensor (or group that must agree) the formats that a runtime loads, and their bytes.
+
+A runtime loads some kinds of file, and of each some formats; bytes are those of the container that is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lilliput.architectures.architecture import TensorEntry
 from lilliput.checkpoints.model_source import ModelSource
+from lilliput.containers import container_for
+from lilliput.containers.container import Container, Contents, Split
 from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import NumberFormat, get_format
-from lilliput.recipes.plan import VECTOR_ROLES
+from lilliput.recipes.plan import PLAIN_FLOATS, VECTOR_ROLES
 from lilliput.records import Role, TensorHeader
 
 # One format for each choice, by index into `Choice.formats`, in order of the choices.
 Picks = tuple[int, ...]
-# GGUF aligns every tensor to this many bytes.
-ALIGNMENT = 32
-PLAIN = ("f16",)
 # Rows that are multiples of 256, and rows that are multiples of 32 only.
 WIDE_FORMATS = (
-    *PLAIN, "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "iq2_xs", "iq2_xxs",
+    "f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "iq2_xs", "iq2_xxs",
 )  # fmt: skip
-NARROW_FORMATS = (*PLAIN, "q8_0", "q5_1", "q5_0", "q4_1", "iq4_nl", "q4_0")
+NARROW_FORMATS = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "iq4_nl", "q4_0")
 WIDE_ROW = 256
+# GGUF aligns every tensor to this many bytes.
+GGUF_ALIGNMENT = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """What will load the file.
 
+    files: suffix of a container that it loads -> formats to choose among there, None means ggml's; the first is the
+    default.
     uniform_groups: whether tensors that it fuses (q/k/v, gate/up) must have one format.
-    formats: candidates where nobody names any; none means GGUF's, by the length of the rows.
     """
 
     name: str
-    uniform_groups: bool
-    formats: tuple[str, ...] = ()
+    files: Mapping[str, tuple[str, ...] | None]
+    uniform_groups: bool = False
+
+    def container(self, target: Path | None) -> Container:
+        """What to write. Raises RecipeError for a file that it does not load."""
+        if target is None:
+            return container_for(Path("model" + next(iter(self.files))))
+        if target.suffix not in self.files:
+            raise RecipeError(f"--for {self.name}: loads {' and '.join(self.files)}, not '{target.suffix}'; change -o")
+        return container_for(target)
 
 
 # What MatMulNBits of ONNX Runtime multiplies with (docs/onnx.md). 3, 5, 6 and 7 bits would travel as 4 and 8.
 ONNX_FORMATS = (
-    *PLAIN, "int8_g128", "int8_g32", "int4_g16_asym", "int4_g32_asym", "int4_g32", "int4_g64_asym", "int4_g128_asym",
+    "f16", "int8_g128", "int8_g32", "int4_g16_asym", "int4_g32_asym", "int4_g32", "int4_g64_asym", "int4_g128_asym",
     "int4_g128", "int2_g16_asym", "int2_g32_asym", "int2_g64_asym",
 )  # fmt: skip
-# ONNX Runtime fuses nothing across tensors of different formats.
-# vLLM runs q/k/v and gate/up of a GGUF as one matrix each and refuses or corrupts mixed formats there.
+# vLLM runs q/k/v and gate/up as one matrix each and refuses or corrupts mixed formats there. Its kernels take 4 and 8
+# bits; one scale for 32 or 128 weights. ONNX Runtime fuses nothing across formats.
 RUNTIMES = {
-    "llama.cpp": Runtime("llama.cpp", uniform_groups=False),
-    "lilliput": Runtime("lilliput", uniform_groups=False),
-    "vllm": Runtime("vllm", uniform_groups=True),
-    "onnxruntime": Runtime("onnxruntime", uniform_groups=False, formats=ONNX_FORMATS),
+    "llama.cpp": Runtime("llama.cpp", {".gguf": None}),
+    "lilliput": Runtime("lilliput", {".gguf": None, ".safetensors": None}),
+    "vllm": Runtime(
+        "vllm",
+        {".compressed-tensors": ("bf16", "int8_channel", "int8_g32", "int4_g32", "int4_g128"), ".gguf": None},
+        uniform_groups=True,
+    ),
+    "onnxruntime": Runtime("onnxruntime", {".onnx": ONNX_FORMATS}),
 }
 
 
@@ -73,20 +91,29 @@ class Choice:
         raise KeyError(format_name)
 
 
-def choices_of(source: ModelSource, runtime: Runtime, names: Sequence[str] = ()) -> tuple[Choice, ...]:
+def choices_of(
+    source: ModelSource, runtime: Runtime, names: Sequence[str] = (), container: Container | None = None
+) -> tuple[Choice, ...]:
     """Every matrix of the model with its candidates, in file order; vectors and unknown tensors are no choice.
 
-    names: formats to choose among, in place of the default ones.
-    Raises RecipeError for a tensor that none of the formats fits, FormatError for an unknown name.
+    names: formats to choose among, in place of the default ones.  container: None means the runtime's first.
+    Raises RecipeError for a tensor that none of the formats fits, or a format that the container cannot hold;
+    FormatError for an unknown name.
     """
+    container = container or runtime.container(None)
+    names = names or runtime.files.get(container.suffix) or ()
+    for name in names:
+        if not container.holds(get_format(name)):
+            raise RecipeError(f"--formats {name.upper()}: a {container.name} file cannot hold it")
     table = {entry.name: entry for entry in source.architecture.tensor_table(source.config)}
     groups: dict[str, list[TensorHeader]] = {}
     for name, header in source.headers.items():
         entry = table.get(name)
-        if entry is not None and is_chosen(header, entry):
+        if entry is not None and is_chosen(header, entry) and entry.role not in container.float_roles:
             fused = entry.runtime_group if runtime.uniform_groups else None
             groups.setdefault(fused or name, []).append(header)
-    return tuple(_choice(headers, names or runtime.formats) for headers in groups.values())
+    sizes = _Sizes(source, container)
+    return tuple(_choice(headers, names, sizes) for headers in groups.values())
 
 
 def is_chosen(header: TensorHeader, entry: TensorEntry) -> bool:
@@ -104,11 +131,6 @@ def candidate_formats(columns: int, names: Sequence[str] = ()) -> tuple[NumberFo
     return tuple(item for item in found if columns % item.block_size == 0)
 
 
-def padded(nbytes: int) -> int:
-    """Bytes that a tensor takes in a GGUF file."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
 def formats_by_tensor(choices: Sequence[Choice], picks: Picks) -> dict[str, NumberFormat]:
     """Tensor name -> chosen format."""
     return {name: choice.formats[pick] for choice, pick in zip(choices, picks, strict=True) for name in choice.names}
@@ -119,7 +141,46 @@ def chosen_bytes(choices: Sequence[Choice], picks: Picks) -> int:
     return sum(choice.sizes[pick] for choice, pick in zip(choices, picks, strict=True))
 
 
-def _choice(headers: Sequence[TensorHeader], names: Sequence[str]) -> Choice:
+class _Sizes:
+    """Bytes that a tensor takes in a container, as the container itself lays it out."""
+
+    def __init__(self, source: ModelSource, container: Container) -> None:
+        self._source = source
+        self._container = container
+        self._known: dict[str, Mapping[str, int]] = {}
+
+    def of(self, header: TensorHeader, number_format: NumberFormat) -> int:
+        """In one format, alignment included."""
+        if self._container.suffix == ".gguf":
+            nbytes = number_format.stored_bytes(header.rows, header.columns)
+            return -(-nbytes // GGUF_ALIGNMENT) * GGUF_ALIGNMENT
+        if number_format.name in PLAIN_FLOATS:
+            return number_format.stored_bytes(header.rows, header.columns)
+        if number_format.name not in self._known:
+            self._known[number_format.name] = self._laid_out(number_format)
+        return self._known[number_format.name][header.name]
+
+    def _laid_out(self, number_format: NumberFormat) -> Mapping[str, int]:
+        source, float32 = self._source, get_format("f32")
+        table = {entry.name: entry for entry in source.architecture.tensor_table(source.config)}
+        headers = []
+        for name, header in source.headers.items():
+            entry = table.get(name)
+            if entry is None or entry.tied_to is not None:
+                continue
+            fits = is_chosen(header, entry) and entry.role not in self._container.float_roles
+            fits = fits and header.columns % number_format.block_size == 0
+            headers.append(TensorHeader(name, header.shape, number_format if fits else float32))
+        contents = Contents(source.architecture, source.config, None, source.provenance, tuple(headers))
+        parts = self._container.layout(contents, "model" + self._container.suffix, Split())
+        return {
+            placed.header.name: sum(piece.nbytes for piece in placed.pieces)
+            for part in parts
+            for placed in part.tensors
+        }
+
+
+def _choice(headers: Sequence[TensorHeader], names: Sequence[str], sizes: _Sizes) -> Choice:
     fitting = [set(candidate_formats(header.columns, names)) for header in headers]
     shared = [item for item in candidate_formats(headers[0].columns, names) if all(item in found for found in fitting)]
     if not shared:
@@ -128,7 +189,7 @@ def _choice(headers: Sequence[TensorHeader], names: Sequence[str]) -> Choice:
             f"{', '.join(name.upper() for name in names)}; add one with blocks of 32, such as Q8_0, or F16"
         )
     sized = sorted(
-        ((sum(padded(item.stored_bytes(h.rows, h.columns)) for h in headers), item) for item in shared),
+        ((sum(sizes.of(header, item) for header in headers), item) for item in shared),
         key=lambda pair: (-pair[0], pair[1].name),
     )
     return Choice(
