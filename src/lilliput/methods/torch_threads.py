@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many threads torch uses, for a while."""
+"""How many threads torch uses, for a while; and one product of its, to be timed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from lilliput.arrays import FloatArray
 
 
 @contextmanager
@@ -18,3 +20,11 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def linear_product(x: FloatArray, weight: FloatArray) -> Callable[[], object]:
+    """x [tokens, columns] times weight [rows, columns], as a layer of a torch model runs it: call the answer."""
+    import torch
+
+    inputs, matrix = torch.from_numpy(x), torch.from_numpy(weight)
+    return lambda: torch.nn.functional.linear(inputs, matrix)

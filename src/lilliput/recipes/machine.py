@@ -25,6 +25,7 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.formats import NumberFormat, get_format
 from lilliput.methods import METHODS
+from lilliput.methods.torch_threads import linear_product, torch_threads
 from lilliput.records import NO_INPUTS, LayerInputs, TensorHeader, TensorPlan
 
 # A random matrix this large shows what a method takes; smaller ones show the cost of starting it.
@@ -136,12 +137,8 @@ def _seconds_per_weight(row: TensorPlan, guided: bool, threads: int) -> tuple[fl
 
 def _hessian_costs(row: TensorPlan, threads: int) -> tuple[float, float, float]:
     """Per weight; per weight and column; per columns^3 of one factorization."""
-    import torch
-
     method, taken, fresh = METHODS[row.method], [], 0.0
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         for rows, columns in (FLAT, STEEP):
             weight, inputs = _sample(rows, columns), _hessian_inputs(columns)
             start = time.perf_counter()
@@ -151,8 +148,6 @@ def _hessian_costs(row: TensorPlan, threads: int) -> tuple[float, float, float]:
             again = partial(method.quantize, row.format, weight, inputs, threads=threads)
             taken.append(1 / _rate(weight.size, again))
         factor = max(fresh - taken[1] * STEEP[0] * STEEP[1], 0.0) / STEEP[1] ** 3
-    finally:
-        torch.set_num_threads(before)
     column = max(taken[1] - taken[0], 0.0) / (STEEP[1] - FLAT[1])
     return max(taken[0] - column * FLAT[1], 1e-12), column, factor
 
@@ -171,15 +166,9 @@ def _decode_speed() -> float:
 
 
 def _product_speed(columns: int, threads: int) -> float:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        x, weight = (torch.from_numpy(_sample(rows, columns)) for rows in (PASS_TOKENS, columns))
-        return _rate(2 * PASS_TOKENS * columns**2, lambda: torch.nn.functional.linear(x, weight))
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads):
+        run = linear_product(_sample(PASS_TOKENS, columns), _sample(columns, columns))
+        return _rate(2 * PASS_TOKENS * columns**2, run)
 
 
 def _engine_speed(number_format: NumberFormat, threads: int) -> float:
