@@ -55,11 +55,13 @@ def expected_and_bound(model: RandomModel, tokens: Sequence[int]) -> tuple[NDArr
 class Runner:
     """One sequence under way in ONNX Runtime."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, level: onnxruntime.GraphOptimizationLevel | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        if level is not None:
+            options.graph_optimization_level = level
         # Warnings speak of constants that are folded.
         options.log_severity_level = 3
         self.session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(

@@ -20,6 +20,7 @@ from lilliput.architectures.architecture import Json
 from lilliput.arrays import IntArray
 from lilliput.calibration.block_stream import Precision
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
+from lilliput.calibration.input_ranges import input_ranges
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, container_for, open_model
 from lilliput.containers.container import Container, Contents, Split
@@ -212,7 +213,7 @@ def plan(
         source, found = _planned(original, to, wanted, guidance, options)
         notes = _container_notes(found) if wanted is None else _reading_notes(wanted, found)
         found = replace(found, warnings=(*found.warnings, *notes))
-        contents, _ = _contents(source, found)
+        contents, _ = _contents(source, found, guidance)
         # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
         keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance), 0)
         contents = replace(contents, metadata={**keys, **contents.metadata})
@@ -246,7 +247,7 @@ def quantize(
         wanted = container_for(Path(output)) if output else None
         source, plan = _planned(original, to, wanted, guidance, options)
         _check_hessians(plan, guidance)
-        contents, notes = _contents(source, plan)
+        contents, notes = _contents(source, plan, guidance)
         target = Path(output) if output else _default_name(source, contents, plan)
         container = wanted or container_for(target)
         parts = container.layout(contents, target.name, options.split)
@@ -605,7 +606,7 @@ def _location(model: PathLike) -> str:
     return str(gulliver()) if name == BUILT_IN and not Path(name).exists() else name
 
 
-def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
+def _contents(source: ModelSource, plan: Plan, guidance: Guidance) -> tuple[Contents, list[str]]:
     """What will be written, and notes for the user."""
     vocabulary: Vocabulary | None = None
     notes = []
@@ -617,7 +618,11 @@ def _contents(source: ModelSource, plan: Plan) -> tuple[Contents, list[str]]:
     except TokenizerError as missing:
         notes.append(f"the output holds no tokenizer and cannot run text: {missing}")
     headers = tuple(TensorHeader(row.name, row.shape, row.format) for row in plan.rows)
-    contents = Contents(source.architecture, source.config, vocabulary, source.provenance, headers, preset=plan.recipe)
+    # Ranges are of the original model, whose inputs a transform changes.
+    ranges = {} if plan.transforms else input_ranges(_expected_statistics(guidance))
+    contents = Contents(
+        source.architecture, source.config, vocabulary, source.provenance, headers, plan.recipe, input_ranges=ranges
+    )
     return contents, notes
 
 

@@ -18,6 +18,7 @@ from lilliput.containers.gguf import Gguf
 from lilliput.containers.gptq import Gptq
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
 from lilliput.containers.onnx.container import Onnx
+from lilliput.containers.onnx.profiles import OnnxInteger, OnnxStandard, OnnxTensorRt
 from lilliput.errors import CheckpointError, ContainerError
 
 __all__ = ["CONTAINERS", "FOLDERS", "container_for", "open_model"]
@@ -28,7 +29,16 @@ CONTAINERS: tuple[Container, ...] = (
     LilliputSafetensors(),
 )  # fmt: skip
 # Folders for other runtimes, made from a Hugging Face folder and with its side files.
-FOLDERS: tuple[Container, ...] = (CompressedTensors(), Gptq(), Awq(), BitsAndBytes(), Onnx())
+FOLDERS: tuple[Container, ...] = (
+    CompressedTensors(),
+    Gptq(),
+    Awq(),
+    BitsAndBytes(),
+    OnnxStandard(),
+    OnnxInteger(),
+    OnnxTensorRt(),
+    Onnx(),
+)
 
 _HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w.-]+(?:/[\w.-]+)*))?")
 
@@ -61,8 +71,9 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
 
 def container_for(target: Path) -> Container:
     """What an output's name asks for. Raises ContainerError."""
+    # Of two endings that fit (.onnx, .int8.onnx), the longer one is meant; it stands first.
     for container in (*CONTAINERS, *FOLDERS):
-        if target.suffix == container.suffix:
+        if target.name.endswith(container.suffix):
             return container
     known = ", ".join(container.suffix for container in (*CONTAINERS, *FOLDERS))
     raise ContainerError(f"{target.name}: the name must end in one of {known}; it decides the file format")

@@ -23,6 +23,7 @@ class Contents:
     preset: name of the mix ("Q4_K_M") or type, from which containers derive their own label.
     metadata: keys that are about this file rather than the model (`quantize.imatrix.*`, `lilliput.*`).
     sidecars: tensor name -> sidecar name -> dtype and shape, for tensors that have any.
+    input_ranges: largest magnitude of what is multiplied with a tensor, where statistics know it.
     """
 
     architecture: Architecture
@@ -33,6 +34,7 @@ class Contents:
     preset: str = ""
     metadata: Mapping[str, Json] = field(default_factory=dict)
     sidecars: Mapping[str, Mapping[str, PlaneSpec]] = field(default_factory=dict)
+    input_ranges: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:

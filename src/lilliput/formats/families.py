@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Formats that are constructed from their names: the general families, their grammar and the standard set.
 
-    int<2-8>_<region>           symmetric; _asym for a zero point, _pow2 for scales that are powers of two
+    int<2-8>_<region>           symmetric; _asym for a zero point, _pow2 for scales that are powers of two,
+                                _narrow for as many levels below zero as above
     int<2-8>_<group>_affine     scale and minimum; _f32, also after a plain group, for float32 scales
     fp8_e4m3_<region>, fp8_e5m2_<region>, fp4_<region>
     nf4, nf4_<group>            _f16 for fp16 scales
@@ -27,6 +28,7 @@ from lilliput.formats.eight_bit_float import EightBitFloat
 from lilliput.formats.fixed_point import LARGEST_BITS, FixedPoint
 from lilliput.formats.integer import SymmetricInteger
 from lilliput.formats.integer_affine import AffineInteger
+from lilliput.formats.integer_narrow import NarrowInteger
 from lilliput.formats.integer_power_scale import PowerScaleInteger
 from lilliput.formats.integer_zero_point import ZeroPointInteger
 from lilliput.formats.nf4 import NF4
@@ -65,6 +67,8 @@ def _integer(found: re.Match[str]) -> NumberFormat | None:
             return ZeroPointInteger(bits, region)
         case "pow2":
             return PowerScaleInteger(bits, region)
+        case "narrow":
+            return NarrowInteger(bits, region)
         case "affine":
             return AffineInteger(bits, region) if region.is_group else None
         case "f32":
@@ -94,8 +98,8 @@ _ANY_TEXT = "tensor, channel, g16, g32, g64, g128 or g256"
 FAMILIES: tuple[Family, ...] = (
     Family(
         "int",
-        re.compile(rf"int([2-8])_({_ANY})(?:_(asym|pow2|affine|f32|affine_f32))?"),
-        f"int<2-8>_<region> with region {_ANY_TEXT}; then nothing, _asym, _pow2, or _affine (groups only); "
+        re.compile(rf"int([2-8])_({_ANY})(?:_(asym|pow2|narrow|affine|f32|affine_f32))?"),
+        f"int<2-8>_<region> with region {_ANY_TEXT}; then nothing, _asym, _pow2, _narrow, or _affine (groups only); "
         "_f32 for float32 scales of groups",
         _integer,
     ),
@@ -151,6 +155,7 @@ FAMILIES: tuple[Family, ...] = (
 # What the suites, the tables and the suggestions know by name: each family in the forms that people ask for.
 STANDARD = (
     *("int8_tensor", "int8_channel", "int8_g128", "int8_channel_asym", "int8_channel_pow2"),
+    *("int8_channel_narrow", "int4_g128_narrow"),
     *("int6_g128", "int5_g64_asym", "int4_tensor", "int4_channel", "int4_g128", "int4_g32", "int4_g128_asym"),
     *(
         "int4_g64_affine",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lilliput.architectures.architecture import Json
+from lilliput.architectures.program import Embed
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
 from lilliput.containers.onnx.genai import genai_config
@@ -50,6 +51,7 @@ class Onnx:
     suffix = ".onnx"
     float_roles: tuple[Role, ...] = ()
     attention: AttentionKind = "grouped"
+    has_doubles = True
     holds_text = (
         "it holds integers of 2 to 8 bits with one scale a tensor, row or group (INT4_G32, INT4_G128_ASYM, "
         "INT8_CHANNEL, and Q4_0, Q5_0, Q8_0, TQ2_0, whose values are such), and F32, F16, BF16"
@@ -70,6 +72,10 @@ class Onnx:
     def storage(self, number_format: NumberFormat, columns: int) -> Storage | None:
         """How rows of so many weights are stored; None where they cannot be."""
         return PlainStorage() if number_format.name in PLAIN else block_storage(number_format, columns)
+
+    def placed_storage(self, storage: Storage, header: TensorHeader, contents: Contents) -> Storage:
+        """The same, with what depends on the tensor and its inputs. Raises ContainerError."""
+        return storage
 
     def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
         """All files of the folder `file_name`: the graph, the weights, what describes them.
@@ -168,13 +174,17 @@ class Onnx:
                 )
         return read
 
+    def _looked_up(self, contents: Contents) -> frozenset[str]:
+        operations = contents.architecture.program(contents.config).operations
+        return frozenset(item.weight for item in operations if isinstance(item, Embed))
+
     def _storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
         kind = header.format.name.upper()
         if contents.sidecars.get(header.name):
             raise ContainerError(f"tensor '{header.name}': ONNX cannot hold sidecars; write lilliput's own layout")
         storage = self.storage(header.format, header.columns)
         if storage is not None:
-            return storage
+            return self.placed_storage(storage, header, contents)
         if self.holds(header.format):
             raise ContainerError(
                 f"tensor '{header.name}': rows of {header.columns} weights in {kind} do not divide into blocks of 16 "
@@ -189,7 +199,7 @@ class Onnx:
         headers = {header.name: header for header in contents.headers}
         weights = Weights(graph, headers, placed.storages, placed.places)
         program = contents.architecture.program(contents.config)
-        translate(program, weights, contents.config, self.attention)
+        translate(program, weights, contents.config, self.attention, has_doubles=self.has_doubles)
         for key, value in contents.metadata.items():
             graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
         return graph

@@ -7,7 +7,7 @@ of integers fit such a grid exactly: their codes are moved, nothing is rounded. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class IntegerGrid:
 
     bits: of a stored code.  shift: stored code - our code.  has_zero_point: else the zero is 2^(bits - 1).
     group: columns that share a scale; None means a row or more.  has_half_scales: every scale is an fp16 number.
+    is_balanced: as many levels below zero as above.  has_positive_scales: none is ever negative or 0.
     """
 
     bits: int
@@ -38,6 +39,8 @@ class IntegerGrid:
     has_zero_point: bool
     group: int | None
     has_half_scales: bool
+    is_balanced: bool = False
+    has_positive_scales: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +60,17 @@ def integer_grid(number_format: NumberFormat) -> IntegerGrid | None:
     if isinstance(number_format, ZeroPointInteger):
         region = number_format.region
         bits = next(wide for wide in BITS if wide >= number_format.code_bits)
-        return IntegerGrid(bits, 0, True, region.columns, has_half_scales=region.is_group)
+        return IntegerGrid(bits, 0, True, region.columns, has_half_scales=_is_half(number_format))
     if isinstance(number_format, FixedPoint):
         half = 1 << (number_format.code_bits - 1)
-        return _symmetric(-half, half - 1, None, has_half_scales=False)
-    if isinstance(number_format, PowerScaleInteger | ScaledLevels):
-        levels, region = number_format.grid, number_format.region
-        if isinstance(levels, Levels) and levels.is_integer_run:
-            is_half = region.is_group and isinstance(number_format, ScaledLevels)
-            return _symmetric(levels.first, levels.last, region.columns, has_half_scales=is_half)
-    if isinstance(number_format, SingleScale) and number_format.levels.is_integer_run:
-        levels = number_format.levels
-        return _symmetric(levels.first, levels.last, number_format.block_size, has_half_scales=True)
+        return _positive(_around_zero(Levels.integers(-half, half - 1), None, has_half_scales=False))
+    if isinstance(number_format, PowerScaleInteger):
+        return _positive(_around_zero(number_format.grid, number_format.region.columns, has_half_scales=False))
+    if isinstance(number_format, ScaledLevels) and isinstance(number_format.grid, Levels):
+        region = number_format.region
+        return _around_zero(number_format.grid, region.columns, has_half_scales=_is_half(number_format))
+    if isinstance(number_format, SingleScale):
+        return _around_zero(number_format.levels, number_format.block_size, has_half_scales=True)
     return None
 
 
@@ -93,6 +95,16 @@ def integer_rows(number_format: NumberFormat, planes: Planes, columns: int, rows
     )
 
 
+def with_positive_scales(rows: IntegerRows, bits: int) -> IntegerRows:
+    """The same values under scales above 0, for codes of a balanced grid; groups of zeros get the scale 1."""
+    group = rows.codes.shape[1] // rows.scale.shape[1]
+    sign = np.repeat(np.sign(rows.scale), group, axis=1).astype(np.int16)
+    zero = 1 << (bits - 1)
+    levels = (rows.codes.astype(np.int16) - zero) * sign
+    scale = np.where(rows.scale == 0.0, np.float32(1.0), np.abs(rows.scale))
+    return IntegerRows((levels + zero).astype(np.uint8), scale, rows.zero_point)
+
+
 def row_pieces(rows: int, columns: int, number_format: NumberFormat) -> list[slice]:
     """Row ranges of bounded size that the format can be cut into."""
     together = number_format.row_step
@@ -103,12 +115,22 @@ def row_pieces(rows: int, columns: int, number_format: NumberFormat) -> list[sli
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _symmetric(first: float, last: float, group: int | None, *, has_half_scales: bool) -> IntegerGrid | None:
-    for bits in BITS:
-        half = 1 << (bits - 1)
-        if -half <= first and last <= half - 1:
-            return IntegerGrid(bits, round(first) + half, False, group, has_half_scales)
-    return None
+def _is_half(number_format: ScopedNumber) -> bool:
+    return number_format.parameters["scale"].dtype == np.dtype("<f2")
+
+
+def _positive(grid: IntegerGrid | None) -> IntegerGrid | None:
+    return None if grid is None else replace(grid, has_positive_scales=True)
+
+
+def _around_zero(levels: Levels, group: int | None, *, has_half_scales: bool) -> IntegerGrid | None:
+    """The grid of levels that are a run of integers; None for others."""
+    first, last = round(levels.first), round(levels.last)
+    fitting = [bits for bits in BITS if -(1 << (bits - 1)) <= first and last < 1 << (bits - 1)]
+    if not levels.is_integer_run or not fitting:
+        return None
+    shift = first + (1 << (fitting[0] - 1))
+    return IntegerGrid(fitting[0], shift, False, group, has_half_scales, is_balanced=first == -last)
 
 
 def _of_rows(parameter: Array, number_format: NumberFormat, rows: int) -> Array:

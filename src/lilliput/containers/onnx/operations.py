@@ -59,6 +59,7 @@ class Translation:
     inputs: AttentionInputs
     shape: str
     has_cache: bool
+    has_doubles: bool
     values: dict[str, str] = field(default_factory=dict)
     flat_ids: dict[str, str] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, tuple[str, str]] = field(default_factory=dict)
@@ -97,10 +98,13 @@ class Translation:
         return self.graph.add("Reshape", value, self.graph.constant([-1, width]))
 
 
-def translate(program: Program, weights: Weights, config: ModelConfig, attention: AttentionKind) -> None:
+def translate(
+    program: Program, weights: Weights, config: ModelConfig, attention: AttentionKind, *, has_doubles: bool = True
+) -> None:
     """Fill the graph of `weights` with a program: inputs, operations, outputs.
 
     attention: "grouped" for ONNX Runtime's GroupQueryAttention, "standard" for operators that every tool has.
+    has_doubles: whether rotary angles are computed in float64.
     Raises UnsupportedModelError naming an operation, or a field of one, that has no translation.
     """
     if config.task == "sequence_to_sequence":
@@ -114,7 +118,7 @@ def translate(program: Program, weights: Weights, config: ModelConfig, attention
     ]
     tokens = graph.add("Shape", "input_ids")
     inputs = AttentionInputs(graph, "attention_mask", tokens)
-    run = Translation(graph, weights, attention, config.context_length, inputs, tokens, bool(cached))
+    run = Translation(graph, weights, attention, config.context_length, inputs, tokens, bool(cached), has_doubles)
     for operation in program.operations:
         check_known(operation)
         _translate(operation, run)
@@ -284,19 +288,20 @@ def _rope_tables(run: Translation, frequencies: RopeFrequencies) -> tuple[str, s
         graph = run.graph
         bare = dataclasses.replace(frequencies, factors=None)
         inverse, magnitude = inverse_frequencies(bare)
-        angles = graph.constant(inverse, "float64")
+        kind, cast = ("float64", _DOUBLE) if run.has_doubles else ("float32", _FLOAT)
+        angles = graph.constant(inverse, kind)
         if frequencies.factors is not None:
-            factors = graph.add("Cast", run.weights.floats(frequencies.factors), attributes=_DOUBLE)
+            factors = graph.add("Cast", run.weights.floats(frequencies.factors), attributes=cast)
             angles = graph.add("Div", angles, factors)
         steps = (graph.constant(0), graph.constant(run.context), graph.constant(1))
-        positions = graph.add("Cast", graph.add("Range", *steps), attributes=_DOUBLE)
+        positions = graph.add("Cast", graph.add("Range", *steps), attributes=cast)
         turns = graph.add("Mul", graph.add("Unsqueeze", positions, graph.constant([1])), angles)
         tables = []
         for name in ("Cos", "Sin"):
             table = graph.add(name, turns)
             if magnitude != 1.0:
-                table = graph.add("Mul", table, graph.constant(magnitude, "float64"))
-            tables.append(graph.add("Cast", table, attributes=_FLOAT))
+                table = graph.add("Mul", table, graph.constant(magnitude, kind))
+            tables.append(graph.add("Cast", table, attributes=_FLOAT) if run.has_doubles else table)
         run.ropes[frequencies] = (tables[0], tables[1])
     return run.ropes[frequencies]
 
