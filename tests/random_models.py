@@ -35,7 +35,8 @@ CONFIGS: dict[str, dict[str, Json]] = {
         name: {"model_type": name}
         for family in ARCHITECTURES
         for name in family.huggingface_types
-        if family.config_from_huggingface({**SIZES, "model_type": name}).task == "next_token"
+        if not hasattr(family, "encoder_program")
+        and family.config_from_huggingface({**SIZES, "model_type": name}).task == "next_token"
     },
     **VARIANTS,
 }
