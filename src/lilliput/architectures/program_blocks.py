@@ -52,7 +52,9 @@ def program_blocks(program: Program) -> ProgramBlocks:
         elif name is not None and found is None and block >= 0 and len(stretches) == block + 2:
             stretches.append([])
         stretches[-1].append(operation)
-    first, middle, end = stretches[0], stretches[1 : block + 2], stretches[-1]
+    first, middle = stretches[0], stretches[1 : block + 2]
+    # An encoder may end with its last block.
+    end = stretches[-1] if len(stretches) > block + 2 else []
     # What the head reads ends the last stretch, so that it can be looked at.
     place = max((index for index, each in enumerate(end) if isinstance(each, Linear)), default=len(end))
     last, head = end[:place], end[place:]
