@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from lilliput.errors import RecipeError
-from lilliput.recipes.recipe import Rule, find_recipe, gets_more_bits, parse_recipe, preset_names
+from lilliput.recipes.recipe import ROLE_GROUPS, Rule, find_recipe, gets_more_bits, parse_recipe, preset_names
+from lilliput.records import Role
 
 GOOD = """\
 name: mine
@@ -112,7 +113,16 @@ def test_more_bits_are_the_first_and_last_eighth_and_every_third_between() -> No
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [("before 2", [0, 1]), ("from 14", [14, 15]), ("before 1/8", [0, 1]), ("from 7/8", [14, 15]), (None, [*range(16)])],
+    [
+        ("before 2", [0, 1]),
+        ("from 14", [14, 15]),
+        ("before 1/8", [0, 1]),
+        ("from 7/8", [14, 15]),
+        ("first", [0]),
+        ("last", [15]),
+        ("first_and_last", [0, 15]),
+        (None, [*range(16)]),
+    ],
 )
 def test_layers_select_by_number_or_fraction(layers: str | None, expected: list[int]) -> None:
     rule = Rule(match="*", layers=layers, format="q8_0")
@@ -133,3 +143,14 @@ def test_names_match_as_glob_as_regex_and_as_gguf_name() -> None:
     assert not matches("re:^layers")
     assert matches("gguf:blk.*.ffn_down.weight")
     assert not matches("gguf:*.down_proj.weight")
+
+
+def test_a_role_may_be_several_or_a_name_for_several() -> None:
+    recipe = parse_recipe("rules:\n  - {role: [embeddings, attention_v, ffn], format: Q8_0}\n", "mine.yaml")
+    roles = recipe.rules[0].role
+    assert roles is not None
+    assert {Role.TOKEN_EMBEDDING, Role.ATTENTION_V, Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN} < set(roles)
+    assert Role.ATTENTION_Q not in roles
+    assert {Role.ATTENTION_Q, Role.CROSS_ATTENTION_K} < set(ROLE_GROUPS["attention"])
+    with pytest.raises(RecipeError, match="unknown role 'atention'; did you mean 'attention'"):
+        parse_recipe("rules:\n  - {role: atention, format: Q8_0}\n", "mine.yaml")

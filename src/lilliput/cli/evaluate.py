@@ -26,13 +26,18 @@ def command(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Perplexity and KL divergence of quantized files, paired, over the full vocabulary."""
-    from lilliput import workflows
+    """Measure quantized files by what the model is for.
+
+    Next tokens: perplexity and KL divergence, paired, over the full vocabulary. Sentence vectors: cosine and rank
+    agreement. Classes: agreement, KL divergence, accuracy. Answers: exact ones, and KL divergence per token.
+    """
+    from lilliput import sequences, workflows
     from lilliput.evaluation.model_logits import EvaluationOptions
 
     chosen = EvaluationOptions(context, tokens, workflows.activation_kind(activations), threads=threads)
     with progress("evaluating") as advance:
-        result = workflows.evaluate(base, files, text, options=chosen, progress=advance)
+        is_decoder = sequences.task_of(base) == "next_token"
+        result = (workflows if is_decoder else sequences).evaluate(base, files, text, options=chosen, progress=advance)
     if json:
         print_json(result.to_json())
     else:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import print_json, say
+from lilliput.cli.output import print_json, say, tell
 
 
 def command(
@@ -24,15 +24,29 @@ def command(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Same seed, same text; default: drawn and printed.")
     ] = None,
+    beams: Annotated[int, typer.Option("--beams", min=1, help="Of an encoder-decoder's answers; 1 is greedy.")] = 1,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of KV cache.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     json: options.Json = False,
 ) -> None:
-    """Continue a prompt: no chat template, BOS as the metadata says."""
-    from lilliput import workflows
-    from lilliput.runtime.sampler import SamplingOptions
+    """Continue a prompt: no chat template, BOS as the metadata says.
 
+    An encoder-decoder answers it instead, a classifier says its class, any other encoder gives its vector.
+    """
+    from lilliput import sequences, workflows
+    from lilliput.runtime.answers import AnswerOptions
+    from lilliput.runtime.sampler import SamplingOptions
+    from lilliput.runtime.session import EngineOptions
+
+    if sequences.task_of(file, revision) != "next_token":
+        answers = AnswerOptions(beams=beams, max_length=max_tokens + 1)
+        found = sequences.run(file, prompt, answers=answers, engine=EngineOptions(threads, context), revision=revision)
+        if json:
+            print_json(found.to_json())
+        else:
+            tell(found.to_text())
+        return
     sampling = SamplingOptions(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=workflows.chosen_seed(seed),

@@ -23,5 +23,5 @@ def with_float_roles(recipe: Recipe, roles: tuple[Role, ...], source: ModelSourc
         if role in roles:
             kept = header.format.name if header.format.name in PLAIN_FLOATS else "f16"
             reason = f"{role.value} tensors stay {kept.upper()}: the output's readers take only layers quantized"
-            rules.append(Rule(role=role, format=kept, reason=reason))
+            rules.append(Rule(role=(role,), format=kept, reason=reason))
     return recipe.model_copy(update={"rules": (*rules, *recipe.rules)})

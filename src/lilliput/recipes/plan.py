@@ -51,7 +51,7 @@ FALLBACKS = {
 }
 # Up to this many bits per weight, codes chosen by input statistics are clearly better than without.
 STATISTICS_MATTER_BELOW = 4.6
-LAYER = re.compile(r"blk\.(\d+)\.")
+LAYER = re.compile(r"(?:(?:enc|dec)\.)?blk\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class _Resolver:
             if (
                 self._conditions.issuperset(rule.when)
                 and self._plays_role(entry, rule.role)
-                and rule.holds_for_layer(layer, self._config.layers)
+                and rule.holds_for_layer(layer, self._layers_beside(header.name))
                 and rule.matches_name(tuple(names), header.name)
             ):
                 self._used.add(index)
@@ -219,11 +219,17 @@ class _Resolver:
             'end the recipe with a rule for the rest: {match: "*", format: Q4_K}, or name a preset as its base'
         )
 
-    def _plays_role(self, entry: TensorEntry, role: Role | None) -> bool:
-        if role is Role.ATTENTION_V and entry.role is Role.ATTENTION_QKV:
-            # Its rows hold the values; llama-quantize treats it so too.
+    def _layers_beside(self, name: str) -> int:
+        """How many layers there are of the kind that a tensor is in."""
+        decoder = self._config.decoder
+        return decoder.layers if decoder is not None and name.startswith("dec.") else self._config.layers
+
+    def _plays_role(self, entry: TensorEntry, roles: tuple[Role, ...] | None) -> bool:
+        if roles is None or entry.role in roles:
             return True
-        return role is None or entry.role is role or (role is Role.OUTPUT and self._serves_as_output(entry))
+        # The rows of a fused weight hold the values; llama-quantize treats it so too.
+        holds_values = Role.ATTENTION_V in roles and entry.role is Role.ATTENTION_QKV
+        return holds_values or (Role.OUTPUT in roles and self._serves_as_output(entry))
 
     def _serves_as_output(self, entry: TensorEntry) -> bool:
         return entry.role is Role.OUTPUT or (entry.role is Role.TOKEN_EMBEDDING and self._config.tied)

@@ -9,8 +9,11 @@ r"""What a user wants: an ordered list of rules, from a YAML file or a preset. T
         format: Q6_K
       - role: output                        # includes a token embedding that serves as output head
         format: Q8_0
+      - role: [embeddings, attention]       # a role, or several; embeddings, attention, ffn and head stand for theirs
+        format: INT8_CHANNEL
       - match: "re:model\\.layers\\.[01]\\."
-        layers: before 1/8                  # before N, from N, before N/D, from N/D of the layers, or more_bits
+        layers: before 1/8                  # before N, from N, before N/D, from N/D of the layers, first, last,
+                                            # first_and_last, or more_bits; of each half in an encoder-decoder
         when: without_statistics
         format: Q5_K
         fallback: Q8_0                      # where rows do not divide into blocks; the default is llama.cpp's
@@ -22,7 +25,7 @@ Presets are files of the same form in `presets/`; a new one needs no edit anywhe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
@@ -43,11 +46,32 @@ Method = str  # a name in METHODS; the fields and functions that take one check 
 # What a rule's `when` may ask of the model or the run. llama_70b: 80 layers of Llama or Qwen2 shape.
 Condition = Literal["with_statistics", "without_statistics", "gqa_at_least_4", "llama_70b"]
 
+_NAMED_LAYERS = ("first", "last", "first_and_last")
 FRACTION = re.compile(r"(before|from) (\d+)(?:/([1-9]\d*))?")
 
 
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+# Names that stand for several roles.
+ROLE_GROUPS: Mapping[str, tuple[Role, ...]] = {
+    "embeddings": (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.SEGMENT_EMBEDDING),
+    "attention": tuple(role for role in Role if "attention_" in role.value),
+    "cross_attention": tuple(role for role in Role if role.value.startswith("cross_attention_")),
+    "ffn": (Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN),
+    "head": (Role.OUTPUT, Role.POOLER, Role.CLASSIFIER),
+}
+
+
+def _as_roles(value: object) -> object:
+    """Names of roles and of groups of them, as roles; what is neither is left to be refused."""
+    if value is None:
+        return None
+    found: list[object] = []
+    for name in value if isinstance(value, list | tuple) else [value]:
+        found.extend(ROLE_GROUPS.get(name, (name,)) if isinstance(name, str) else (name,))
+    return tuple(found)
 
 
 class Rule(BaseModel):
@@ -56,7 +80,7 @@ class Rule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     match: str | None = None
-    role: Annotated[Role | None, Field(strict=False)] = None
+    role: Annotated[tuple[Annotated[Role, Field(strict=False)], ...] | None, BeforeValidator(_as_roles)] = None
     layers: str | None = None
     when: Annotated[tuple[Condition, ...], BeforeValidator(_as_tuple)] = ()
     format: str
@@ -94,8 +118,11 @@ class Rule(BaseModel):
     @field_validator("layers")
     @classmethod
     def _legal_layers(cls, value: str | None) -> str | None:
-        if value is not None and value != "more_bits" and not FRACTION.fullmatch(value):
-            raise ValueError(f"'{value}' selects no layers; write more_bits, before N, from N, before N/D or from N/D")
+        if value is not None and value not in (*_NAMED_LAYERS, "more_bits") and not FRACTION.fullmatch(value):
+            raise ValueError(
+                f"'{value}' selects no layers; write first, last, first_and_last, more_bits, before N, from N, "
+                "before N/D or from N/D"
+            )
         return value
 
     @model_validator(mode="after")
@@ -122,6 +149,8 @@ class Rule(BaseModel):
             return False
         if self.layers == "more_bits":
             return gets_more_bits(layer, n_layers)
+        if self.layers in _NAMED_LAYERS:
+            return layer in {"first": (0,), "last": (n_layers - 1,), "first_and_last": (0, n_layers - 1)}[self.layers]
         found = FRACTION.fullmatch(self.layers)
         assert found is not None
         bound = int(found[2]) if found[3] is None else int(found[2]) * n_layers // int(found[3])
@@ -292,7 +321,7 @@ def _describe(error: ValidationError, root: Node, origin: str) -> str:
     if fault["type"] == "missing":
         return f"{place}: this field is required"
     message = fault["msg"].removeprefix("Value error, ")
-    choices = {"role": tuple(Role), "method": tuple(METHODS), "when": get_args(Condition)}
+    choices = {"role": (*Role, *ROLE_GROUPS), "method": tuple(METHODS), "when": get_args(Condition)}
     for name, allowed in choices.items():
         if name in location:
             near = get_close_matches(str(fault["input"]), allowed, n=1)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`quantize`, `eval` and `run` of models that do not predict the next token, on tiny ones with tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_tokenizers import byte_level, named, wordpiece, write_folder
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+Run = Callable[..., tuple[int, str, str]]
+LINES = [
+    f"The {word} number {index} is a line of text about {word}s."
+    for index, word in enumerate(["cat", "dog", "tree"] * 8)
+]
+
+
+@pytest.fixture(scope="module", params=["embedding", "classification", "answers"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(str(request.param))
+    torch.manual_seed(0)
+    if request.param == "answers":
+        settings = transformers.BartConfig(
+            vocab_size=960, d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=64,
+            init_std=0.3, pad_token_id=1, eos_token_id=2, bos_token_id=0, decoder_start_token_id=2,
+        )  # fmt: skip
+        transformers.BartForConditionalGeneration(settings).save_pretrained(path)
+        described = json.loads((path / "config.json").read_text())
+        return write_folder(path, byte_level(named("gpt-2")), **described)
+    settings = transformers.BertConfig(
+        vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.2, num_labels=3,
+    )  # fmt: skip
+    name = "BertModel" if request.param == "embedding" else "BertForSequenceClassification"
+    getattr(transformers, name)(settings).save_pretrained(path)
+    described = json.loads((path / "config.json").read_text())
+    return write_folder(path, wordpiece(600), **described)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(LINES))
+    return path
+
+
+def test_a_quantized_model_is_measured_by_what_it_is_for(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
+    files = []
+    for kind in ("INT8_CHANNEL", "INT4_G32", "INT8_EMBEDDINGS_ATTENTION", "INT4_WIDE_ENDS"):
+        files.append(tmp_path / f"{kind}.safetensors")
+        code, _, err = run("quantize", folder, "--to", kind, "-o", files[-1], "--threads", 1)
+        assert code == 0, err
+    code, out, err = run("eval", folder, *files, "--text", text, "--json", "--threads", 1)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["texts"] == len(LINES)
+    eight, four, mixed, ends = found["files"]
+    better, worse = {
+        "embedding": ("mean_cosine", "spearman"),
+        "classification": ("agreement", "agreement"),
+        "sequence_to_sequence": ("same_top", "exact"),
+    }[found["task"]]
+    assert eight[better] >= four[better]
+    assert eight[worse] >= four[worse]
+    assert eight["bytes"] < mixed["bytes"]
+    assert four["bytes"] < ends["bytes"]
+    code, out, _ = run("eval", folder, files[0], "--text", text, "--threads", 1)
+    assert code == 0
+    assert f"{len(LINES)} texts" in out
+
+
+def test_run_embeds_classifies_or_answers(run: Run, folder: Path) -> None:
+    code, out, err = run("run", folder, "-p", LINES[0], "--json", "--beams", 2, "-n", 8, "--threads", 1)
+    assert code == 0, err
+    found = json.loads(out)
+    if "vector" in found:
+        assert len(found["vector"]) == 64
+    elif "classes" in found:
+        assert sum(found["classes"].values()) == pytest.approx(1.0)
+    else:
+        assert found["token_ids"][0] == 2
+        assert len(found["token_ids"]) <= 9
+    code, out, _ = run("run", folder, "-p", LINES[0], "--threads", 1)
+    assert code == 0
+    assert out.strip()
+
+
+def test_labels_of_json_lines_give_accuracy(run: Run, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("\n".join(json.dumps({"text": line, "label": index % 3}) for index, line in enumerate(LINES)))
+    code, out, err = run("eval", folder, folder, "--text", path, "--json", "--threads", 1)
+    assert code == 0, err
+    found = json.loads(out)
+    if found["task"] == "classification":
+        assert 0.0 <= found["files"][0]["accuracy"] <= 1.0
+        assert found["files"][0]["agreement"] == 1.0
+
+
+def test_models_of_other_tasks_are_not_compared(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
+    from lilliput.models import gulliver
+
+    code, _, err = run("eval", folder, gulliver(), "--text", text, "--threads", 1)
+    assert code != 0
+    assert "only files made from it can be compared" in err
+
+
+def test_a_model_without_a_place_in_gguf_is_named_after_our_own_layout(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("quantize", folder, "--to", "Q8_0", "--threads", 1)
+    assert code == 0, err
+    written = [path.suffix for path in tmp_path.iterdir() if path.suffix in (".gguf", ".safetensors")]
+    is_bart = json.loads((folder / "config.json").read_text())["model_type"] == "bart"
+    assert written == [".safetensors" if is_bart else ".gguf"]
+
+
+def test_statistics_make_four_bits_better(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
+    if json.loads((folder / "config.json").read_text())["model_type"] == "bart":
+        pytest.skip("answers are not calibrated on text")
+    plain, guided = tmp_path / "plain.safetensors", tmp_path / "guided.safetensors"
+    long = tmp_path / "long.txt"
+    long.write_text("\n".join(np.random.default_rng(0).permutation(LINES * 20)))
+    assert run("quantize", folder, "--to", "INT3_G32", "-o", plain, "--threads", 1)[0] == 0
+    code, _, err = run("quantize", folder, "--to", "INT3_G32", "--text", long, "-o", guided, "--threads", 1)
+    assert code == 0, err
+    code, out, err = run("eval", folder, plain, guided, "--text", text, "--json", "--threads", 1)
+    assert code == 0, err
+    first, second = json.loads(out)["files"]
+    name = "mean_cosine" if "mean_cosine" in first else "agreement"
+    assert second[name] >= first[name]
