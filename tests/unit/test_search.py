@@ -16,6 +16,7 @@ from lilliput.containers.gguf import Gguf
 from lilliput.containers.onnx.container import Onnx
 from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import get_format
+from lilliput.search import speed_costs
 from lilliput.search.choices import RUNTIMES, Choice, Picks, candidate_formats, choices_of, formats_by_tensor
 from lilliput.search.evolve import Refined, SearchOptions, evolve
 from lilliput.search.frontier import Point, pareto, picks_from
@@ -220,3 +221,13 @@ def test_candidates_for_onnx_runtime_are_what_its_files_hold(tmp_path: Path) -> 
         assert list(choice.sizes) == sorted(choice.sizes, reverse=True)
     named = choices_of(source, RUNTIMES["onnxruntime"], ("int4_g32",))
     assert all([item.name for item in choice.formats] == ["int4_g32"] for choice in named)
+
+
+def test_a_busy_machine_is_told_by_how_slowly_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed_costs, "PROBE_BYTES", 1000)
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 20.5, 30.0, 31.0])
+    monkeypatch.setattr(speed_costs.time, "perf_counter", lambda: next(clock))
+    probe = speed_costs.MemoryProbe(tmp_path / "memory.json")
+    assert [probe.slowdown() for _ in range(3)] == [1.0, 2.0, 1.0]
+    # The best rate, 2000 bytes a second, outlives the process.
+    assert speed_costs.MemoryProbe(tmp_path / "memory.json").slowdown() == 2.0

@@ -83,7 +83,7 @@ from lilliput.search.predict import (
 from lilliput.search.problem import Limits, Problem, cache_bytes, reasons
 from lilliput.search.reinforce import reinforce
 from lilliput.search.sensitivity import measure_sensitivity
-from lilliput.search.speed_costs import SpeedTable, decode_seconds, speed_table
+from lilliput.search.speed_costs import MemoryProbe, SpeedTable, decode_seconds, speed_table
 
 Stages = Callable[[str], AbstractContextManager[workflows.Progress]]
 SEARCHES = {"evolution": evolve, "agent": reinforce}
@@ -249,6 +249,11 @@ class _Fitting:
         windows = max(FEWEST_EXPLORED, int(MEASURED_WORK / (weights * chunks.context)))
         return Chunks(chunks.token_ids[:windows])
 
+    @cached_property
+    def memory_probe(self) -> MemoryProbe:
+        """Beside every measurement of speed."""
+        return MemoryProbe(self.folder / "memory.json")
+
     @property
     def threads(self) -> int:
         """For everything."""
@@ -383,13 +388,13 @@ class _Fitting:
         return costs
 
     def _speed(self, candidates: Candidates) -> SpeedTable:
-        def assembled(formats: Mapping[str, str]) -> ModelSource:
+        def seconds_of(formats: Mapping[str, str]) -> float:
             tensors = {name: candidates.get(name, get_format(item)).tensor for name, item in formats.items()}
-            return AssembledModel(self.source, tensors)
+            return decode_seconds(AssembledModel(self.source, tensors), self.memory_probe, self.threads)
 
         known = self.folder / f"speed-{self.threads}.json"
         with self.stages("measuring speed") as advance:
-            return speed_table(self.source, self.choices, assembled, known, threads=self.threads, progress=advance)
+            return speed_table(self.source, self.choices, seconds_of, known, progress=advance)
 
     def _overhead(self) -> int:
         """Bytes of the file beside the chosen tensors: exactly for names as long as the longest.
@@ -549,7 +554,7 @@ class _Fitting:
             if self.goal.min_speed is None or limits.seconds is None:
                 return made
             with workflows.opened(made.path) as written:
-                seconds = decode_seconds(written, self.threads)
+                seconds = decode_seconds(written, self.memory_probe, self.threads)
             if seconds <= 1 / self.goal.min_speed:
                 return made
             tighter = limits.seconds * (1 / self.goal.min_speed) / seconds * 0.99
@@ -603,7 +608,7 @@ class _Fitting:
         speed = None
         if self.goal.min_speed is not None:
             with workflows.opened(made.path) as written:
-                speed = 1 / decode_seconds(written, self.threads)
+                speed = 1 / decode_seconds(written, self.memory_probe, self.threads)
         self._move(made.path)
         size = nbytes_of(self.target)
         config, goal = self.source.config, self.goal

@@ -23,7 +23,7 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def linear_product(x: FloatArray, weight: FloatArray) -> Callable[[], object]:
-    """x [tokens, columns] times weight [rows, columns], as a layer of a torch model runs it: call the answer."""
+    """X [tokens, columns] times weight [rows, columns], as a layer of a torch model runs it: call the answer."""
     import torch
 
     inputs, matrix = torch.from_numpy(x), torch.from_numpy(weight)

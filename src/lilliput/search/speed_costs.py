@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each format costs in time on this machine: the model itself, wholly in that format, in the native engine.
 
+Others may use the machine at the same time. Beside each measurement an array that fits no cache is read: the best rate
+seen so far over the rate now says how much slower everything is than it will be, and times are divided by that.
+
 A token's time is the sum over tensors of weights times the time a weight takes in its format. The rate of a format is
 measured on the model with every matrix in it, so that caches, threads and everything beside the matrices count as they
 will; a matrix that cannot have the format stays in one whose rate is known already.
@@ -15,6 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from lilliput import _native
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.publish import write_text
 from lilliput.records import Role
@@ -25,6 +31,7 @@ Progress = Callable[[int, int], None]
 TOKENS = 24
 REPETITIONS = 5
 DEPTH = 32
+PROBE_BYTES = 64_000_000
 # The engine runs every row length in it, so that it can stand in for the others.
 REFERENCE = "q8_0"
 
@@ -40,35 +47,61 @@ class SpeedTable:
         return sum(seconds[pick] for seconds, pick in zip(self.by_choice, picks, strict=True))
 
 
-def decode_seconds(source: ModelSource, threads: int | None = None) -> float:
-    """Median time of one generated token after a short prompt."""
+class MemoryProbe:
+    """How fast memory is read now, beside the best rate that was ever seen here.
+
+    known: file that keeps the best one.
+    """
+
+    def __init__(self, known: Path) -> None:
+        self._known = known
+        self._array = np.ones(PROBE_BYTES, dtype=np.uint8)
+        self._isa = _native.available_instruction_sets()[-1]
+        self._best = _read(known).get("bytes_per_second", 0.0)
+
+    def slowdown(self) -> float:
+        """Best rate over the rate now; 1 on a machine that does nothing else."""
+        start = time.perf_counter()
+        _native.probe_read(self._isa, self._array)
+        rate = PROBE_BYTES / max(time.perf_counter() - start, 1e-9)
+        if rate > self._best:
+            self._best = rate
+            write_text(self._known, json.dumps({"bytes_per_second": rate}))
+        return self._best / rate
+
+
+def decode_seconds(source: ModelSource, probe: MemoryProbe, threads: int | None = None) -> float:
+    """Median time of one generated token after a short prompt, on a machine that does nothing else."""
     context = min(DEPTH + TOKENS, source.config.context_length)
     depth = min(DEPTH, context // 2)
     session = Session(source, EngineOptions(threads=threads, context=context))
     session.forward([1] * depth, "none")
     found = []
+    slower = probe.slowdown()
     for repetition in range(REPETITIONS + 1):
         session.truncate(depth)
         start = time.perf_counter()
         for _ in range(context - depth):
             session.forward([1])
+        seconds = (time.perf_counter() - start) / (context - depth)
+        before, slower = slower, probe.slowdown()
         if repetition:  # the first one warms up
-            found.append((time.perf_counter() - start) / (context - depth))
+            found.append(seconds / ((before + slower) / 2))
     return statistics.median(found)
 
 
 def speed_table(
     source: ModelSource,
     choices: Sequence[Choice],
-    assembled: Callable[[Mapping[str, str]], ModelSource],
+    seconds_of: Callable[[Mapping[str, str]], float],
     known: Path,
     *,
-    threads: int | None = None,
     progress: Progress | None = None,
 ) -> SpeedTable:
     """Measure the rate of every candidate format, or read what an earlier run measured.
 
-    assembled: a model with these formats (tensor name -> format name).  known: file of earlier rates.
+    seconds_of: time of a token of the model with these formats (tensor name -> format name).
+    known: file of earlier rates.
     """
     rates = _read(known)
     names = list(dict.fromkeys(item.name for choice in choices for item in choice.formats))
@@ -76,7 +109,7 @@ def speed_table(
     weights = [_weights(source, choice) for choice in choices]
     for place, name in enumerate(names):
         if name not in rates:
-            rates[name] = _rate(choices, weights, assembled, name, rates, threads)
+            rates[name] = _rate(choices, weights, seconds_of, name, rates)
             write_text(known, json.dumps(rates, indent=1))
         if progress is not None:
             progress(place + 1, len(names))
@@ -91,10 +124,9 @@ def speed_table(
 def _rate(
     choices: Sequence[Choice],
     weights: Sequence[int],
-    assembled: Callable[[Mapping[str, str]], ModelSource],
+    seconds_of: Callable[[Mapping[str, str]], float],
     name: str,
     rates: Mapping[str, float],
-    threads: int | None,
 ) -> float:
     """Seconds a weight in one format."""
     formats: dict[str, str] = {}
@@ -107,7 +139,7 @@ def _rate(
             own += count
         else:
             others += rates.get(chosen, 0.0) * count
-    seconds = decode_seconds(assembled(formats), threads)
+    seconds = seconds_of(formats)
     return max(seconds - others, 0.0) / max(own, 1)
 
 
