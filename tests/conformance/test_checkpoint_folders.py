@@ -18,6 +18,7 @@ from lilliput.containers import container_for, open_model
 from lilliput.containers.awq import Awq
 from lilliput.containers.bitsandbytes import BitsAndBytes
 from lilliput.containers.checkpoint_folder import CheckpointFolder
+from lilliput.containers.compressed_tensors import EightBitInputs
 from lilliput.containers.container import Contents, Split
 from lilliput.containers.gptq import Gptq
 from lilliput.containers.publish import publish
@@ -32,6 +33,7 @@ HELD = (
     *((Gptq(), name) for name in ("int4_g128", "int4_g32", "int8_g64", "int2_g32", "int3_g64", "int4_channel")),
     *((Gptq(), name) for name in ("int4_g128_asym", "int2_g16_asym", "int3_g32_asym", "int8_channel_asym")),
     *((Awq(), name) for name in ("int4_g128_asym", "int4_g32_asym", "int4_g64_asym")),
+    *((EightBitInputs(), name) for name in ("int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor")),
     *((BitsAndBytes(), name) for name in ("nf4", "nf4_g128", "int8_channel")),
 )
 

@@ -115,6 +115,34 @@ def test_small_floats_are_those_of_our_decoded_weights(name: str, tiny: Path, tm
     assert difference == 0.0
 
 
+def rounding_inputs(model: torch.nn.Module, *, is_float: bool) -> torch.nn.Module:
+    """The model with the inputs of its linear layers rounded a token at a time, as compressed-tensors describes it."""
+    import torch
+
+    def rounded_input(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        values = inputs[0]
+        scale = values.abs().amax(dim=-1, keepdim=True) / (448.0 if is_float else 127.5)
+        if is_float:
+            return ((values / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale,)
+        return (torch.clamp(torch.round(values / scale), -128, 127) * scale,)
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.register_forward_pre_hook(rounded_input)
+    return model
+
+
+@pytest.mark.parametrize("name", ["int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor"])
+def test_inputs_in_eight_bits_are_rounded_as_described(name: str, tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "made.w8a8"
+    workflows.quantize(tiny, name, target, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    expected = logits(rounding_inputs(reference(tiny, {"": name}), is_float=name.startswith("fp8")), 384)
+    difference = float(np.abs(logits(theirs(target), 384) - expected).max())
+    away = float(np.abs(logits(reference(tiny, {"": name}), 384) - expected).max())
+    print(f"w8a8 {name}: {difference:.6f} from our emulation; inputs in floats are {away:.4f} away")
+    assert difference < 0.02 * away
+
+
 def test_several_formats_in_one_folder_are_told_apart(tiny: Path, tmp_path: Path) -> None:
     made = written(tiny, parse_recipe(MIXED, "mixed.yaml"), tmp_path)
     # With dequantize=True, transformers 5.23 decodes every layer by the first group and refuses such folders.

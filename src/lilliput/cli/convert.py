@@ -17,9 +17,7 @@ def command(
     output: Annotated[Path, typer.Argument(help="File or folder to write; its ending decides the container.")],
     to: Annotated[
         str | None,
-        typer.Option(
-            "--to", help="gguf, lilliput, compressed-tensors, gptq, awq or bitsandbytes, whatever the ending."
-        ),
+        typer.Option("--to", help="A container by name (gguf, gptq, awq …), whatever the ending."),
     ] = None,
     number_format: Annotated[
         str | None,

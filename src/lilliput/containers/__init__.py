@@ -12,7 +12,7 @@ from lilliput.checkpoints.shards import PICKLED_SUFFIXES
 from lilliput.containers import legacy_ggml
 from lilliput.containers.awq import Awq
 from lilliput.containers.bitsandbytes import BitsAndBytes
-from lilliput.containers.compressed_tensors import CompressedTensors
+from lilliput.containers.compressed_tensors import CompressedTensors, EightBitInputs
 from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gptq import Gptq
@@ -31,6 +31,7 @@ CONTAINERS: tuple[Container, ...] = (
 # Folders for other runtimes, made from a Hugging Face folder and with its side files.
 FOLDERS: tuple[Container, ...] = (
     CompressedTensors(),
+    EightBitInputs(),
     Gptq(),
     Awq(),
     BitsAndBytes(),

@@ -6,7 +6,7 @@ The arrays are described in `checkpoints.compressed_tensors`, which is also the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from lilliput.architectures.architecture import Json
 from lilliput.arrays import Array
 from lilliput.checkpoints.compressed_tensors import (
     FLOAT,
+    INTEGER,
     METHOD,
     MIXED,
     MXFP4_PACKED,
@@ -144,6 +145,66 @@ class CompressedTensorsPacking:
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
+
+
+class EightBitInputsPacking(CompressedTensorsPacking):
+    """W8A8: 8-bit weights whose readers round inputs to 8 bits too, with a scale a token found as they run.
+
+    Weights of int8 lie one to a byte (int-quantized), as kernels that multiply integers want them.
+    """
+
+    name = f"{METHOD}-w8a8"
+    suffix = ".w8a8"
+    holds_text = "it holds INT8_CHANNEL, FP8_E4M3_CHANNEL, FP8_E4M3_TENSOR, and F32, F16, BF16"
+
+    def recognises(self, quantization: object) -> bool:
+        """By its method, and inputs that are described."""
+        if not isinstance(quantization, Mapping) or not is_compressed_tensors(quantization):
+            return False
+        groups = quantization.get("config_groups")
+        described = groups.values() if isinstance(groups, Mapping) else ()
+        return any(isinstance(group, Mapping) and group.get("input_activations") for group in described)
+
+    def holds(self, number_format: NumberFormat) -> bool:
+        """See `holds_text`."""
+        return number_format.name in ("int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor")
+
+    def arrays(self, header: TensorHeader, *, has_wide_scales: bool) -> tuple[Stored, ...]:
+        """Codes and scales."""
+        if isinstance(header.format, EightBitFloat):
+            return super().arrays(header, has_wide_scales=has_wide_scales)
+        rows, columns = header.rows, header.columns
+        scales = Stored(".weight_scale", "F32", (rows, 1), rows * 4)
+        return Stored(".weight", "I8", (rows, columns), rows * columns), scales
+
+    def stored(self, tensor: TensorHeader, planes: Planes, *, has_wide_scales: bool) -> dict[str, Array]:
+        """See `checkpoints.compressed_tensors`."""
+        if isinstance(tensor.format, EightBitFloat):
+            return super().stored(tensor, planes, has_wide_scales=has_wide_scales)
+        return {".weight": planes["codes"] ^ np.uint8(0x80), ".weight_scale": planes["scale"]}
+
+    def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
+        """As without inputs, and how these are rounded."""
+        found = super().quantization(layers)
+        groups = found["config_groups"]
+        assert isinstance(groups, dict)
+        for group in groups.values():
+            assert isinstance(group, dict)
+            weights = group["weights"]
+            assert isinstance(weights, dict)
+            is_float = weights["type"] == "float"
+            inputs: dict[str, Json] = {"strategy": "token", "symmetric": True, "dynamic": True, "observer": None}
+            group["input_activations"] = {**weights, **inputs}
+            group["format"] = FLOAT if is_float else INTEGER
+        kinds = {str(group["format"]) for group in groups.values() if isinstance(group, dict)}
+        return {**found, "format": kinds.pop() if len(kinds) == 1 else MIXED}
+
+
+class EightBitInputs(CheckpointFolder):
+    """A compressed-tensors folder whose readers compute in 8 bits."""
+
+    def __init__(self) -> None:
+        super().__init__(EightBitInputsPacking())
 
 
 class CompressedTensors(CheckpointFolder):

@@ -55,6 +55,7 @@ _LOADER, _DEQUANTIZING, _VLLM = "transformers", "transformers, dequantize=True",
 _EXACT = f"{_CT}test_logits_are_exactly_those_of_our_decoded_weights"
 _SMALL = f"{_CT}test_small_floats_are_those_of_our_decoded_weights"
 _ZERO = f"{_CT}test_zero_points_are_exact_where_transformers_dequantizes"
+_W8A8 = f"{_CT}test_inputs_in_eight_bits_are_rounded_as_described"
 _GGUF_PY = "conformance/test_containers.py::test_gguf_py_reads_our_files_and_decodes_the_same_values"
 _LLAMA_PYTHON = "external/test_llama_cpp_python.py::test_every_format_decodes_there_to_what_it_decodes_to_here"
 # Bits that vLLM's kernels for packed integers take.
@@ -84,8 +85,14 @@ ROWS: tuple[Row, ...] = (
     Row("compressed-tensors", "FP8: blocks of 128 x 128", r"fp8_e4m3_block128", (
         Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
     )),
+    Row("compressed-tensors-w8a8", "int8 a row", r"int8_channel", (
+        Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to int8, a scale a token"), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("compressed-tensors-w8a8", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
+        Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to FP8, a scale a token"), Cell(_VLLM, Reading.UNTRIED),
+    )),
     Row("compressed-tensors", "MXFP4, NVFP4", r"(?:mx|nv)fp4", (
-        Cell(_LOADER, Reading.REFUSES, note="transformers 5.23 makes BF16 weights of it, which a float32 model refuses"),
+        Cell(_LOADER, Reading.REFUSES, note="transformers 5.23 makes BF16 weights of it, and float32 models refuse"),
         Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
     )),
     Row("gptq", "int2, int3, int4, int8", r"int[2348]_(?:g\d+|channel)", (

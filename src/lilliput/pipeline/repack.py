@@ -209,6 +209,7 @@ _DEFAULTS = {
     "gguf": "q4_k",
     "lilliput": "q4_k",
     "compressed-tensors": "int4_g128",
+    "compressed-tensors-w8a8": "int8_channel",
     "gptq": "int4_g128",
     "awq": "int4_g128_asym",
     "bitsandbytes": "nf4",
