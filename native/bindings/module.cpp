@@ -5,10 +5,12 @@
 void bind_formats(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
 void bind_column_loops(nanobind::module_& module);
+void bind_integer_matmul(nanobind::module_& module);
 
 NB_MODULE(_native, module) {
   module.doc() = "lilliput's native core: number formats, kernels, engine";
   bind_formats(module);
   bind_engine(module);
   bind_column_loops(module);
+  bind_integer_matmul(module);
 }

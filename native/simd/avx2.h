@@ -36,6 +36,7 @@ inline Float absolute(Float a) {
   return as_float(_mm256_and_ps((__m256)a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))));
 }
 inline Float max(Float a, Float b) { return as_float(_mm256_max_ps((__m256)a, (__m256)b)); }
+inline Float min(Float a, Float b) { return as_float(_mm256_min_ps((__m256)a, (__m256)b)); }
 inline float max_lane(Float a) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
@@ -54,6 +55,11 @@ inline void store_int8(std::int8_t* p, Int a) {
   const __m128i words =
       _mm_packs_epi32(_mm256_castsi256_si128(raw(a)), _mm256_extracti128_si256(raw(a), 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+inline void store_uint8(std::uint8_t* p, Int a) {
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(raw(a)), _mm256_extracti128_si256(raw(a), 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
 }
 inline Float load_half(const std::uint8_t* p) {
   return as_float(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -81,6 +87,15 @@ inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
   const __m256i magnitudes = _mm256_abs_epi8(raw(weights));
   const __m256i signed_inputs = _mm256_sign_epi8(raw(inputs), raw(weights));
   return widen_add(accumulator, _mm256_maddubs_epi16(magnitudes, signed_inputs));
+}
+// Even and odd bytes as words: vpmaddubsw would saturate.
+inline Int dot_bytes(Int accumulator, Int inputs, Int weights) {
+  const __m256i even_inputs = _mm256_and_si256(raw(inputs), _mm256_set1_epi16(255));
+  const __m256i odd_inputs = _mm256_srli_epi16(raw(inputs), 8);
+  const __m256i even_weights = _mm256_srai_epi16(_mm256_slli_epi16(raw(weights), 8), 8);
+  const __m256i odd_weights = _mm256_srai_epi16(raw(weights), 8);
+  return accumulator + as_int(_mm256_add_epi32(_mm256_madd_epi16(even_inputs, even_weights),
+                                               _mm256_madd_epi16(odd_inputs, odd_weights)));
 }
 
 // In place; rows[i] lane j <-> rows[j] lane i.

@@ -32,6 +32,7 @@ inline Float to_float(Int a) { return as_float(_mm512_cvtepi32_ps(raw(a))); }
 inline Int round_to_int(Float a) { return as_int(_mm512_cvtps_epi32((__m512)a)); }
 inline Float absolute(Float a) { return as_float(_mm512_abs_ps((__m512)a)); }
 inline Float max(Float a, Float b) { return as_float(_mm512_max_ps((__m512)a, (__m512)b)); }
+inline Float min(Float a, Float b) { return as_float(_mm512_min_ps((__m512)a, (__m512)b)); }
 inline float max_lane(Float a) { return _mm512_reduce_max_ps((__m512)a); }
 inline float sum(Float a) { return _mm512_reduce_add_ps((__m512)a); }
 template <int bits>
@@ -39,6 +40,9 @@ inline Int shift_right_logical(Int a) {
   return as_int(_mm512_srli_epi32(raw(a), bits));
 }
 inline void store_int8(std::int8_t* p, Int a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(raw(a)));
+}
+inline void store_uint8(std::uint8_t* p, Int a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(raw(a)));
 }
 inline Float load_half(const std::uint8_t* p) {
@@ -59,6 +63,9 @@ inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
 }
 inline Int dot_unsigned(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
   return dot_unsigned(dot_unsigned(accumulator, weights0, inputs0), weights1, inputs1);
+}
+inline Int dot_bytes(Int accumulator, Int inputs, Int weights) {
+  return as_int(_mm512_dpbusd_epi32(raw(accumulator), raw(inputs), raw(weights)));
 }
 
 // In place; rows[i] lane j <-> rows[j] lane i.

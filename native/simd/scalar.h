@@ -45,6 +45,7 @@ inline Int round_to_int(Float a) {
 }
 inline Float absolute(Float a) { return (Float)((Int)a & broadcast(0x7fffffff)); }
 inline Float max(Float a, Float b) { return a > b ? a : b; }
+inline Float min(Float a, Float b) { return a < b ? a : b; }
 inline float max_lane(Float a) {
   const float low = a[0] > a[1] ? a[0] : a[1];
   const float high = a[2] > a[3] ? a[2] : a[3];
@@ -57,6 +58,9 @@ inline Int shift_right_logical(Int a) {
 }
 inline void store_int8(std::int8_t* p, Int a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<std::int8_t>(a[i]);
+}
+inline void store_uint8(std::uint8_t* p, Int a) {
+  for (int i = 0; i < 4; ++i) p[i] = static_cast<std::uint8_t>(a[i]);
 }
 inline Float load_half(const std::uint8_t* p) {
   Float a;
@@ -86,6 +90,12 @@ inline constexpr int kSignedBias = 0;
 inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
   const Shorts even = (((Shorts)weights << 8) >> 8) * (((Shorts)inputs << 8) >> 8);
   const Shorts odd = ((Shorts)weights >> 8) * ((Shorts)inputs >> 8);
+  return accumulator + pair_sums(even) + pair_sums(odd);
+}
+// Products fit int16: at most 255 * 128.
+inline Int dot_bytes(Int accumulator, Int inputs, Int weights) {
+  const Shorts even = (Shorts)((UnsignedShorts)inputs & 255) * (((Shorts)weights << 8) >> 8);
+  const Shorts odd = (Shorts)((UnsignedShorts)inputs >> 8) * ((Shorts)weights >> 8);
   return accumulator + pair_sums(even) + pair_sums(odd);
 }
 

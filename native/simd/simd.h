@@ -9,6 +9,8 @@
 //                      per lane: accumulator + the sum of four byte products, exact. Weights are
 //                      unsigned up to 63, or signed codes as `signed_codes` returns them; inputs
 //                      are int8 within -127..127
+//   dot_bytes          per lane: accumulator + the sum of four products of any uint8 input and any
+//                      int8 weight, exact
 //   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)
 //                      too much
 //   transpose          kLanes x kLanes int32
