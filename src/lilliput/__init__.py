@@ -24,6 +24,8 @@ __all__ = ["__version__", "calibrate", "evaluate", "inspect", "plan", "quantize"
 
 def __getattr__(name: str) -> object:
     # Loaded on first use, so that reading one room does not import them all.
+    if name == "torch":
+        return import_module("lilliput.torch")
     if name in __all__:
         return getattr(import_module("lilliput.reporting" if name == "report" else "lilliput.workflows"), name)
     raise AttributeError(f"module 'lilliput' has no attribute {name!r}")

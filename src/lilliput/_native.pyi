@@ -145,3 +145,28 @@ def matmul(
 ) -> NDArray[np.float32]: ...
 def probe_dots(isa: str, iterations: int) -> int: ...
 def probe_read(isa: str, bytes: NDArray[np.uint8]) -> int: ...
+
+class IntegerInput:
+    def __init__(
+        self,
+        *,
+        is_symmetric: bool,
+        bits: int,
+        groups: int = 1,
+        scale: float | None = None,
+        zero_point: int = 0,
+    ) -> None: ...
+
+class IntegerWeight:
+    def __init__(
+        self, panels: object, scale: object, zero_point: object | None, rows: int, columns: int
+    ) -> None: ...
+    def multiply(
+        self,
+        x: object,
+        input: IntegerInput,
+        out: object,
+        bias: object | None,
+        threads: int = 1,
+        isa: str = "",
+    ) -> None: ...

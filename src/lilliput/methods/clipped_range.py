@@ -21,6 +21,7 @@ import numpy as np
 from lilliput.arrays import DoubleArray, FloatArray
 from lilliput.errors import FormatError
 from lilliput.formats import Encoded, NumberFormat, Planes
+from lilliput.formats.entropy_cut import best_cut
 from lilliput.formats.integer import SymmetricInteger
 from lilliput.formats.integer_power_scale import PowerScaleInteger
 from lilliput.formats.regions import Region
@@ -36,7 +37,6 @@ BINS_PER_LEVEL, FEWEST_BINS = 8, 128
 # With fewer weights than this to a bin a histogram is noise, and the range stays whole: cut by it, 8-bit codes of rows
 # of 512 had 36 times the output loss of absmax (2026-11).
 WEIGHTS_PER_BIN = 4
-THRESHOLDS = 64
 
 
 class PercentileClipping:
@@ -85,31 +85,8 @@ def entropy_threshold(magnitudes: FloatArray, levels: int) -> DoubleArray:
     places = np.minimum((magnitudes * (bins / widest)).astype(np.int64), bins - 1)
     rows = np.arange(len(magnitudes))[:, None] * bins
     counts = np.bincount((rows + places).reshape(-1), minlength=len(magnitudes) * bins).reshape(-1, bins)
-    # Zeros have a level of their own under every threshold and would only drown the rest.
-    counts[:, 0] = 0
-    kept = np.unique(np.linspace(levels, bins, THRESHOLDS).astype(np.int64))
-    divergence = np.stack([_divergence(counts.astype(np.float64), int(count), levels) for count in kept])
-    threshold: DoubleArray = kept[divergence.argmin(axis=0)] / bins * widest[:, 0].astype(np.float64)
+    threshold: DoubleArray = best_cut(counts.astype(np.float64), levels) / bins * widest[:, 0].astype(np.float64)
     return threshold
-
-
-def _divergence(counts: DoubleArray, kept: int, levels: int) -> DoubleArray:
-    """KL divergence [n] of histograms [n, bins], clipped into `kept` bins, from the same merged into `levels`."""
-    inside = counts[:, :kept]
-    clipped = inside.copy()
-    clipped[:, -1] += counts[:, kept:].sum(axis=1)
-    starts = np.arange(levels) * kept // levels
-    sizes = np.diff(np.append(starts, kept))
-    is_used = inside > 0
-    used = np.add.reduceat(is_used.astype(np.float64), starts, axis=1)
-    level = np.add.reduceat(inside, starts, axis=1) / np.maximum(used, 1)
-    merged = np.repeat(level, sizes, axis=1) * is_used
-    p = clipped / np.maximum(clipped.sum(axis=1, keepdims=True), 1)
-    q = merged / np.maximum(merged.sum(axis=1, keepdims=True), 1)
-    # Mass that was clipped into an empty bin has nowhere to go: a finite but heavy price.
-    ratio = np.where(p > 0, p / np.maximum(q, 1e-9), 1.0)
-    result: DoubleArray = (p * np.log(ratio)).sum(axis=1)
-    return result
 
 
 def _clipped(number_format: NumberFormat, weight: FloatArray, threshold: Callable[[FloatArray], DoubleArray]) -> Planes:

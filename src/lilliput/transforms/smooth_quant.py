@@ -64,13 +64,20 @@ class SmoothQuant:
                     f"{self.name}: the statistics hold no absolute maxima of what enters {edge.readers[0]} (an imatrix "
                     "file has none); give --text, or --statistics from `lilliput calibrate`"
                 )
-            inputs = _floored(by_channel(absmax, edge.heads).max(axis=0))
-            weights = _floored(_weight_maxima(edge, source))
-            factors[edge.name] = normalized(inputs**self.strength / weights ** (1.0 - self.strength))
+            inputs = by_channel(absmax, edge.heads).max(axis=0)
+            factors[edge.name] = smoothing_factors(inputs, _weight_maxima(edge, source), self.strength)
         applied = tuple(
             AppliedEdge(self.name, edge.name, self.strength if edge.name in factors else 0.0) for edge in edges
         )
         return Rewrite(changes_of_scaling(factors, edges), applied)
+
+
+def smoothing_factors(inputs: FloatArray, weights: FloatArray, strength: float) -> FloatArray:
+    """What each input is divided by, and its column of the weight multiplied by, [columns].
+
+    inputs, weights: largest magnitudes of each column [columns].
+    """
+    return normalized(_floored(inputs) ** strength / _floored(weights) ** (1.0 - strength))
 
 
 def _weight_maxima(edge: FoldableEdge, source: ModelSource) -> FloatArray:
