@@ -88,7 +88,7 @@ class BoundWeight {
       });
     };
     if (rows < 1 || columns < 1 || columns > kMostColumns || groups < 1 ||
-        (groups > 1 && columns % (4 * groups) != 0) ||
+        (groups > 1 && columns % (16 * groups) != 0) ||
         !has_shape(panels_, {n_panels, quads, kernels::kPanelRows, 4}) ||
         !has_shape(scale_, {n_panels, groups, kernels::kPanelRows}) ||
         (zero_point_ && !has_shape(*zero_point_, {n_panels, groups, kernels::kPanelRows}))) {
@@ -146,7 +146,7 @@ class BoundWeight {
                                   std::to_string(weight_.rows) + ", " +
                                   std::to_string(weight_.columns) + "]");
     }
-    if (input.groups > 1 && (weight_.columns % (4 * input.groups) != 0 ||
+    if (input.groups > 1 && (weight_.columns % (16 * input.groups) != 0 ||
                              (weight_.groups > 1 && weight_.groups != input.groups))) {
       throw std::invalid_argument("groups of inputs and weights do not fit each other");
     }

@@ -21,7 +21,7 @@ inline constexpr int kRowPadding = 32;
 struct IntegerWeight {
   std::int64_t rows;
   std::int64_t columns;
-  std::int64_t group;         // columns that share a scale, a multiple of 4; columns for one a row
+  std::int64_t group;         // columns that share a scale, a multiple of 16; columns for one a row
   std::int64_t groups;        // scales of a row
   const std::int8_t* panels;  // [panels][quads][16][4]; what fills up rows and columns is 0
   const float* scale;         // [panels][groups][16]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/isa/integer_input.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,16 +11,22 @@
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
-// Columns that are converted and cut together.
-constexpr std::int64_t kPiece = 256;
 // Below this the inverse is not finite; such a range counts as zero.
 constexpr float kSmallestScale = 0x1p-120f;
+constexpr std::int32_t kInfinityBits = 0x7f800000;
+
+// Columns [begin, end) of one token.
+struct Span {
+  const void* row;
+  std::int64_t begin;
+  std::int64_t end;
+};
 
 struct Range {
   float low;
   float high;
   float magnitude;
-  float poison;  // 0, or NaN where a value is not finite
+  bool is_finite;
 };
 
 struct Line {
@@ -28,50 +35,64 @@ struct Line {
   float zero_point;
 };
 
-void load_values(const void* row, NumberType type, std::int64_t begin, std::int64_t n,
-                 float* values) {
-  std::int64_t i = 0;
-  if (type == NumberType::f32) {
-    std::memcpy(values, static_cast<const float*>(row) + begin,
-                static_cast<std::size_t>(n) * sizeof(float));
+template <NumberType type>
+inline Float load_values(const void* row, std::int64_t column) {
+  if constexpr (type == NumberType::f32) {
+    return simd::load(static_cast<const float*>(row) + column);
   } else {
-    const auto* halves = static_cast<const std::uint8_t*>(row) + 2 * begin;
-    for (; i + kLanes <= n; i += kLanes)
-      simd::store(values + i, simd::load_bfloat16(halves + 2 * i));
-    for (; i < n; ++i) {
-      values[i] = formats::bfloat16_to_float(formats::load<std::uint16_t>(halves + 2 * i));
-    }
+    return simd::load_bfloat16(static_cast<const std::uint8_t*>(row) + 2 * column);
   }
-  std::fill(values + n, values + (n + kLanes - 1) / kLanes * kLanes, 0.0f);
 }
 
-// Values of a row piece: in place where they are whole vectors of floats.
-const float* values_of(const void* row, NumberType type, std::int64_t begin, std::int64_t n,
-                       float* room) {
-  if (type == NumberType::f32 && n % kLanes == 0) return static_cast<const float*>(row) + begin;
-  load_values(row, type, begin, n, room);
-  return room;
+// The last vector of a row, whose other lanes are zeros.
+template <NumberType type>
+inline Float load_some(const void* row, std::int64_t column, std::int64_t n) {
+  constexpr std::int64_t kBytes = type == NumberType::f32 ? 4 : 2;
+  std::uint8_t padded[kLanes * kBytes] = {};
+  std::memcpy(padded, static_cast<const std::uint8_t*>(row) + column * kBytes,
+              static_cast<std::size_t>(n * kBytes));
+  return load_values<type>(padded, 0);
 }
 
-template <bool is_symmetric>
-Range range_of(const void* row, NumberType type, std::int64_t begin, std::int64_t end) {
-  alignas(64) float room[kPiece];
-  Float low = simd::zero(), high = simd::zero(), poison = simd::zero();
-  for (std::int64_t first = begin; first < end; first += kPiece) {
-    const std::int64_t n = std::min(kPiece, end - first);
-    const float* values = values_of(row, type, first, n, room);
-    for (std::int64_t i = 0; i < n; i += kLanes) {
-      const Float x = simd::load(values + i);
-      poison += x * simd::zero();
-      high = simd::max(high, is_symmetric ? simd::absolute(x) : x);
-      if constexpr (!is_symmetric) low = simd::min(low, x);
-    }
+// Calls take(column, n, values) for vectors of a span; n < kLanes for the last of a ragged one.
+template <NumberType type, typename Take>
+[[gnu::always_inline]] inline void each_vector(const Span& span, Take take) {
+  const std::int64_t whole = span.begin + (span.end - span.begin) / kLanes * kLanes;
+  for (std::int64_t i = span.begin; i < whole; i += kLanes) {
+    take(i, kLanes, load_values<type>(span.row, i));
   }
-  const float largest = simd::max_lane(high);
-  return {-simd::max_lane(-low), largest, largest, simd::sum(poison)};
+  if (whole < span.end) {
+    const std::int64_t n = span.end - whole;
+    take(whole, n, load_some<type>(span.row, whole, n));
+  }
+}
+
+template <NumberType type, bool is_symmetric>
+Range range_of(const Span& span) {
+  // As bits, magnitudes are ordered as the numbers are, and what is not finite comes last.
+  Int largest{};
+  Float low = simd::zero(), high = simd::zero();
+  each_vector<type>(span, [&](std::int64_t, std::int64_t, Float x) {
+    const Int bits = (Int)simd::absolute(x);
+    largest = bits > largest ? bits : largest;
+    if constexpr (!is_symmetric) {
+      low = simd::min(low, x);
+      high = simd::max(high, x);
+    }
+  });
+  std::int32_t lanes[kLanes];
+  simd::store_int(lanes, largest);
+  const std::int32_t bits = *std::max_element(lanes, lanes + kLanes);
+  float magnitude;
+  std::memcpy(&magnitude, &bits, sizeof(magnitude));
+  return {-simd::max_lane(-low), simd::max_lane(high), magnitude, bits < kInfinityBits};
 }
 
 Line line_of(const IntegerInput& input, const Range& range) {
+  if (!range.is_finite) {
+    const bool is_given = input.is_symmetric || input.is_static;
+    return {std::numeric_limits<float>::quiet_NaN(), 0.0f, is_given ? input.zero_point : 0.0f};
+  }
   Line line{input.scale, 0.0f, input.zero_point};
   if (!input.is_static) {
     const float width = input.is_symmetric ? range.magnitude : range.high - range.low;
@@ -85,89 +106,90 @@ Line line_of(const IntegerInput& input, const Range& range) {
   if (!input.is_static && !input.is_symmetric) {
     line.zero_point = std::nearbyint(-range.low * line.inverse);
   }
-  if (!(range.poison == 0.0f)) {
-    line = {std::numeric_limits<float>::quiet_NaN(), 0.0f,
-            input.is_symmetric || input.is_static ? input.zero_point : 0.0f};
-  }
   return line;
 }
 
-// Codes of columns [begin, end) of a row, four together, `kInputTile` words apart; their sum.
-std::int32_t put_codes(const void* row, NumberType type, std::int64_t begin, std::int64_t end,
-                       const IntegerInput& input, const Line& line, std::uint32_t* out) {
-  alignas(64) float room[kPiece];
-  alignas(64) std::uint8_t codes[kPiece];
+// Codes of a span to the place of its token in a tile; returns their sum.
+template <NumberType type>
+std::int32_t put_codes(const Span& span, const IntegerInput& input, const Line& line,
+                       std::uint32_t* tile) {
   const Float inverse = simd::broadcast(line.inverse);
   const Float lowest = simd::broadcast(input.lowest - line.zero_point);
   const Float highest = simd::broadcast(input.highest - line.zero_point);
   const Int zero_point = simd::broadcast(static_cast<std::int32_t>(line.zero_point));
+  auto* bytes = reinterpret_cast<std::uint8_t*>(tile);
+  constexpr std::int64_t kBlockColumns = 4 * kQuadBlock;
   Int sum{};
-  for (std::int64_t first = begin; first < end; first += kPiece) {
-    const std::int64_t n = std::min(kPiece, end - first);
-    const float* values = values_of(row, type, first, n, room);
-    for (std::int64_t i = 0; i < n; i += kLanes) {
-      // Cutting before rounding is cutting after it: the limits are whole numbers.
-      const Float scaled = simd::load(values + i) * inverse;
-      const Float cut = simd::min(simd::max(scaled, lowest), highest);
-      const Int code = simd::round_to_int(cut) + zero_point;
-      sum += code;
-      simd::store_uint8(codes + i, code);
+  std::int32_t uncounted = 0;
+  each_vector<type>(span, [&](std::int64_t column, std::int64_t n, Float x) {
+    // Cutting before rounding is cutting after it: the limits are whole numbers.
+    const Float cut = simd::min(simd::max(x * inverse, lowest), highest);
+    const Int code = simd::round_to_int(cut) + zero_point;
+    sum += code;
+    std::uint8_t* place =
+        bytes + column / kBlockColumns * (kBlockColumns * kInputTile) + column % kBlockColumns;
+    simd::store_uint8(place, code);
+    // Columns past the end have no weight, and must not be counted either.
+    for (std::int64_t i = n; i < kLanes; ++i) {
+      uncounted += place[i];
+      place[i] = 0;
     }
-    // Columns that fill up the last four have no weight: their codes must not be counted either.
-    const std::int64_t whole = (n + kLanes - 1) / kLanes * kLanes;
-    for (std::int64_t i = n; i < whole; ++i) {
-      reinterpret_cast<std::int32_t*>(&sum)[0] -= codes[i];
-      codes[i] = 0;
-    }
-    std::uint32_t* place = out + (first - begin) / 4 * kInputTile;
-    for (std::int64_t quad = 0; quad < (n + 3) / 4; ++quad) {
-      std::memcpy(place + quad * kInputTile, codes + 4 * quad, 4);
-    }
-  }
+  });
   std::int32_t lanes[kLanes];
   simd::store_int(lanes, sum);
-  std::int32_t total = 0;
+  std::int32_t total = -uncounted;
   for (const std::int32_t lane : lanes) total += lane;
   return total;
+}
+
+template <NumberType type>
+void prepare_tokens(const Activations& x, const IntegerInput& input, const PreparedInput& to,
+                    std::int64_t token_begin, std::int64_t token_end) {
+  const std::int64_t together = to.groups == 1 ? x.columns : x.columns / to.groups;
+  constexpr std::int64_t kBytes = type == NumberType::f32 ? 4 : 2;
+  const auto range = input.is_symmetric ? range_of<type, true> : range_of<type, false>;
+  for (std::int64_t token = token_begin; token < token_end; ++token) {
+    const std::uint8_t* row =
+        static_cast<const std::uint8_t*>(x.values) + token * x.stride * kBytes;
+    const std::int64_t tile = token / kInputTile;
+    const std::int64_t place = token % kInputTile;
+    std::uint32_t* codes = to.codes + tile * to.tile_words + place * kQuadBlock;
+    Line line{};
+    if (input.groups == 1) line = line_of(input, range({row, 0, x.columns}));
+    for (std::int64_t group = 0; group < to.groups; ++group) {
+      const Span span{row, group * together, (group + 1) * together};
+      if (input.groups > 1) line = line_of(input, range(span));
+      const std::int64_t index = (tile * to.groups + group) * kInputTile + place;
+      to.scale[index] = line.scale;
+      to.zero_point[index] = static_cast<std::int32_t>(line.zero_point);
+      to.sums[index] = put_codes<type>(span, input, line, codes);
+    }
+  }
 }
 
 }  // namespace
 
 std::size_t integer_prepared_bytes(std::int64_t tokens, std::int64_t columns, std::int64_t groups) {
+  const PreparedInput places(nullptr, tokens, columns, groups);
   const std::int64_t tiles = (tokens + kInputTile - 1) / kInputTile;
-  return static_cast<std::size_t>(tiles * kInputTile * ((columns + 3) / 4 + 3 * groups)) * 4;
+  return static_cast<std::size_t>(tiles * (places.tile_words + 3 * groups * kInputTile)) * 4;
 }
 
 void integer_prepare(const Activations& x, const IntegerInput& input, std::int64_t groups,
                      std::int64_t token_begin, std::int64_t token_end, std::uint8_t* prepared) {
   const PreparedInput to(prepared, x.tokens, x.columns, groups);
-  const std::int64_t together = groups == 1 ? x.columns : x.columns / groups;
-  const std::size_t value_bytes = x.type == NumberType::f32 ? 4 : 2;
-  const auto range = input.is_symmetric ? range_of<true> : range_of<false>;
-  for (std::int64_t token = token_begin; token < token_end; ++token) {
-    const std::uint8_t* row = static_cast<const std::uint8_t*>(x.values) +
-                              static_cast<std::size_t>(token * x.stride) * value_bytes;
-    const std::int64_t tile = token / kInputTile;
-    const std::int64_t place = token % kInputTile;
-    Line line{};
-    if (input.groups == 1) line = line_of(input, range(row, x.type, 0, x.columns));
-    for (std::int64_t group = 0; group < groups; ++group) {
-      const std::int64_t begin = group * together;
-      if (input.groups > 1) line = line_of(input, range(row, x.type, begin, begin + together));
-      const std::int64_t index = (tile * groups + group) * kInputTile + place;
-      to.scale[index] = line.scale;
-      to.zero_point[index] = static_cast<std::int32_t>(line.zero_point);
-      to.sums[index] = put_codes(row, x.type, begin, begin + together, input, line,
-                                 to.codes + (tile * to.quads + begin / 4) * kInputTile + place);
-    }
+  if (x.type == NumberType::f32) {
+    prepare_tokens<NumberType::f32>(x, input, to, token_begin, token_end);
+  } else {
+    prepare_tokens<NumberType::bf16>(x, input, to, token_begin, token_end);
   }
-  // The last tile's other tokens are computed too, and thrown away.
-  if (token_end < x.tokens) return;
-  for (std::int64_t token = x.tokens; token % kInputTile != 0; ++token) {
-    const std::int64_t tile = token / kInputTile;
-    const std::int64_t place = token % kInputTile;
-    for (std::int64_t quad = 0; quad < to.quads; ++quad) {
-      to.codes[(tile * to.quads + quad) * kInputTile + place] = 0;
+  // The last tile's other tokens may be computed too, and are thrown away: any codes will do, but
+  // not unwritten memory.
+  if (token_end < x.tokens || x.tokens % kInputTile == 0) return;
+  const std::int64_t tile = x.tokens / kInputTile;
+  for (std::int64_t place = x.tokens % kInputTile; place < kInputTile; ++place) {
+    for (std::int64_t block = 0; block < to.tile_words; block += kQuadBlock * kInputTile) {
+      std::fill_n(to.codes + tile * to.tile_words + block + place * kQuadBlock, kQuadBlock, 0u);
     }
     for (std::int64_t group = 0; group < groups; ++group) {
       const std::int64_t index = (tile * groups + group) * kInputTile + place;

@@ -14,11 +14,15 @@ using simd::kLanes;
 // Tokens of a tile: with two vectors of rows their sums fill the registers.
 inline constexpr int kInputTile = kLanes == 16 ? 12 : 4;
 
-// What lies where in prepared input. Codes: [tile][quad][token], four codes of a token together.
-// Scales, zero points and sums of codes: [tile][group][token].
+// Quads whose codes lie together for each token of a tile: 64 bytes.
+inline constexpr std::int64_t kQuadBlock = 16;
+
+// What lies where in prepared input. Codes: [tile][block of quads][token][quad], four codes of a
+// token in each. Scales, zero points and sums of codes: [tile][group][token].
 struct PreparedInput {
   std::int64_t quads;
   std::int64_t groups;
+  std::int64_t tile_words;  // of codes
   std::uint32_t* codes;
   float* scale;
   std::int32_t* zero_point;
@@ -26,10 +30,12 @@ struct PreparedInput {
 
   PreparedInput(std::uint8_t* bytes, std::int64_t tokens, std::int64_t columns,
                 std::int64_t n_groups)
-      : quads((columns + 3) / 4), groups(n_groups) {
+      : quads((columns + 3) / 4),
+        groups(n_groups),
+        tile_words((quads + kQuadBlock - 1) / kQuadBlock * kQuadBlock * kInputTile) {
     const std::int64_t tiles = (tokens + kInputTile - 1) / kInputTile;
     codes = reinterpret_cast<std::uint32_t*>(bytes);
-    scale = reinterpret_cast<float*>(codes + tiles * quads * kInputTile);
+    scale = reinterpret_cast<float*>(codes + tiles * tile_words);
     zero_point = reinterpret_cast<std::int32_t*>(scale + tiles * groups * kInputTile);
     sums = zero_point + tiles * groups * kInputTile;
   }

@@ -20,51 +20,79 @@ constexpr int kLineBytes = kPanelRows * 4;
 // One call of a tile: which rows, tokens, and where results go.
 struct Tile {
   const IntegerWeight& weight;
+  const IntegerInput& kind;
   const std::int32_t* sums;  // of the weight's codes
   const PreparedInput& input;
   const Output& y;
-  bool has_input_groups;
+  // All tokens have one zero point.
+  bool is_centred() const { return kind.is_symmetric || kind.is_static; }
 };
 
-// Of kRowVectors vectors of rows from `row` on: where their lines and parameters begin.
 inline std::int64_t panel_of(std::int64_t row) { return row / kPanelRows; }
 inline std::int64_t lane_of(std::int64_t row) { return row % kPanelRows; }
 
+inline void find_lines(const Tile& tile, std::int64_t row,
+                       const std::int8_t* (&lines)[kRowVectors]) {
+  for (int r = 0; r < kRowVectors; ++r) {
+    const std::int64_t first = row + r * kLanes;
+    lines[r] =
+        tile.weight.panels + panel_of(first) * tile.input.quads * kLineBytes + lane_of(first) * 4;
+  }
+}
+
+// Adds the dots of quads [begin, end). codes: of the tile's first token.
 template <int n_tokens>
-inline void dot_group(const std::int8_t* (&lines)[kRowVectors], const std::uint32_t* codes,
-                      std::int64_t quads, Int (&dots)[kRowVectors][n_tokens]) {
+inline void add_dots(const std::int8_t* const (&lines)[kRowVectors], const std::uint32_t* codes,
+                     std::int64_t begin, std::int64_t end, Int (&dots)[kRowVectors][n_tokens]) {
 #pragma GCC unroll 1
-  for (std::int64_t quad = 0; quad < quads; ++quad) {
-    Int weights[kRowVectors];
-#pragma GCC unroll 2
-    for (int r = 0; r < kRowVectors; ++r) weights[r] = simd::load_int(lines[r] + quad * kLineBytes);
-#pragma GCC unroll 12
-    for (int t = 0; t < n_tokens; ++t) {
-      const Int code = simd::broadcast(static_cast<std::int32_t>(codes[quad * kInputTile + t]));
+  for (std::int64_t first = begin; first < end;) {
+    const std::int64_t block = first / kQuadBlock;
+    const std::int64_t stop = std::min(end, (block + 1) * kQuadBlock);
+    const std::uint32_t* inputs = codes + block * (kQuadBlock * kInputTile) + first % kQuadBlock;
+#pragma GCC unroll 1
+    for (; first < stop; ++first, ++inputs) {
+      Int weights[kRowVectors];
 #pragma GCC unroll 2
       for (int r = 0; r < kRowVectors; ++r) {
-        dots[r][t] = simd::dot_bytes(dots[r][t], code, weights[r]);
+        weights[r] = simd::load_int(lines[r] + first * kLineBytes);
+      }
+#pragma GCC unroll 12
+      for (int t = 0; t < n_tokens; ++t) {
+        const Int code = simd::broadcast(static_cast<std::int32_t>(inputs[t * kQuadBlock]));
+#pragma GCC unroll 2
+        for (int r = 0; r < kRowVectors; ++r) {
+          dots[r][t] = simd::dot_bytes(dots[r][t], code, weights[r]);
+        }
       }
     }
   }
-  for (int r = 0; r < kRowVectors; ++r) lines[r] += quads * kLineBytes;
 }
 
 // What the zero points add to the dots of one group, so that the sum is exact from the start.
 template <int n_tokens>
-inline void start_dots(const Tile& tile, std::int64_t row, std::int64_t group,
-                       const std::int32_t* zero_points, const std::int32_t* code_sums,
+inline void start_dots(const Tile& tile, std::int64_t row, std::int64_t group, std::int64_t index,
                        Int (&dots)[kRowVectors][n_tokens]) {
   const IntegerWeight& weight = tile.weight;
-  const std::int64_t groups = tile.input.groups;
+  const std::int32_t* zero_points = tile.input.zero_point + index;
 #pragma GCC unroll 2
   for (int r = 0; r < kRowVectors; ++r) {
     const std::int64_t first = row + r * kLanes;
-    const Int sums = simd::load_int(tile.sums + (panel_of(first) * groups + group) * kPanelRows +
-                                    lane_of(first));
+    const Int sums = simd::load_int(
+        tile.sums + (panel_of(first) * tile.input.groups + group) * kPanelRows + lane_of(first));
+    if (tile.is_centred()) {
+      const Int start = sums * -zero_points[0];
 #pragma GCC unroll 12
-    for (int t = 0; t < n_tokens; ++t) dots[r][t] = sums * -zero_points[t];
-    if (weight.zero_point == nullptr) continue;
+      for (int t = 0; t < n_tokens; ++t) dots[r][t] = start;
+    } else {
+#pragma GCC unroll 12
+      for (int t = 0; t < n_tokens; ++t) dots[r][t] = sums * -zero_points[t];
+    }
+  }
+  if (weight.zero_point == nullptr) return;
+  const std::int32_t* code_sums = tile.input.sums + index;
+#pragma GCC unroll 2
+  for (int r = 0; r < kRowVectors; ++r) {
+    const std::int64_t first = row + r * kLanes;
     const std::int64_t own = weight.groups == 1 ? 0 : group;
     const Int zero_point = simd::load_int(
         weight.zero_point + (panel_of(first) * weight.groups + own) * kPanelRows + lane_of(first));
@@ -103,27 +131,51 @@ inline void put(const Output& y, std::int64_t token, std::int64_t row, int n, Fl
   for (int i = 0; i < n; ++i) halves[i] = to_bfloat16(values[i]);
 }
 
-template <int n_tokens>
+// The bias of a vector of rows, of which `n` exist.
+inline Float bias_of(const Output& y, std::int64_t row, int n) {
+  if (n == kLanes) return simd::load(y.bias + row);
+  float values[kLanes] = {};
+  std::copy_n(y.bias + row, n, values);
+  return simd::load(values);
+}
+
+// Results of one vector of rows: sums as they are, times the tokens' scale where it is still to
+// come, plus the bias.
+template <int n_tokens, bool has_bias, bool is_scaled>
+inline void put_tokens(const Tile& tile, std::int64_t row, int n, std::int64_t token, int tokens,
+                       const float* input_scale, const Float (&sums)[n_tokens]) {
+  const Output& y = tile.y;
+  Float bias = simd::zero();
+  if constexpr (has_bias) bias = bias_of(y, row, n);
+  const bool is_whole = y.type == NumberType::f32 && n == kLanes && tokens == n_tokens;
+  float* out = static_cast<float*>(y.values) + token * y.stride + row;
+#pragma GCC unroll 12
+  for (int t = 0; t < n_tokens; ++t) {
+    Float result = sums[t];
+    if constexpr (!is_scaled) result *= simd::broadcast(input_scale[t]);
+    if constexpr (has_bias) result += bias;
+    if (is_whole) {
+      simd::store(out + t * y.stride, result);
+    } else if (t < tokens) {
+      put(y, token + t, row, n, result);
+    }
+  }
+}
+
+template <int n_tokens, bool is_scaled>
 inline void finish(const Tile& tile, std::int64_t row, std::int64_t row_end, std::int64_t token,
                    int tokens, const float* input_scale,
                    const Float (&results)[kRowVectors][n_tokens]) {
-  const Output& y = tile.y;
+#pragma GCC unroll 2
   for (int r = 0; r < kRowVectors; ++r) {
     const std::int64_t first = row + r * kLanes;
     const int n = static_cast<int>(std::min<std::int64_t>(kLanes, row_end - first));
     if (n <= 0) return;
-    Float bias = simd::zero();
-    if (y.bias != nullptr) {
-      float values[kLanes] = {};
-      std::copy_n(y.bias + first, n, values);
-      bias = simd::load(values);
-    }
-#pragma GCC unroll 12
-    for (int t = 0; t < n_tokens; ++t) {
-      Float result = results[r][t];
-      if (!tile.has_input_groups) result *= simd::broadcast(input_scale[t]);
-      if (y.bias != nullptr) result += bias;
-      if (t < tokens) put(y, token + t, first, n, result);
+    if (tile.y.bias != nullptr) {
+      put_tokens<n_tokens, true, is_scaled>(tile, first, n, token, tokens, input_scale, results[r]);
+    } else {
+      put_tokens<n_tokens, false, is_scaled>(tile, first, n, token, tokens, input_scale,
+                                             results[r]);
     }
   }
 }
@@ -134,65 +186,63 @@ void multiply_whole(const Tile& tile, std::int64_t row, std::int64_t row_end, st
                     int tokens) {
   const PreparedInput& input = tile.input;
   const std::int8_t* lines[kRowVectors];
-  for (int r = 0; r < kRowVectors; ++r) {
-    const std::int64_t first = row + r * kLanes;
-    lines[r] = tile.weight.panels + panel_of(first) * input.quads * kLineBytes + lane_of(first) * 4;
-  }
+  find_lines(tile, row, lines);
   Int dots[kRowVectors][n_tokens];
-  start_dots(tile, row, 0, input.zero_point + token, input.sums + token, dots);
-  const std::uint32_t* codes =
-      input.codes + token / kInputTile * input.quads * kInputTile + token % kInputTile;
-  dot_group(lines, codes, input.quads, dots);
+  start_dots(tile, row, 0, token, dots);
+  add_dots(lines, input.codes + token / kInputTile * input.tile_words, 0, input.quads, dots);
   Float results[kRowVectors][n_tokens];
+#pragma GCC unroll 2
   for (int r = 0; r < kRowVectors; ++r) {
     const Float scale = scale_of(tile.weight, row + r * kLanes, 0);
 #pragma GCC unroll 12
     for (int t = 0; t < n_tokens; ++t) results[r][t] = simd::to_float(dots[r][t]) * scale;
   }
-  finish(tile, row, row_end, token, tokens, input.scale + token, results);
+  finish<n_tokens, false>(tile, row, row_end, token, tokens, input.scale + token, results);
 }
 
 // Several groups, each with a scale of the rows, of the tokens, or of both.
-template <int n_tokens>
+template <int n_tokens, bool has_input_groups>
 void multiply_groups(const Tile& tile, std::int64_t row, std::int64_t row_end, std::int64_t token,
                      int tokens) {
   const PreparedInput& input = tile.input;
   const std::int64_t in_tile = token % kInputTile;
   const std::int64_t quads = input.quads / input.groups;
   const std::int8_t* lines[kRowVectors];
-  for (int r = 0; r < kRowVectors; ++r) {
-    const std::int64_t first = row + r * kLanes;
-    lines[r] = tile.weight.panels + panel_of(first) * input.quads * kLineBytes + lane_of(first) * 4;
-  }
+  find_lines(tile, row, lines);
   const std::uint32_t* codes =
-      input.codes + token / kInputTile * input.quads * kInputTile + in_tile;
+      input.codes + token / kInputTile * input.tile_words + in_tile * kQuadBlock;
+  const std::int64_t first = token / kInputTile * input.groups * kInputTile + in_tile;
   Float results[kRowVectors][n_tokens];
   for (std::int64_t group = 0; group < input.groups; ++group) {
-    const std::int64_t index = (token / kInputTile * input.groups + group) * kInputTile + in_tile;
+    const std::int64_t index = first + group * kInputTile;
     Int dots[kRowVectors][n_tokens];
-    start_dots(tile, row, group, input.zero_point + index, input.sums + index, dots);
-    dot_group(lines, codes + group * quads * kInputTile, quads, dots);
+    start_dots(tile, row, group, index, dots);
+    add_dots(lines, codes, group * quads, (group + 1) * quads, dots);
 #pragma GCC unroll 2
     for (int r = 0; r < kRowVectors; ++r) {
       const Float scale = scale_of(tile.weight, row + r * kLanes, group);
 #pragma GCC unroll 12
       for (int t = 0; t < n_tokens; ++t) {
         Float part = simd::to_float(dots[r][t]) * scale;
-        if (tile.has_input_groups) part *= simd::broadcast(input.scale[index + t]);
+        if constexpr (has_input_groups) part *= simd::broadcast(input.scale[index + t]);
         results[r][t] = group == 0 ? part : results[r][t] + part;
       }
     }
   }
-  const std::int64_t index = token / kInputTile * input.groups * kInputTile + in_tile;
-  finish(tile, row, row_end, token, tokens, input.scale + index, results);
+  finish<n_tokens, has_input_groups>(tile, row, row_end, token, tokens, input.scale + first,
+                                     results);
 }
 
 void multiply_tile(const Tile& tile, std::int64_t row, std::int64_t row_end, std::int64_t token,
                    int tokens) {
   if (tile.input.groups > 1) {
     for (int done = 0; done < tokens; done += kGroupedTokens) {
-      multiply_groups<kGroupedTokens>(tile, row, row_end, token + done,
-                                      std::min(kGroupedTokens, tokens - done));
+      const int n = std::min(kGroupedTokens, tokens - done);
+      if (tile.kind.groups > 1) {
+        multiply_groups<kGroupedTokens, true>(tile, row, row_end, token + done, n);
+      } else {
+        multiply_groups<kGroupedTokens, false>(tile, row, row_end, token + done, n);
+      }
     }
     return;
   }
@@ -210,7 +260,7 @@ void multiply(const IntegerWeight& weight, const IntegerInput& input, const std:
               std::int64_t row_begin, std::int64_t row_end) {
   const std::int64_t groups = std::max(weight.groups, input.groups);
   const PreparedInput ready(const_cast<std::uint8_t*>(prepared), tokens, weight.columns, groups);
-  const Tile tile{weight, sums, ready, y, input.groups > 1};
+  const Tile tile{weight, input, sums, ready, y};
   for (std::int64_t row = row_begin; row < row_end; row += kRowVectors * kLanes) {
     for (std::int64_t token = 0; token < tokens; token += kInputTile) {
       multiply_tile(tile, row, row_end, token,

@@ -56,8 +56,8 @@ def integer_lines(
     if lines is None or lines.offset is not None:
         return None
     numbers = np.asarray(lines.levels.numbers)
-    # The kernel takes four columns at a time; only a row's end may be ragged.
-    is_cut_apart = lines.group is not None and lines.group < columns and lines.group % 4 != 0
+    # The kernel takes sixteen columns at a time; only a row's end may be ragged.
+    is_cut_apart = lines.group is not None and lines.group < columns and lines.group % 16 != 0
     if is_cut_apart or not np.array_equal(numbers, np.rint(numbers)):
         return None
     shift = _shift(numbers)
