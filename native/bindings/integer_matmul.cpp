@@ -43,9 +43,9 @@ constexpr std::int64_t kMostColumns = 1 << 15;
 
 NumberType number_type(const nb::dlpack::dtype& type) {
   if (type == nb::dtype<float>()) return NumberType::f32;
-  constexpr std::uint8_t kBfloat = 4;  // kDLBfloat
-  if (type.code == kBfloat && type.bits == 16 && type.lanes == 1) return NumberType::bf16;
-  throw std::invalid_argument("inputs and results are float32 or bfloat16");
+  // NumPy has no bfloat16: its bits come as uint16.
+  if (type == nb::dtype<std::uint16_t>()) return NumberType::bf16;
+  throw std::invalid_argument("inputs and results are float32, or bfloat16 as uint16");
 }
 
 kernels::Isa isa_by_name(const std::string& name) {
@@ -210,5 +210,5 @@ void bind_integer_matmul(nb::module_& module) {
       .def("multiply", &BoundWeight::multiply, "x"_a, "input"_a, "out"_a, "bias"_a.none(),
            "threads"_a = 1, "isa"_a = "",
            "out [tokens, rows] = x [tokens, columns] times the weight, plus bias; x and out "
-           "float32 or bfloat16, rows contiguous. Raises ValueError.");
+           "float32, or bfloat16 as uint16, rows contiguous. Raises ValueError.");
 }

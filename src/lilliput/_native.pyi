@@ -159,14 +159,19 @@ class IntegerInput:
 
 class IntegerWeight:
     def __init__(
-        self, panels: object, scale: object, zero_point: object | None, rows: int, columns: int
+        self,
+        panels: NDArray[np.int8],
+        scale: NDArray[np.float32],
+        zero_point: NDArray[np.int32] | None,
+        rows: int,
+        columns: int,
     ) -> None: ...
     def multiply(
         self,
-        x: object,
+        x: NDArray[np.float32] | NDArray[np.uint16],
         input: IntegerInput,
-        out: object,
-        bias: object | None,
+        out: NDArray[np.float32] | NDArray[np.uint16],
+        bias: NDArray[np.float32] | None,
         threads: int = 1,
         isa: str = "",
     ) -> None: ...

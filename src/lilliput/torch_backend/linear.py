@@ -113,18 +113,27 @@ class QuantizedLinear(StoredWeight):
             x = cast("torch.Tensor", inputs.rounded(flat, self._fixed_scale())).to(x.dtype).view(x.shape)
         return self._float_product(x, self.bias)
 
-    def _integer_product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _integer_product(self, x: torch.Tensor, bias: torch.nn.Parameter | None) -> torch.Tensor:
         view = self.execution()
         fixed = self._fixed_inputs()
-        # Without the operator's bookkeeping, where nobody traces, differentiates or wraps: a fifth of a small layer.
-        is_plain = type(x) is torch.Tensor and not torch.compiler.is_compiling() and view.bound is not None
-        if is_plain and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled()):
-            return native_call(view.bound, x, bias, (self.rows, self.columns), self._integers_name, fixed)
-        shape = [self.rows, self.columns]
+        # Without the operator's bookkeeping, where nobody traces, differentiates or wraps: it would take as long as a
+        # small layer.
+        is_plain = type(x) is torch.Tensor and view.bound is not None and not torch.compiler.is_compiling()
+        if is_plain and x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad):
+            plain_bias = None if bias is None else bias.detach()
+            shape = (self.rows, self.columns)
+            return native_call(view.bound, x.detach(), plain_bias, shape, self._integers_name, fixed)
         return cast(
             "torch.Tensor",
             integer_linear(
-                x, view.panels, view.scale, view.zero_point, bias, shape, self._integers_name, list(fixed)
+                x,
+                view.panels,
+                view.scale,
+                view.zero_point,
+                bias,
+                [self.rows, self.columns],
+                self._integers_name,
+                list(fixed),
             ),
         )
 
@@ -138,7 +147,7 @@ class QuantizedLinear(StoredWeight):
         weight = self.dequantized_weight()[:, columns].to(x.dtype)
         return whole + torch.nn.functional.linear(x[..., columns], weight)
 
-    def _float_product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _float_product(self, x: torch.Tensor, bias: torch.nn.Parameter | None) -> torch.Tensor:
         if isinstance(self.number_format, BlockFormat) and self._plane("blocks").device.type == "cpu":
             product = _native_blocks(self.number_format)
             if product and x.device.type == "cpu":

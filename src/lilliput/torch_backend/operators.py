@@ -15,6 +15,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lilliput import _native
 from lilliput.activations import FixedScale, IntegerInputs
@@ -76,7 +77,8 @@ def native_linear(
     """`integer_linear` by the native kernel, on the arrays where they lie."""
     rows, columns = shape
     bound = _bound_weight(panels, scale, zero_point, rows, columns)
-    return native_call(bound, x, bias, (rows, columns), inputs, tuple(fixed))
+    plain_bias = None if bias is None else bias.detach()
+    return native_call(bound, x.detach(), plain_bias, (rows, columns), inputs, tuple(fixed))
 
 
 def native_call(
@@ -88,18 +90,23 @@ def native_call(
     fixed: tuple[float, ...],
 ) -> torch.Tensor:
     """The kernel on x [..., columns]; other types than float32 and bfloat16 are converted and converted back."""
-    rows, columns = shape
     dtype = x.dtype
     if dtype not in _NATIVE_TYPES:
-        x = x.float()
-    flat = x.detach().reshape(-1, columns)
+        return native_call(bound, x.float(), bias, shape, inputs, fixed).to(dtype)
+    rows, columns = shape
+    flat = x.reshape(-1, columns)
     if flat.stride(1) != 1:
         flat = flat.contiguous()
-    out = torch.empty((flat.shape[0], rows), dtype=x.dtype)
-    if bias is not None:
-        bias = bias.detach().float()
-    bound.multiply(flat, _native_inputs(inputs, columns, fixed), out, bias, torch.get_num_threads())
-    return out.view(*x.shape[:-1], rows).to(dtype)
+    out = torch.empty((flat.shape[0], rows), dtype=dtype)
+    entering, leaving = (flat.numpy(), out.numpy()) if dtype == torch.float32 else (_bits(flat), _bits(out))
+    added = None if bias is None else bias.float().numpy()
+    bound.multiply(entering, _native_inputs(inputs, columns, fixed), leaving, added, torch.get_num_threads())
+    return out.view(*x.shape[:-1], rows)
+
+
+def _bits(values: torch.Tensor) -> NDArray[np.uint16]:
+    """bfloat16, which NumPy has not, as its bits; the same memory."""
+    return cast("NDArray[np.uint16]", values.view(torch.uint16).numpy())
 
 
 def reference_linear(
@@ -185,6 +192,15 @@ def _native_inputs(name: str, columns: int, fixed: tuple[float, ...]) -> _native
     return found
 
 
+def bind_weight(
+    panels: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, rows: int, columns: int
+) -> _native.IntegerWeight:
+    """The kernel's view of tensors on the CPU, which lives as long as they are not needed elsewhere."""
+    # Detached, because the view must not keep the tensor itself alive.
+    points = None if zero_point is None else zero_point.detach().numpy()
+    return _native.IntegerWeight(panels.detach().numpy(), scale.detach().numpy(), points, rows, columns)
+
+
 Places = tuple[int, ...]
 _BOUND: dict[int, tuple[weakref.ref[torch.Tensor], Places, _native.IntegerWeight]] = {}
 atexit.register(_BOUND.clear)
@@ -199,8 +215,7 @@ def _bound_weight(
     kept = _BOUND.get(key)
     if kept is not None and kept[0]() is panels and kept[1] == places:
         return kept[2]
-    # Detached, because the view must not keep the tensor itself alive.
-    bound = _native.IntegerWeight(panels.detach(), scale.detach(), zero_point, rows, columns)
+    bound = bind_weight(panels, scale, zero_point, rows, columns)
     _BOUND[key] = (weakref.ref(panels, lambda _: _BOUND.pop(key, None)), places, bound)
     return bound
 

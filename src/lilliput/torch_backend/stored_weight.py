@@ -21,7 +21,7 @@ from lilliput.errors import FormatError
 from lilliput.formats import NumberFormat, Planes
 from lilliput.formats.scoped_number import ScopedNumber
 from lilliput.torch_backend.integer_form import IntegerLines, has_integer_form, integer_lines
-from lilliput.torch_backend.operators import decode
+from lilliput.torch_backend.operators import bind_weight, decode
 from lilliput.torch_backend.panels import from_panels, rows_of_panels, to_panels, to_parameter_panels
 
 PREFIX = "weight_"
@@ -235,7 +235,7 @@ class StoredWeight(torch.nn.Module):
         zero_point = None if lines.zero_point is None else to_parameter_panels(lines.zero_point)
         bound = None
         if panels.device.type == "cpu":
-            bound = _native.IntegerWeight(panels.detach(), scale, zero_point, self.rows, self.columns)
+            bound = bind_weight(panels, scale, zero_point, self.rows, self.columns)
         return Execution(panels, scale, zero_point, bound)
 
     def _forget(self) -> None:
