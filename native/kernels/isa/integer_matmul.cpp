@@ -16,6 +16,14 @@ constexpr int kRowTile = kRowVectors * kLanes < kPanelRows ? kPanelRows : kRowVe
 // Integer and float sums of a tile share the registers where there are several groups.
 constexpr int kGroupedTokens = kLanes == 16 ? 6 : 2;
 constexpr int kLineBytes = kPanelRows * 4;
+constexpr std::int64_t kFewTiles = 4;
+
+// Weights that the next rows will need, asked for a few lines at a time while these rows are busy:
+// every tile of tokens fetches a share of them.
+struct Ahead {
+  const std::int8_t* line;
+  std::int64_t lines_per_block;  // of quads
+};
 
 // One call of a tile: which rows, tokens, and where results go.
 struct Tile {
@@ -24,6 +32,7 @@ struct Tile {
   const std::int32_t* sums;  // of the weight's codes
   const PreparedInput& input;
   const Output& y;
+  Ahead ahead;
   // All tokens have one zero point.
   bool is_centred() const { return kind.is_symmetric || kind.is_static; }
 };
@@ -43,12 +52,17 @@ inline void find_lines(const Tile& tile, std::int64_t row,
 // Adds the dots of quads [begin, end). codes: of the tile's first token.
 template <int n_tokens>
 inline void add_dots(const std::int8_t* const (&lines)[kRowVectors], const std::uint32_t* codes,
-                     std::int64_t begin, std::int64_t end, Int (&dots)[kRowVectors][n_tokens]) {
+                     std::int64_t begin, std::int64_t end, Ahead ahead,
+                     Int (&dots)[kRowVectors][n_tokens]) {
+  const std::int8_t* fetched = ahead.line + begin / kQuadBlock * ahead.lines_per_block * kLineBytes;
 #pragma GCC unroll 1
   for (std::int64_t first = begin; first < end;) {
     const std::int64_t block = first / kQuadBlock;
     const std::int64_t stop = std::min(end, (block + 1) * kQuadBlock);
     const std::uint32_t* inputs = codes + block * (kQuadBlock * kInputTile) + first % kQuadBlock;
+    for (std::int64_t i = 0; i < ahead.lines_per_block; ++i, fetched += kLineBytes) {
+      __builtin_prefetch(fetched, 0, 2);
+    }
 #pragma GCC unroll 1
     for (; first < stop; ++first, ++inputs) {
       Int weights[kRowVectors];
@@ -180,6 +194,17 @@ inline void finish(const Tile& tile, std::int64_t row, std::int64_t row_end, std
   }
 }
 
+// Asks for the lines that results will be written to: they would be waited for at the end.
+inline void fetch_output(const Output& y, std::int64_t row, std::int64_t token, int tokens) {
+  const std::int64_t bytes = y.type == NumberType::f32 ? 4 : 2;
+  const auto* first = static_cast<const std::uint8_t*>(y.values) + (token * y.stride + row) * bytes;
+  for (int t = 0; t < tokens; ++t) {
+    for (int r = 0; r < kRowVectors; ++r) {
+      __builtin_prefetch(first + (t * y.stride + r * kLanes) * bytes, 1, 2);
+    }
+  }
+}
+
 // One group: the rows' scale and the tokens' meet the sum once.
 template <int n_tokens>
 void multiply_whole(const Tile& tile, std::int64_t row, std::int64_t row_end, std::int64_t token,
@@ -187,9 +212,11 @@ void multiply_whole(const Tile& tile, std::int64_t row, std::int64_t row_end, st
   const PreparedInput& input = tile.input;
   const std::int8_t* lines[kRowVectors];
   find_lines(tile, row, lines);
+  fetch_output(tile.y, row, token, tokens);
   Int dots[kRowVectors][n_tokens];
   start_dots(tile, row, 0, token, dots);
-  add_dots(lines, input.codes + token / kInputTile * input.tile_words, 0, input.quads, dots);
+  add_dots(lines, input.codes + token / kInputTile * input.tile_words, 0, input.quads, tile.ahead,
+           dots);
   Float results[kRowVectors][n_tokens];
 #pragma GCC unroll 2
   for (int r = 0; r < kRowVectors; ++r) {
@@ -217,7 +244,7 @@ void multiply_groups(const Tile& tile, std::int64_t row, std::int64_t row_end, s
     const std::int64_t index = first + group * kInputTile;
     Int dots[kRowVectors][n_tokens];
     start_dots(tile, row, group, index, dots);
-    add_dots(lines, codes, group * quads, (group + 1) * quads, dots);
+    add_dots(lines, codes, group * quads, (group + 1) * quads, tile.ahead, dots);
 #pragma GCC unroll 2
     for (int r = 0; r < kRowVectors; ++r) {
       const Float scale = scale_of(tile.weight, row + r * kLanes, group);
@@ -260,9 +287,19 @@ void multiply(const IntegerWeight& weight, const IntegerInput& input, const std:
               std::int64_t row_begin, std::int64_t row_end) {
   const std::int64_t groups = std::max(weight.groups, input.groups);
   const PreparedInput ready(const_cast<std::uint8_t*>(prepared), tokens, weight.columns, groups);
-  const Tile tile{weight, input, sums, ready, y};
+  const std::int64_t tiles = (tokens + kInputTile - 1) / kInputTile;
+  // Of few tokens the weights are met once, in order, which the processor foresees by itself.
+  const std::int64_t per_block =
+      tiles < kFewTiles ? 0
+                        : (kRowVectors * kLanes * kQuadBlock * 4 / kLineBytes + tiles - 1) / tiles;
+  const std::int64_t blocks = (ready.quads + kQuadBlock - 1) / kQuadBlock;
+  Tile tile{weight, input, sums, ready, y, {weight.panels, per_block}};
   for (std::int64_t row = row_begin; row < row_end; row += kRowVectors * kLanes) {
+    const std::int64_t next = row + kRowVectors * kLanes;
     for (std::int64_t token = 0; token < tokens; token += kInputTile) {
+      // Past the end of the weight a fetch is harmless.
+      tile.ahead.line = weight.panels + panel_of(next) * ready.quads * kLineBytes +
+                        token / kInputTile * blocks * per_block * kLineBytes;
       multiply_tile(tile, row, row_end, token,
                     static_cast<int>(std::min<std::int64_t>(kInputTile, tokens - token)));
     }
