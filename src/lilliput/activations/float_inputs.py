@@ -63,7 +63,8 @@ class FloatInputs:
         scaled = xp.clip(x / scale, -self.largest, self.largest)
         level = xp.astype(grid.of(grid.nearest(scaled)), xp.float32)
         # A NaN has no level, and must not become one.
-        return xp.where(xp.isfinite(x), level * scale, x)
+        values: Array = xp.where(xp.isfinite(x), level * scale, x)
+        return values
 
     def fixed_scale(self, low: float, high: float) -> FixedScale:
         """The static scale whose largest number just reaches low and high."""

@@ -12,7 +12,6 @@ x * (1 / scale) in float32, rounding is half to even. A token that holds an infi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -45,7 +44,8 @@ class InputCodes:
         xp = array_namespace(self.codes)
         repeat = self.codes.shape[1] // self.scale.shape[1]
         level = self.codes - xp.repeat(self.zero_point, repeat, axis=1)
-        return xp.astype(level, xp.float32) * xp.repeat(self.scale, repeat, axis=1)
+        values: Array = xp.astype(level, xp.float32) * xp.repeat(self.scale, repeat, axis=1)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +137,4 @@ class IntegerInputs:
 
 
 def _float32(value: float) -> float:
-    return float(cast("np.float32", np.float32(value)))
+    return float(np.float32(value))

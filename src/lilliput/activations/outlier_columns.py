@@ -35,4 +35,5 @@ class WithOutlierColumns:
     def outliers(self, x: Array) -> Array:
         """Which columns of [tokens, columns] stay floats, bool [columns]."""
         xp = array_namespace(x)
-        return xp.any(xp.abs(x) > self.threshold, axis=0)
+        found: Array = xp.any(xp.abs(x) > self.threshold, axis=0)
+        return found

@@ -77,7 +77,8 @@ class RangeObserver:
     def histogram(self) -> tuple[DoubleArray, DoubleArray]:
         """Counts and centres of the bins, both [BINS]."""
         step = 2 * self._width / BINS
-        return self._counts, -self._width + step * (np.arange(BINS) + 0.5)
+        centres = (np.arange(BINS, dtype=np.float64) + 0.5) * step - self._width
+        return self._counts, centres.astype(np.float64)
 
     def _widen(self, needed: float) -> None:
         if self._width == 0.0:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -65,4 +64,4 @@ def _run(model: torch.nn.Module, data: CalibrationData) -> None:
         elif isinstance(batch, torch.Tensor):
             model(batch.to(device))
         else:
-            model(*(cast("torch.Tensor", part).to(device) for part in batch))
+            model(*(part.to(device) for part in batch))

@@ -43,9 +43,7 @@ class QuantizedEmbedding(StoredWeight):
         return cls.from_planes(table, number_format, made_planes(number_format, table.weight))
 
     @classmethod
-    def from_planes(
-        cls, table: torch.nn.Embedding, number_format: NumberFormat, planes: Planes
-    ) -> QuantizedEmbedding:
+    def from_planes(cls, table: torch.nn.Embedding, number_format: NumberFormat, planes: Planes) -> QuantizedEmbedding:
         """As `from_float`, with the weight quantized already."""
         made = cls.like(table, number_format)
         made.set_planes(planes)

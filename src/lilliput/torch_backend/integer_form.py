@@ -48,9 +48,7 @@ def has_integer_form(number_format: NumberFormat) -> bool:
     return integer_lines(number_format, encoded.parameters, 1, columns) is not None
 
 
-def integer_lines(
-    number_format: NumberFormat, parameters: Parameters, rows: int, columns: int
-) -> IntegerLines | None:
+def integer_lines(number_format: NumberFormat, parameters: Parameters, rows: int, columns: int) -> IntegerLines | None:
     """The integers of a format under these parameters (numpy); None where there are none."""
     lines = number_format.group_lines(parameters, rows)
     if lines is None or lines.offset is not None:

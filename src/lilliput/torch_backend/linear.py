@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from lilliput import _native
 from lilliput.activations import FixedScale, FloatInputs, IntegerInputs, WithOutlierColumns
 from lilliput.arrays import Array
 from lilliput.errors import CalibrationError
@@ -45,6 +46,7 @@ class QuantizedLinear(StoredWeight):
         self.register_buffer("input_zero_point", _empty((), torch.int32) if scheme.inputs.is_static else None)
         self.register_buffer("input_factors", _empty((in_features,), torch.float32) if scheme.smoothing > 0 else None)
         self._fixed: tuple[float, ...] | None = None
+        self._has_blocks_kernel = isinstance(scheme.weight, BlockFormat) and scheme.weight.name in _native.formats()
 
     @classmethod
     def from_float(
@@ -100,7 +102,7 @@ class QuantizedLinear(StoredWeight):
             self.execution()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., in_features] -> [..., out_features], in the type of x."""
+        """X [..., in_features] -> [..., out_features], in the type of x."""
         if self.input_factors is not None:
             x = x * self.input_factors.to(x.dtype)
         inputs = self.scheme.inputs
@@ -114,28 +116,20 @@ class QuantizedLinear(StoredWeight):
         return self._float_product(x, self.bias)
 
     def _integer_product(self, x: torch.Tensor, bias: torch.nn.Parameter | None) -> torch.Tensor:
+        if x.device.type == "meta":
+            return x.new_empty((*x.shape[:-1], self.rows))
         view = self.execution()
         fixed = self._fixed_inputs()
         # Without the operator's bookkeeping, where nobody traces, differentiates or wraps: it would take as long as a
         # small layer.
-        is_plain = type(x) is torch.Tensor and view.bound is not None and not torch.compiler.is_compiling()
-        if is_plain and x.device.type == "cpu" and not (torch.is_grad_enabled() and x.requires_grad):
+        is_plain = type(x) is torch.Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if view.bound is not None and is_plain and not (torch.is_grad_enabled() and x.requires_grad):
             plain_bias = None if bias is None else bias.detach()
             shape = (self.rows, self.columns)
             return native_call(view.bound, x.detach(), plain_bias, shape, self._integers_name, fixed)
-        return cast(
-            "torch.Tensor",
-            integer_linear(
-                x,
-                view.panels,
-                view.scale,
-                view.zero_point,
-                bias,
-                [self.rows, self.columns],
-                self._integers_name,
-                list(fixed),
-            ),
-        )
+        sizes = [self.rows, self.columns]
+        product = integer_linear(x, list(view.weight), bias, sizes, self._integers_name, list(fixed))
+        return cast("torch.Tensor", product)
 
     def _split_product(self, x: torch.Tensor, inputs: WithOutlierColumns) -> torch.Tensor:
         """Columns with outliers as floats against the decoded weight, the others as integers."""
@@ -148,11 +142,9 @@ class QuantizedLinear(StoredWeight):
         return whole + torch.nn.functional.linear(x[..., columns], weight)
 
     def _float_product(self, x: torch.Tensor, bias: torch.nn.Parameter | None) -> torch.Tensor:
-        if isinstance(self.number_format, BlockFormat) and self._plane("blocks").device.type == "cpu":
-            product = _native_blocks(self.number_format)
-            if product and x.device.type == "cpu":
-                name = self.number_format.name
-                return cast("torch.Tensor", blocks_linear(x, self._plane("blocks"), bias, name, True))
+        if self._has_blocks_kernel and x.device.type == "cpu":
+            name = self.number_format.name
+            return cast("torch.Tensor", blocks_linear(x, self._plane("blocks"), bias, name, True))
         return torch.nn.functional.linear(x, self.dequantized_weight().to(x.dtype), bias)
 
     def _fixed_scale(self) -> FixedScale | None:
@@ -180,12 +172,6 @@ def float_weight(module: torch.nn.Module) -> torch.Tensor:
     """The weight of a linear layer, [out_features, in_features]; transformers' Conv1D keeps it transposed."""
     weight = cast("torch.Tensor", module.weight).detach()
     return weight.T if type(module).__name__ == "Conv1D" else weight
-
-
-def _native_blocks(number_format: BlockFormat) -> bool:
-    from lilliput import _native
-
-    return number_format.name in _native.formats()
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

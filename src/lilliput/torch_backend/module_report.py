@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lilliput.torch_backend.linear import QuantizedLinear
-from lilliput.torch_backend.stored_weight import StoredWeight
+from lilliput.torch_backend.stored_weight import PREFIX, StoredWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,15 @@ class ModuleRow:
     stored_bytes: int
     resident_bytes: int
 
+    def line(self) -> str:
+        """Of the table."""
+        scheme = self.scheme or "float"
+        return f"{self.name:40} {self.kind:20} {scheme:28} {self.stored_bytes:12,}  {self.note}".rstrip()
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleReport:
-    """rows: every module with parameters or buffers of its own, in the model's order.
+    """rows: every module with tensors of its own that a file holds, in the model's order.
 
     float_bytes: of the whole model with float32 in place of every weight.
     """
@@ -59,11 +64,7 @@ class ModuleReport:
 
     def __str__(self) -> str:
         lines = [f"{'module':40} {'kind':20} {'scheme':28} {'bytes':>12}"]
-        for row in self.rows:
-            if row.scheme or row.note:
-                lines.append(
-                    f"{row.name:40} {row.kind:20} {row.scheme or 'float':28} {row.stored_bytes:12,}  {row.note}".rstrip()
-                )
+        lines += [row.line() for row in self.rows if row.scheme or row.note]
         share = self.stored_bytes / max(self.float_bytes, 1)
         lines.append(
             f"{self.stored_bytes:,} bytes stored, {share:.3f} of float32's {self.float_bytes:,}; "
@@ -77,24 +78,35 @@ def size_report(model: torch.nn.Module, notes: dict[str, str] | None = None) -> 
     seen: set[int] = set()
     rows = []
     for name, module in model.named_modules():
-        plain = [*module._parameters.values(), *module._buffers.values()]
-        if isinstance(module, StoredWeight):
-            planes = {id(module._plane(plane)) for plane in module.plane_names}
-            plain = [tensor for tensor in plain if tensor is not None and id(tensor) not in planes]
-        own = [tensor for tensor in plain if tensor is not None and _is_first(tensor, seen)]
-        extra = sum(tensor.nbytes for tensor in own)
-        numbers = sum(tensor.numel() for tensor in own)
         note = (notes or {}).get(name, "")
         if isinstance(module, StoredWeight):
-            scheme = module.scheme.name if isinstance(module, QuantizedLinear) else module.number_format.name
-            is_shared = bool(module._sharing)
-            weights = 0 if is_shared else module.rows * module.columns
-            note = note or ("shares its weight" if is_shared else "")
-            stored, resident = module.stored_bytes + extra, module.resident_bytes + extra
-            rows.append(ModuleRow(name, type(module).__name__, scheme, note, weights + numbers, stored, resident))
-        elif own or note:
+            rows.append(_stored_row(name, module, note))
+            continue
+        own = [
+            tensor
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and key not in module._non_persistent_buffers_set and _is_first(tensor, seen)
+        ]
+        if own or note:
+            extra = sum(tensor.nbytes for tensor in own)
+            numbers = sum(tensor.numel() for tensor in own)
             rows.append(ModuleRow(name, type(module).__name__, "", note, numbers, extra, extra))
     return ModuleReport(tuple(rows))
+
+
+def _stored_row(name: str, module: StoredWeight, note: str) -> ModuleRow:
+    """Planes, bias and what static or smoothed inputs need; a shared weight costs nothing here."""
+    scheme = module.scheme.name if isinstance(module, QuantizedLinear) else module.number_format.name
+    planes = {PREFIX + plane for plane in module.plane_names}
+    tensors = (*module._parameters.items(), *module._buffers.items())
+    extra = sum(tensor.nbytes for key, tensor in tensors if tensor is not None and key not in planes)
+    biases = module.bias.numel() if module.bias is not None else 0
+    if module.is_sharing:
+        note = note or "shares its weight"
+        return ModuleRow(name, type(module).__name__, scheme, note, biases, extra, extra)
+    numbers = module.rows * module.columns + biases
+    stored, resident = module.stored_bytes + extra, module.resident_bytes + extra
+    return ModuleRow(name, type(module).__name__, scheme, note, numbers, stored, resident)
 
 
 def _is_first(tensor: torch.Tensor, seen: set[int]) -> bool:

@@ -32,30 +32,26 @@ _NATIVE_TYPES = (torch.float32, torch.bfloat16)
 @torch.library.custom_op("lilliput::integer_linear", mutates_args=())
 def integer_linear(
     x: torch.Tensor,
-    panels: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
+    weight: Sequence[torch.Tensor],
     bias: torch.Tensor | None,
     shape: Sequence[int],
     inputs: str,
     fixed: Sequence[float],
 ) -> torch.Tensor:
-    """x [..., columns] -> [..., rows].
+    """X [..., columns] -> [..., rows].
 
-    panels, scale, zero_point: as `panels` lays them out.  shape: rows and columns.  inputs: name of integer inputs.
-    fixed: scale and zero point of static ones, or nothing.
+    weight: panels, scale and, where there are any, zero points, as `panels` lays them out.  shape: rows and columns.
+    inputs: name of integer inputs.  fixed: scale and zero point of static ones, or nothing.
     """
     if x.device.type == "cpu":
-        return native_linear(x, panels, scale, zero_point, bias, shape, inputs, fixed)
-    return reference_linear(x, panels, scale, zero_point, bias, shape, inputs, fixed)
+        return native_linear(x, weight, bias, shape, inputs, fixed)
+    return reference_linear(x, weight, bias, shape, inputs, fixed)
 
 
 @integer_linear.register_fake
 def _(
     x: torch.Tensor,
-    panels: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
+    weight: Sequence[torch.Tensor],
     bias: torch.Tensor | None,
     shape: Sequence[int],
     inputs: str,
@@ -66,9 +62,7 @@ def _(
 
 def native_linear(
     x: torch.Tensor,
-    panels: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
+    weight: Sequence[torch.Tensor],
     bias: torch.Tensor | None,
     shape: Sequence[int],
     inputs: str,
@@ -76,7 +70,7 @@ def native_linear(
 ) -> torch.Tensor:
     """`integer_linear` by the native kernel, on the arrays where they lie."""
     rows, columns = shape
-    bound = _bound_weight(panels, scale, zero_point, rows, columns)
+    bound = _bound_weight(weight, rows, columns)
     plain_bias = None if bias is None else bias.detach()
     return native_call(bound, x.detach(), plain_bias, (rows, columns), inputs, tuple(fixed))
 
@@ -98,6 +92,8 @@ def native_call(
     if flat.stride(1) != 1:
         flat = flat.contiguous()
     out = torch.empty((flat.shape[0], rows), dtype=dtype)
+    if not out.numel():
+        return out.view(*x.shape[:-1], rows)
     entering, leaving = (flat.numpy(), out.numpy()) if dtype == torch.float32 else (_bits(flat), _bits(out))
     added = None if bias is None else bias.float().numpy()
     bound.multiply(entering, _native_inputs(inputs, columns, fixed), leaving, added, torch.get_num_threads())
@@ -111,9 +107,7 @@ def _bits(values: torch.Tensor) -> NDArray[np.uint16]:
 
 def reference_linear(
     x: torch.Tensor,
-    panels: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
+    weight: Sequence[torch.Tensor],
     bias: torch.Tensor | None,
     shape: Sequence[int],
     inputs: str,
@@ -127,9 +121,9 @@ def reference_linear(
     codes, input_scale, input_zero = (
         cast("torch.Tensor", part) for part in (entered.codes, entered.scale, entered.zero_point)
     )
-    weight_scale = from_parameter_panels(scale, rows)
-    weight_zero = None if zero_point is None else from_parameter_panels(zero_point, rows)
-    weight = from_panels(panels, rows, columns)
+    weight_scale = from_parameter_panels(weight[1], rows)
+    weight_zero = from_parameter_panels(weight[2], rows) if len(weight) > 2 else None
+    integers = from_panels(weight[0], rows, columns)
     groups = max(weight_scale.shape[1], input_scale.shape[1])
     total: torch.Tensor | None = None
     for group in range(groups):
@@ -137,7 +131,7 @@ def reference_linear(
         mine = group if weight_scale.shape[1] > 1 else 0
         yours = group if input_scale.shape[1] > 1 else 0
         entering = codes[:, span] - input_zero[:, yours, None]
-        against = weight[:, span].to(torch.int32)
+        against = integers[:, span].to(torch.int32)
         if weight_zero is not None:
             against = against - weight_zero[:, mine, None]
         part = _exact_product(entering, against).float() * weight_scale[:, mine]
@@ -192,13 +186,11 @@ def _native_inputs(name: str, columns: int, fixed: tuple[float, ...]) -> _native
     return found
 
 
-def bind_weight(
-    panels: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, rows: int, columns: int
-) -> _native.IntegerWeight:
+def bind_weight(weight: Sequence[torch.Tensor], rows: int, columns: int) -> _native.IntegerWeight:
     """The kernel's view of tensors on the CPU, which lives as long as they are not needed elsewhere."""
-    # Detached, because the view must not keep the tensor itself alive.
-    points = None if zero_point is None else zero_point.detach().numpy()
-    return _native.IntegerWeight(panels.detach().numpy(), scale.detach().numpy(), points, rows, columns)
+    # Detached, because the view must not keep the tensors themselves alive.
+    panels, scale, *rest = (part.detach().numpy() for part in weight)
+    return _native.IntegerWeight(panels, scale, rest[0] if rest else None, rows, columns)
 
 
 Places = tuple[int, ...]
@@ -206,16 +198,15 @@ _BOUND: dict[int, tuple[weakref.ref[torch.Tensor], Places, _native.IntegerWeight
 atexit.register(_BOUND.clear)
 
 
-def _bound_weight(
-    panels: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, rows: int, columns: int
-) -> _native.IntegerWeight:
+def _bound_weight(weight: Sequence[torch.Tensor], rows: int, columns: int) -> _native.IntegerWeight:
     """The kernel's view of these tensors, kept as long as the panels live and all lie where they lay."""
+    panels = weight[0]
     key = panels.data_ptr()
-    places = (scale.data_ptr(), 0 if zero_point is None else zero_point.data_ptr(), rows, columns)
+    places = (*(part.data_ptr() for part in weight), rows, columns)
     kept = _BOUND.get(key)
     if kept is not None and kept[0]() is panels and kept[1] == places:
         return kept[2]
-    bound = bind_weight(panels, scale, zero_point, rows, columns)
+    bound = bind_weight(weight, rows, columns)
     _BOUND[key] = (weakref.ref(panels, lambda _: _BOUND.pop(key, None)), places, bound)
     return bound
 
@@ -224,7 +215,7 @@ def _bound_weight(
 def blocks_linear(
     x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, number_format: str, exact_input: bool
 ) -> torch.Tensor:
-    """x [..., columns] times ggml blocks [rows, row bytes], on CPU, by the engine's kernels.
+    """X [..., columns] times ggml blocks [rows, row bytes], on CPU, by the engine's kernels.
 
     exact_input: float32 inputs; otherwise the int8 codes that the engine's kernel of the format wants.
     """
@@ -252,9 +243,7 @@ def _(
 def decode(planes: Sequence[torch.Tensor], number_format: str, columns: int) -> torch.Tensor:
     """Stored planes, in the order in which the format names them -> float32 [rows, columns], on their device."""
     kind = get_format(number_format)
-    arrays = {
-        name: plane.cpu().numpy() for name, plane in zip(kind.stored_planes(1, columns), planes, strict=True)
-    }
+    arrays = {name: plane.cpu().numpy() for name, plane in zip(kind.stored_planes(1, columns), planes, strict=True)}
     values = decode_planes(kind, arrays, columns, threads=torch.get_num_threads())
     return torch.from_numpy(np.ascontiguousarray(values)).to(planes[0].device)
 

@@ -62,7 +62,9 @@ def quantize_(
         kept = [{"modules": pattern, "keep": True} for pattern in keep]
         rules = ModuleRecipe.model_validate({"name": rules.name, "rules": [*kept, *rules.rules]})
     if _kind(model) is not None:
-        raise RecipeError("the model is a single layer; use QuantizedLinear.from_float or QuantizedEmbedding.from_float")
+        raise RecipeError(
+            "the model is a single layer; use QuantizedLinear.from_float or QuantizedEmbedding.from_float"
+        )
     chosen, notes = _choose(model, rules)
     if not chosen:
         raise RecipeError("no module of this model is quantized by this recipe: " + _reasons(notes))
@@ -134,7 +136,9 @@ def _calibrate(
     if not linears:
         return {}, {}
     if data is None:
-        raise CalibrationError(f"{linears[0].scheme.name}: this scheme needs calibration data; give calibration=batches")
+        raise CalibrationError(
+            f"{linears[0].scheme.name}: this scheme needs calibration data; give calibration=batches"
+        )
     data = data if callable(data) else list(data)
     modules = {choice.name: choice.module for choice in linears}
     was_training = model.training
@@ -180,9 +184,7 @@ def _replacement(
         planes = made_planes(choice.scheme.weight, weight if factors is None else weight / factors.to(weight))
     new: StoredWeight
     if choice.kind == "embedding":
-        new = QuantizedEmbedding.from_planes(
-            cast("torch.nn.Embedding", choice.module), choice.scheme.weight, planes
-        )
+        new = QuantizedEmbedding.from_planes(cast("torch.nn.Embedding", choice.module), choice.scheme.weight, planes)
     else:
         new = QuantizedLinear.from_planes(choice.module, choice.scheme, planes, fixed=fixed, factors=factors)
     if owner is not None:

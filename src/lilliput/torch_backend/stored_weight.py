@@ -29,12 +29,18 @@ PREFIX = "weight_"
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What the integer kernel needs of a weight; made from the planes, never saved."""
+    """What the integer kernel needs of a weight; made from the planes, never saved.
 
-    panels: torch.Tensor
-    scale: torch.Tensor
-    zero_point: torch.Tensor | None
+    weight: panels, scale and, where there are any, zero points.  bound: the kernel's view of them, on CPU.
+    """
+
+    weight: tuple[torch.Tensor, ...]
     bound: _native.IntegerWeight | None
+
+    @property
+    def panels(self) -> torch.Tensor:
+        """int8 [panels, quads, 16, 4]."""
+        return self.weight[0]
 
 
 class StoredWeight(torch.nn.Module):
@@ -98,6 +104,11 @@ class StoredWeight(torch.nn.Module):
         return codes is not None and codes.dim() == 4
 
     @property
+    def is_sharing(self) -> bool:
+        """Whether another module holds this one's weight."""
+        return bool(self._sharing)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the planes in a file; 0 where another module holds them."""
         return 0 if self._sharing else self.number_format.stored_bytes(self.rows, self.columns)
@@ -109,8 +120,7 @@ class StoredWeight(torch.nn.Module):
             return 0
         total = sum(self._plane(name).nbytes for name in self.plane_names)
         if self._execution is not None:
-            made = (self._execution.panels, self._execution.scale, self._execution.zero_point)
-            total += sum(part.nbytes for part in made if part is not None)
+            total += sum(part.nbytes for part in self._execution.weight)
             total -= self._execution.panels.nbytes if self.is_paneled else 0
         return total
 
@@ -231,12 +241,10 @@ class StoredWeight(torch.nn.Module):
             arrays = {name: plane.cpu().numpy() for name, plane in self.planes().items()}
             codes = torch.from_numpy(np.asarray(self.number_format.unpack(arrays, self.columns).codes))
             panels = to_panels(lines.integers(codes.to(lines.levels.device)))
-        scale = to_parameter_panels(lines.scale)
-        zero_point = None if lines.zero_point is None else to_parameter_panels(lines.zero_point)
-        bound = None
-        if panels.device.type == "cpu":
-            bound = bind_weight(panels, scale, zero_point, self.rows, self.columns)
-        return Execution(panels, scale, zero_point, bound)
+        parameters = (lines.scale,) if lines.zero_point is None else (lines.scale, lines.zero_point)
+        weight = (panels, *map(to_parameter_panels, parameters))
+        is_here = panels.device.type == "cpu"
+        return Execution(weight, bind_weight(weight, self.rows, self.columns) if is_here else None)
 
     def _forget(self) -> None:
         self._execution = None
@@ -247,7 +255,7 @@ class StoredWeight(torch.nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> StoredWeight:
         """Moves follow; casts do not: `model.half()` must not round scales."""
         kept = {name: self._plane(name) for name in self.plane_names}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in kept.items():
             after = self._plane(name)
             if after.dtype != before.dtype:
@@ -257,7 +265,7 @@ class StoredWeight(torch.nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         key = f"{prefix}{PREFIX}codes"
         if self.is_paneled and key in destination:
             destination[key] = self.planes()["codes"]
@@ -265,7 +273,7 @@ class StoredWeight(torch.nn.Module):
     def _load_from_state_dict(self, *args: object) -> None:
         was_paneled = self.is_paneled
         self.unpack_()
-        super()._load_from_state_dict(*args)  # type: ignore[arg-type, no-untyped-call]
+        super()._load_from_state_dict(*args)
         self._forget()
         if was_paneled:
             self.pack_()

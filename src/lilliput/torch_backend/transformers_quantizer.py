@@ -61,7 +61,9 @@ class LilliputConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.version = version
         self.modules = dict(modules or {})
         if version != VERSION:
-            raise ContainerError(f"quantization_config: version {version} is not known here, {VERSION} is; update lilliput")
+            raise ContainerError(
+                f"quantization_config: version {version} is not known here, {VERSION} is; update lilliput"
+            )
         self.entries()
 
     def entries(self) -> dict[str, ModuleEntry]:
@@ -114,11 +116,11 @@ class LilliputQuantizer(HfQuantizer):  # type: ignore[misc]
         """The operators are opaque to torch.compile."""
         return True
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         for name, module in list(model.named_modules()):
             if isinstance(module, StoredWeight):
                 parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, _float_module(module, dtype or torch.float32))
+                setattr(model.get_submodule(parent), child, _float_module(module, _torch_type(dtype)))
         return model
 
 
@@ -168,7 +170,9 @@ def place_empty_modules(model: PreTrainedModel, entries: Mapping[str, ModuleEntr
         if name in placed and owner is not None:
             placed[name].share_weight(owner)
         elif name in placed and entry.shared_with:
-            raise ContainerError(f"quantization_config: '{name}' shares its weight with '{entry.shared_with}', not there")
+            raise ContainerError(
+                f"quantization_config: '{name}' shares its weight with '{entry.shared_with}', not there"
+            )
     _untie(model)
 
 
@@ -214,5 +218,12 @@ def _float_module(module: StoredWeight, dtype: torch.dtype) -> torch.nn.Module:
         return table
     linear = torch.nn.Linear(module.columns, module.rows, bias=module.bias is not None, device="meta")
     linear.weight = weight
-    linear.bias = module.bias
+    if module.bias is not None:
+        linear.bias = module.bias
     return linear
+
+
+def _torch_type(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A config may hold the name."""
+    found = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
