@@ -222,7 +222,7 @@ def plan(
         size = sum(part.size for part in parts)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
         limit = options.tokens or (STREAM_TOKENS if needs_stream(found) else None)
-        text = text_work(options, found, _tokens_to_calibrate(source, guidance, limit))
+        text = text_work(options, found, _tokens_to_calibrate(source, guidance, limit), source.config.hidden_size)
         cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, text=text)
         return PlanReport(found, size, cost)
 
@@ -626,10 +626,10 @@ def _contents(source: ModelSource, plan: Plan, guidance: Guidance) -> tuple[Cont
     return contents, notes
 
 
-def text_work(options: QuantizeOptions, plan: Plan, tokens: int) -> TextWork:
+def text_work(options: QuantizeOptions, plan: Plan, tokens: int, width: int) -> TextWork:
     """What a run with these options does with so many tokens."""
     if not needs_stream(plan):
-        return TextWork(tokens)
+        return TextWork(tokens, width=width)
     tunes = options.effort == "best"
     # A block runs before its tensors are chosen and after; where the float model is followed, there as well.
     passes = {"float": 1, "quantized": 2, "both": 3}[options.stream_inputs]

@@ -21,7 +21,7 @@ SLAB_ARRAYS = 4
 # JSON of one ledger entry: 443 bytes on average for Q4_K_M of stories260K, rounded up for longer names.
 LEDGER_ENTRY_BYTES = 600
 # torch and transformers loaded and used, over the rest of the process.
-TORCH_BYTES = 280_000_000
+TORCH_BYTES = 150_000_000
 FLOAT32_BYTES = 4
 BLOCKS = "blk."
 # Of the linears that share an input, the one whose plan row stands for it.
@@ -39,13 +39,14 @@ FIRST_READERS = (
 class TextWork:
     """What a run does with its text.
 
-    tokens: 0 when it does not calibrate.  chunk: tokens that see each other.
+    tokens: 0 when it does not calibrate.  chunk: tokens that see each other.  width: numbers of a hidden state.
     passes: of the text through the blocks.  sees_hessians: whether products of all pairs of inputs are summed.
     tuned_epochs: passes of end-to-end tuning.  tuned_bytes_per_weight: memory that this takes.
     """
 
     tokens: int = 0
     chunk: int = 512
+    width: int = 0
     passes: int = 1
     sees_hessians: bool = False
     tuned_epochs: int = 0
