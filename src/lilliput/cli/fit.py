@@ -49,14 +49,10 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Find the best mix of formats within a budget by measuring, and quantize with it."""
-    from lilliput import fitting, workflows
+    from lilliput import fitting
     from lilliput.errors import RecipeError
 
-    goal = fitting.Goal(
-        size=workflows.parse_bytes(size) if size else None,
-        ram=workflows.parse_bytes(ram) if ram else None,
-        context=context, bits_per_weight=bpw, max_kld=max_kld, min_speed=min_speed,
-    )  # fmt: skip
+    goal = options.goal(size, ram, context, bpw, max_kld, min_speed)
     chosen = fitting.FitOptions(
         runtime=runtime, formats=options.candidate_names(formats),
         effort=effort, method=method, sensitivity=cast("fitting.SensitivityKind", sensitivity),

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from lilliput.fitting import Goal
 
 Model = Annotated[
     str,
@@ -72,3 +75,25 @@ Candidates = Annotated[str, typer.Option("--formats", help="Comma list of format
 def candidate_names(words: str) -> tuple[str, ...]:
     """Names of a comma list."""
     return tuple(name.strip().lower() for name in words.split(",") if name.strip())
+
+
+def goal(
+    size: str | None,
+    ram: str | None,
+    context: int | None,
+    bpw: float | None,
+    max_kld: float | None,
+    min_speed: float | None,
+) -> Goal:
+    """The targets of a search. Raises RecipeError where none was given."""
+    from lilliput.fitting import Goal
+    from lilliput.workflows import parse_bytes
+
+    return Goal(
+        size=parse_bytes(size) if size else None,
+        ram=parse_bytes(ram) if ram else None,
+        context=context,
+        bits_per_weight=bpw,
+        max_kld=max_kld,
+        min_speed=min_speed,
+    )

@@ -50,11 +50,7 @@ def command(
             raise RecipeError("--to names a preset, and a target asks for a search: give one of them")
         if not text:
             raise RecipeError("a search measures on text: give --text FILE, or --text builtin")
-        goal = fitting.Goal(
-            size=workflows.parse_bytes(size) if size else None,
-            ram=workflows.parse_bytes(ram) if ram else None,
-            context=context, bits_per_weight=bpw, max_kld=max_kld, min_speed=min_speed,
-        )  # fmt: skip
+        goal = options.goal(size, ram, context, bpw, max_kld, min_speed)
         search = fitting.FitOptions(
             runtime=runtime, formats=options.candidate_names(formats), effort=effort, method=method, tokens=tokens,
             threads=threads, revision=revision,
