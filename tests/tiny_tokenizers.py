@@ -101,6 +101,23 @@ def wordpiece(size: int = 600) -> Tokenizer:
     return tokenizer
 
 
+def unigram(size: int = 500, charsmap: bytes = b"") -> Tokenizer:
+    """T5's tokenizer: Unigram, words cut at spaces, `</s>` at the end of every text."""
+    tokenizer = Tokenizer(models.Unigram())
+    steps = [normalizers.Precompiled(charsmap)] if charsmap else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    specials = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken("<extra_id_0>")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return tokenizer
+
+
 def write_folder(folder: Path, tokenizer: Tokenizer, **config: object) -> Path:
     """tokenizer.json and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -261,3 +261,10 @@ def test_a_session_says_what_it_cannot_do(tmp_path: Path) -> None:
         session.encode(tokens(65, 1))
     with pytest.raises(LilliputError, match="4 beams, but the session follows at most 1"):
         answer(session, tokens(5, 1), AnswerOptions(beams=4))
+
+
+def test_transforms_are_refused_where_two_programs_share_an_embedding(tmp_path: Path) -> None:
+    saved_model(CASES[0], tmp_path / "folder")
+    options = workflows.QuantizeOptions(transforms=("residual_rotation",))
+    with pytest.raises(LilliputError, match="two programs that share an embedding"):
+        workflows.quantize(tmp_path / "folder", "Q8_0", tmp_path / "model.safetensors", options=options)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sentencepiece_files import sentencepiece_bytes
-from tiny_tokenizers import LLAMA3, byte_level, named, sentencepiece_like, splitting, write_folder
+from tiny_tokenizers import LLAMA3, byte_level, named, sentencepiece_like, splitting, unigram, write_folder
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -263,11 +264,49 @@ def test_missing_and_damaged_tokenizers_say_what_still_works(
         load_vocabulary(tmp_path)
 
 
-def test_a_unigram_tokenizer_json_is_refused_with_what_still_works(tmp_path: Path) -> None:
-    huggingface = RustTokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
-    huggingface.pre_tokenizer = pre_tokenizers.Metaspace()
-    with pytest.raises(TokenizerError, match=r"'Unigram' cannot be rebuilt here.*still works"):
-        load_vocabulary(write_folder(tmp_path, huggingface))
+def _charsmap() -> bytes:
+    """SentencePiece's own table, from a model trained on the probes."""
+    trainer = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    trainer.SentencePieceTrainer.train(
+        sentence_iterator=iter(PROBES), model_writer=model, vocab_size=300, hard_vocab_limit=False, minloglevel=2
+    )
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.getvalue())
+    table: bytes = proto.normalizer_spec.precompiled_charsmap
+    return table
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_a_unigram_tokenizer_gives_the_ids_of_its_tokenizer_json(tmp_path: Path, has_table: bool) -> None:
+    original = unigram(charsmap=_charsmap() if has_table else b"")
+    folder = write_folder(tmp_path, original, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    vocabulary = load_vocabulary(folder)
+    report = check_vocabulary(folder, vocabulary)
+    assert not report.differences
+    assert not report.around_specials
+    assert vocabulary.add_eos_token
+    assert vocabulary_from_metadata(metadata_from_vocabulary(vocabulary)) == vocabulary
+    text = "Hello world, fine."
+    assert Tokenizer(vocabulary).decode(Tokenizer(vocabulary).encode(text)) == text
+
+
+def test_a_damaged_table_of_characters_is_refused(tmp_path: Path) -> None:
+    vocabulary = load_vocabulary(write_folder(tmp_path, unigram(), unk_token="<unk>"))
+    with pytest.raises(TokenizerError, match="table of characters"):
+        Tokenizer(replace(vocabulary, charsmap="AAAA"))
+    with pytest.raises(TokenizerError, match="needs scores and an unknown token"):
+        Tokenizer(replace(vocabulary, unknown_token_id=None))
+
+
+def test_a_kind_of_model_that_is_not_known_says_what_still_works(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}})
+    )
+    with pytest.raises(TokenizerError, match="model type 'WordLevel' cannot be rebuilt here.*still works"):
+        load_vocabulary(tmp_path)
 
 
 def test_a_rule_of_a_later_version_is_named() -> None:

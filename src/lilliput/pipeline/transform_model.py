@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.errors import CalibrationError
+from lilliput.errors import CalibrationError, UnsupportedModelError
 from lilliput.recipes.plan import Plan
 from lilliput.records import AppliedEdge, Statistics, TransformPlan
 from lilliput.transforms import Transform
@@ -29,6 +29,11 @@ def outlined(source: ModelSource, transforms: Sequence[Transform]) -> ModelSourc
 
     Raises UnsupportedModelError naming transform, edge and reason.
     """
+    if transforms and source.config.decoder is not None:
+        raise UnsupportedModelError(
+            f"{transforms[0].name}: {source.config.family} has two programs that share an embedding, and transforms "
+            "look at one; leave it out"
+        )
     for transform in transforms:
         source = TransformedSource(source, transform, transform.outline(source))
     return source

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from lilliput.text.vocabulary import WHAT_STILL_WORKS, Normalization, SpacePrefi
 _Name = TypeVar("_Name", bound=str)
 Scalar = None | bool | int | float | str
 Value = Scalar | Sequence[Scalar]
-MODELS: tuple[TokenizerModel, ...] = ("llama", "gpt2", "bert")
+MODELS: tuple[TokenizerModel, ...] = ("llama", "gpt2", "bert", "t5")
 # Vocabulary field -> key after `tokenizer.ggml.`; GGUF misspells the separator.
 ID_KEYS = {
     "bos_token_id": "bos_token_id",
@@ -38,13 +39,18 @@ KEYS = frozenset(
     + ["tokenizer.chat_template", "tokenizer.ggml.normalizer.lowercase"]
     + [f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "scores", "token_type", "merges")]
     + [f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_eos_token", "add_space_prefix")]
-    + ["tokenizer.ggml.remove_extra_whitespaces", *(f"tokenizer.ggml.{key}" for key in ID_KEYS.values())]
+    + [
+        "tokenizer.ggml.remove_extra_whitespaces",
+        "tokenizer.ggml.precompiled_charsmap",
+        *(f"tokenizer.ggml.{key}" for key in ID_KEYS.values()),
+    ]
 )
 # What llama.cpp assumes where a file names no ids.
 _DEFAULT_IDS: dict[str, dict[str, int]] = {
     "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
     "bert": {"bos_token_id": 101, "unknown_token_id": 100, "separator_token_id": 102, "padding_token_id": 0},
     "gpt2": {"bos_token_id": 11, "eos_token_id": 11},
+    "t5": {"eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 0},
 }
 
 
@@ -67,6 +73,7 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
     for key, values in (("token_type", types), ("scores", scores)):
         if values and len(values) != len(tokens):
             raise TokenizerError(f"tokenizer.ggml.{key}: has {len(values)} entries for {len(tokens)} tokens")
+    charsmap = tuple(map(int, _numbers(metadata, "precompiled_charsmap")))
     pre = str(metadata.get("tokenizer.ggml.pre", "") or "")
     template = metadata.get("tokenizer.chat_template")
     return Vocabulary(
@@ -76,9 +83,11 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         token_types=tuple(map(int, types)) or (int(TokenType.NORMAL),) * len(tokens),
         scores=tuple(map(float, scores)),
         merges=_strings(metadata, "merges"),
-        add_bos_token=_flag(metadata, "add_bos_token", kind != "gpt2" or adds_bos_by_default(pre)),
-        add_eos_token=_flag(metadata, "add_eos_token", False),
-        add_space_prefix=_flag(metadata, "add_space_prefix", kind == "llama" or SPACE_PREFIX_KEY in metadata),
+        add_bos_token=_flag(
+            metadata, "add_bos_token", kind in ("llama", "bert") or (kind == "gpt2" and adds_bos_by_default(pre))
+        ),
+        add_eos_token=_flag(metadata, "add_eos_token", kind == "t5"),
+        add_space_prefix=_flag(metadata, "add_space_prefix", kind in ("llama", "t5") or SPACE_PREFIX_KEY in metadata),
         remove_extra_whitespaces=_flag(metadata, "remove_extra_whitespaces", False),
         chat_template=str(template) if template is not None else None,
         lowercase=_flag(metadata, "normalizer.lowercase", True),
@@ -86,6 +95,7 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
         normalization=_one_of(metadata, NORMALIZATION_KEY, NORMALIZATIONS),
         lstrip_ids=_id_list(metadata, LSTRIP_KEY),
         rstrip_ids=_id_list(metadata, RSTRIP_KEY),
+        charsmap=base64.b64encode(bytes(value & 255 for value in charsmap)).decode("ascii"),
         **_ids(metadata, kind, types, len(tokens)),
     )
 
@@ -108,7 +118,9 @@ def metadata_from_vocabulary(vocabulary: Vocabulary) -> dict[str, Value]:
             metadata[f"tokenizer.ggml.{key}"] = token_id
     metadata["tokenizer.ggml.add_bos_token"] = vocabulary.add_bos_token
     metadata["tokenizer.ggml.add_eos_token"] = vocabulary.add_eos_token
-    if vocabulary.model == "llama":
+    if vocabulary.charsmap:
+        metadata["tokenizer.ggml.precompiled_charsmap"] = list(base64.b64decode(vocabulary.charsmap))
+    if vocabulary.model in ("llama", "t5"):
         metadata["tokenizer.ggml.add_space_prefix"] = vocabulary.add_space_prefix
         metadata["tokenizer.ggml.remove_extra_whitespaces"] = vocabulary.remove_extra_whitespaces
     if vocabulary.model == "bert":

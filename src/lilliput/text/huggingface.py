@@ -133,13 +133,15 @@ def _from_tokenizer_json(read: _Folder) -> Vocabulary:
     huggingface.no_truncation()
     if kind == "WordPiece":
         vocabulary = _wordpiece(read, model)
+    elif kind == "Unigram":
+        vocabulary = _unigram(read, model, huggingface)
     elif kind == "BPE" and _has_step(read.tokenizer, "ByteLevel"):
         vocabulary = _byte_level(read, model, huggingface)
     elif kind == "BPE":
         vocabulary = _sentencepiece_bpe(read, model, huggingface)
     else:
         raise TokenizerError(
-            f"tokenizer.json: model type '{kind}' cannot be rebuilt here; known are BPE and WordPiece. "
+            f"tokenizer.json: model type '{kind}' cannot be rebuilt here; known are BPE, Unigram and WordPiece. "
             + WHAT_STILL_WORKS
         )
     vocabulary = replace(vocabulary, normalization=_normalization(read.tokenizer.get("normalizer")))
@@ -231,6 +233,33 @@ def _wordpiece(read: _Folder, model: JsonObject) -> Vocabulary:
         add_eos_token=True,
         add_space_prefix=False,
         lowercase=lowercase is not False,
+    )
+
+
+def _unigram(read: _Folder, model: JsonObject, huggingface: RustTokenizer) -> Vocabulary:
+    pieces = [entry for entry in as_array(model.get("vocab")) if isinstance(entry, list) and len(entry) == 2]
+    unknown = model.get("unk_id")
+    names = {str(piece): index for index, (piece, _) in enumerate(pieces)}
+    named: dict[str, Json] = {
+        "vocab": dict(names),
+        "unk_token": str(pieces[unknown][0]) if isinstance(unknown, int) and 0 <= unknown < len(pieces) else None,
+        "byte_fallback": model.get("byte_fallback"),
+    }
+    tokens, types = _tokens(read, named)
+    scores = [float(score) if isinstance(score, int | float) else 0.0 for _, score in pieces]
+    scores += [UNREACHABLE_SCORE] * (len(tokens) - len(scores))
+    charsmap = find_entry(read.tokenizer.get("normalizer"), "precompiled_charsmap")
+    return Vocabulary(
+        model="t5",
+        pre="default",
+        tokens=tokens,
+        token_types=types,
+        scores=tuple(scores),
+        unknown_token_id=unknown if isinstance(unknown, int) else None,
+        add_space_prefix=_prefixes_space(huggingface, "a"),
+        remove_extra_whitespaces=huggingface.encode(" a  b ", add_special_tokens=False).ids
+        == huggingface.encode("a b", add_special_tokens=False).ids,
+        charsmap=charsmap if isinstance(charsmap, str) else "",
     )
 
 

@@ -13,6 +13,7 @@ from lilliput.errors import TokenizerError
 from lilliput.text.byte_level_bpe import ByteLevelBpe
 from lilliput.text.literal_search import any_of
 from lilliput.text.sentencepiece_bpe import SPACE, SentencePieceBpe
+from lilliput.text.unigram import Unigram
 from lilliput.text.vocabulary import WHAT_STILL_WORKS, TokenType, Vocabulary, token_bytes
 from lilliput.text.wordpiece import WordPiece
 
@@ -119,7 +120,7 @@ class Tokenizer:
     def strips_first_space(self) -> bool:
         """Whether decoding a whole text drops one space that encoding had put before it."""
         kind = self.vocabulary.model
-        return kind == "bert" or (kind == "llama" and self.vocabulary.add_space_prefix)
+        return kind == "bert" or (kind in ("llama", "t5") and self.vocabulary.add_space_prefix)
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a control token rather than text."""
@@ -130,7 +131,7 @@ class Tokenizer:
         vocabulary = self.vocabulary
         if vocabulary.normalization:
             text = unicodedata.normalize(vocabulary.normalization, text)
-        if vocabulary.model == "bert" or not vocabulary.add_space_prefix:
+        if vocabulary.model in ("bert", "t5") or not vocabulary.add_space_prefix:
             return text
         if vocabulary.space_prefix == "always":
             # llama.cpp heeds this key for SentencePiece alone.
@@ -233,8 +234,10 @@ def _core(vocabulary: Vocabulary) -> TokenizerCore:
         return SentencePieceBpe(vocabulary)
     if vocabulary.model == "bert":
         return WordPiece(vocabulary)
+    if vocabulary.model == "t5":
+        return Unigram(vocabulary)
     raise TokenizerError(
-        f"tokenizer.ggml.model: '{vocabulary.model}' cannot be rebuilt here; known are gpt2, llama, bert. "
+        f"tokenizer.ggml.model: '{vocabulary.model}' cannot be rebuilt here; known are gpt2, llama, bert, t5. "
         + WHAT_STILL_WORKS
     )
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 # Ends every message about a tokenizer that is missing or cannot be rebuilt.
 WHAT_STILL_WORKS = "Everything that needs no text still works: inspect, plan, and quantize without calibration text"
-TokenizerModel = Literal["llama", "gpt2", "bert"]
+TokenizerModel = Literal["llama", "gpt2", "bert", "t5"]
 # Where `add_space_prefix` puts a space: before every text between special tokens, before those that begin with none, or
 # before the first text alone if it begins with none.
 SpacePrefix = Literal["always", "unless_present", "first_unless_present"]
@@ -32,7 +32,7 @@ class TokenType(IntEnum):
 class Vocabulary:
     """Everything that a tokenizer is rebuilt from; field names follow GGUF's `tokenizer.ggml.*` keys.
 
-    model: "llama" is SentencePiece BPE with scores, "gpt2" byte-level BPE with merges, "bert" WordPiece.
+    model: "llama" is SentencePiece BPE with scores, "gpt2" byte-level BPE with merges, "bert" WordPiece, "t5" Unigram.
     pre: name of the pre-tokenizer (the split rules before BPE), as llama.cpp spells it; "" where none applies.
     tokens: [vocab] text as GGUF stores it (byte-level BPE in its printable alphabet).
     scores: [vocab] or empty.  token_types: [vocab].  merges: "left right", best first.
@@ -41,6 +41,7 @@ class Vocabulary:
     space_prefix: llama.cpp knows "always" alone, and only for SentencePiece.
     normalization: applied to ordinary text before it is cut; llama.cpp knows none.
     lstrip_ids, rstrip_ids: special tokens that swallow the spaces before or after them; llama.cpp knows none.
+    charsmap: Unigram only: SentencePiece's table of what becomes of characters, in base64.
     lowercase: WordPiece only: text is lower-cased and loses its accents.
     """
 
@@ -68,6 +69,7 @@ class Vocabulary:
     normalization: Normalization = ""
     lstrip_ids: tuple[int, ...] = ()
     rstrip_ids: tuple[int, ...] = ()
+    charsmap: str = ""
 
 
 def token_bytes(text: str) -> bytes:
