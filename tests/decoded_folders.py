@@ -9,20 +9,17 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from lilliput.architectures.sources import chosen_source, row_order
+from lilliput.architectures.sources import checkpoint_tensors
 from lilliput.containers import open_model
 
 
 def write_decoded(made: Path, target: Path) -> Path:
     """Every tensor of the folder `made` in float32, rows in the checkpoint's order, without quantization_config."""
     source = open_model(made)
-    stored = {}
-    for entry in source.architecture.tensor_table(source.config):
-        if entry.name in source.headers:
-            values = source.tensor(entry.name).dequantize()
-            order = row_order(chosen_source(entry.source, ()), len(values))
-            values = values if order is None else values[np.argsort(order)]
-            stored[source.source_name(entry.name)] = np.ascontiguousarray(values)
+    table = source.architecture.tensor_table(source.config)
+    sources = {entry.name: entry.source for entry in table if entry.name in source.headers}
+    stored = checkpoint_tensors(sources, {name: source.tensor(name).dequantize() for name in sources})
+    stored = {name: np.ascontiguousarray(values) for name, values in stored.items()}
     target.mkdir()
     config = json.loads((made / "config.json").read_text())
     del config["quantization_config"]

@@ -16,6 +16,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 import numpy as np
 import pytest
 from decoded_folders import write_decoded
+from family_folders import write_family
 from tiny_llama import write_tiny_llama
 
 from lilliput import workflows
@@ -27,7 +28,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
 pytest.importorskip("optimum", reason="optimum is not installed")
 
-TOKENS = (np.arange(3, 35).reshape(2, 16) * 7) % 384
+TOKENS = (np.arange(3, 35).reshape(2, 16) * 7) % 256
 # Half precision has 11 bits; a logit is a sum of 256 products of values below 8, each rounded, errors adding as square
 # roots: 16 * 2^-11 * 8 in the worst of the three matrices that a value passes through in a row.
 BOUND = 16 * 8 * 2.0**-11
@@ -90,3 +91,16 @@ def test_layers_left_in_floats_stay_floats(tiny: Path, tmp_path: Path) -> None:
     reference = logits(write_decoded(made, tmp_path / "decoded"))
     on_torch(made, "torch")
     assert np.abs(logits(made) - reference).max() < BOUND
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "opt", "phi"])
+def test_other_families_compute_what_our_weights_say(kind: str, tmp_path: Path) -> None:
+    source = write_family(tmp_path / "m", kind)
+    made = tmp_path / "made.gptq"
+    workflows.quantize(source, "int4_g32", made, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    reference = logits(write_decoded(made, tmp_path / "decoded"))
+    on_torch(made, "torch")
+    difference = float(np.abs(logits(made) - reference).max())
+    to_float = float(np.abs(logits(source) - reference).max())
+    print(f"gptq {kind}: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
+    assert difference < min(BOUND, 0.02 * to_float)

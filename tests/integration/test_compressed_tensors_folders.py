@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from family_folders import write_family
 from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput import workflows
@@ -66,3 +68,17 @@ def test_an_untied_head_is_said_in_the_config(tiny: Path, tmp_path: Path) -> Non
     config = json.loads((target / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert "output.weight" in open_model(target).headers
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "opt", "phi"])
+def test_other_families_come_back_with_every_value(kind: str, tmp_path: Path) -> None:
+    source = write_family(tmp_path / "m", kind)
+    target = tmp_path / "made.compressed-tensors"
+    workflows.quantize(source, "int8_channel", target, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    before, after = open_model(source), open_model(target)
+    plain = [name for name, header in after.headers.items() if header.format.name == "f32"]
+    # Gemma's norms are stored less one.
+    assert any("norm" in name for name in plain)
+    for name in plain:
+        assert np.array_equal(before.tensor(name).dequantize(), after.tensor(name).dequantize()), name
+    assert {header.format.name for header in after.headers.values()} == {"f32", "int8_channel"}

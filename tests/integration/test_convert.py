@@ -178,7 +178,7 @@ def test_the_command_line_reports_and_measures(tiny: Path, tmp_path: Path, capsy
     assert main(["convert", str(start), str(tmp_path / "b.gguf")]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main(["convert", str(start), str(tmp_path / "c"), "--to", "gpt"]) == 1
-    assert "known: gguf, lilliput, compressed-tensors, gptq, awq, bitsandbytes" in capsys.readouterr().err
+    assert "known: gguf, lilliput, compressed-tensors" in capsys.readouterr().err
 
 
 def test_a_file_of_2023_becomes_a_gguf_with_its_codes(tmp_path: Path) -> None:

@@ -134,6 +134,5 @@ def _weight(module: str, quantization: Mapping[str, object], files: Files) -> Aw
     region, repeats = fixed or (CHANNEL, 1)
     number_format = get_format(f"int4_{region.name}_asym")
     assert isinstance(number_format, ZeroPointInteger)
-    scale = files[arrays["scale"]].float32(arrays["scale"])
-    is_exact = fixed is not None and holds_scales(number_format, scale)
+    is_exact = fixed is not None and holds_scales(number_format, arrays["scale"], files)
     return AwqWeight(name, number_format, (rows, columns), arrays, repeats, is_exact)

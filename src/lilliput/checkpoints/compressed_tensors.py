@@ -339,8 +339,7 @@ def _checked(
     grid = number_format.region.grid(rows, columns)
     shapes = _scale_shapes(grid, is_tensor=number_format.region.rows is None)
     check_array(arrays["scale"], files, ("F32", "F16", "BF16"), *shapes)
-    scale = files[arrays["scale"]].float32(arrays["scale"])
-    return CompressedWeight(weight, number_format, shape, arrays, holds_scales(number_format, scale))
+    return CompressedWeight(weight, number_format, shape, arrays, holds_scales(number_format, arrays["scale"], files))
 
 
 def _scale_shapes(grid: tuple[int, int], *, is_tensor: bool) -> Iterator[tuple[int, ...]]:

@@ -148,9 +148,8 @@ def _weight(module: str, quantization: Mapping[str, object], files: Files, *, ze
     is_symmetric = quantization.get("sym", True) is True and _is_middle(arrays, files, bits, rows, zero_offset)
     number_format = get_format(f"int{bits}_{region.name}{'' if is_symmetric else '_asym'}")
     assert isinstance(number_format, SymmetricInteger | ZeroPointInteger)
-    scale = files[arrays["scale"]].float32(arrays["scale"])
     is_exact = fixed is not None and not _is_reordered(arrays, files, columns, groups)
-    is_exact = is_exact and holds_scales(number_format, scale)
+    is_exact = is_exact and holds_scales(number_format, arrays["scale"], files)
     return GptqWeight(name, number_format, (rows, columns), arrays, repeats, zero_offset, is_exact)
 
 

@@ -62,11 +62,12 @@ def stored_group(quantization: Mapping[str, object], columns: int, groups: int) 
     return -1 if groups == 1 and quantization.get("group_size") == -1 else columns // groups
 
 
-def holds_scales(number_format: ScopedNumber, scale: FloatArray) -> bool:
-    """Whether the format stores these float32 scales exactly."""
+def holds_scales(number_format: ScopedNumber, name: str, files: Files) -> bool:
+    """Whether the format stores the scales of an array exactly. Reads them only where their types leave it open."""
     stored = number_format.parameters["scale"].dtype
-    if stored == np.float32:
+    if stored == np.float32 or files[name].tensors[name].dtype == "F16":
         return True
+    scale = files[name].float32(name)
     with np.errstate(over="ignore", under="ignore"):
         return bool(np.array_equal(scale.astype(stored).astype(np.float32), scale))
 

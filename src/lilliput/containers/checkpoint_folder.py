@@ -22,7 +22,9 @@ from lilliput.architectures.sources import (
     InterleavedHeads,
     Named,
     PermutedHeads,
+    Shifted,
     StoredSource,
+    Transposed,
     chosen_source,
     row_order,
     source_names,
@@ -208,9 +210,14 @@ class CheckpointFolder:
 
     def _check_tensor(self, header: TensorHeader, entry: TensorEntry, *, has_sidecars: bool) -> None:
         shown = f"tensor '{header.name}' ({_source_name(entry)})"
-        if not isinstance(entry.source, Named | PermutedHeads | InterleavedHeads | Computed):
+        source = chosen_source(entry.source, ())
+        is_float = header.format.name in PLAIN
+        # What is added to a norm can be taken off again; in fewer bits than float32 it could not.
+        is_shifted = isinstance(source, Shifted) and header.format.name == "f32"
+        is_turned = isinstance(source, Transposed) and is_float
+        if not (is_shifted or is_turned or isinstance(source, Named | PermutedHeads | InterleavedHeads | Computed)):
             raise ContainerError(
-                f"{shown}: a checkpoint of this family keeps it {type(entry.source).__name__.lower()}, which cannot be "
+                f"{shown}: a checkpoint of this family keeps it {type(source).__name__.lower()}, which cannot be "
                 "written back; give -o NAME.gguf or NAME.safetensors instead"
             )
         if not self.holds(header.format):
@@ -253,7 +260,7 @@ class CheckpointFolder:
             }
             planes = in_row_order(planes, np.argsort(order).astype(np.int32))
         if tensor.format.name in PLAIN:
-            return {"": planes["blocks"]}
+            return {"": _arranged_back(place, planes["blocks"])}
         return self.packing.stored(place.header, planes, has_wide_scales=place.has_wide_scales)
 
 
@@ -292,8 +299,22 @@ class _Folder:
         if isinstance(self.entries[header.name].source, Computed):
             return ()
         if header.format.name in PLAIN:
-            return (Stored("", PLAIN[header.format.name], header.shape, header.nbytes),)
+            source = chosen_source(self.entries[header.name].source, ())
+            shape = header.shape[::-1] if isinstance(source, Transposed) else header.shape
+            return (Stored("", PLAIN[header.format.name], shape, header.nbytes),)
         return self.packing.arrays(header, has_wide_scales=self.has_wide_scales)
+
+
+def _arranged_back(place: _PlacedWeight, stored: Array) -> Array:
+    """Bytes of plain floats as the checkpoint keeps them."""
+    match place.source:
+        case Shifted(by=by):
+            return np.ascontiguousarray(stored).view("<f4") - np.float32(by)
+        case Transposed():
+            kind = "<f4" if place.header.format.name == "f32" else "<u2"
+            return np.ascontiguousarray(np.ascontiguousarray(stored).view(kind).reshape(place.header.shape).T)
+        case _:
+            return stored
 
 
 def _check_fused(headers: Iterable[TensorHeader], entries: Mapping[str, TensorEntry]) -> None:
