@@ -3,7 +3,8 @@
 
     python openvino_run.py MODEL IDS.npy LOGITS.npy [SAVED.xml]
 
-MODEL is model.onnx or an .xml.  Prints the types of the constants of matrices as JSON.  SAVED: where to save it as IR.
+MODEL is model.onnx or an .xml.  SAVED: where to save it as IR, which is then what runs.
+Prints the types of large constants, in the file and as compiled, as JSON.
 """
 
 import json
@@ -44,11 +45,19 @@ for part in (ids[:-1], ids[-1:]):
     logits.append(np.array(found["logits"][0]))
     length = end
 np.save(logits_path, np.concatenate(logits))
-kinds = Counter(
-    node.get_element_type().get_type_name()
-    for node in model.get_ops()
-    if node.get_type_name() == "Constant"
-    and len(node.get_output_shape(0)) > 1
-    and np.prod(node.get_output_shape(0)) > 4096
-)
-print(json.dumps(kinds))
+
+
+def shown(items):
+    """How many large constants of each element type, and products of each type that the plugin chose."""
+    kinds = Counter()
+    for node in items:
+        info = node.get_rt_info()
+        layer = info["layerType"].astype(str) if "layerType" in info else node.get_type_name()
+        if layer in ("Const", "Constant") and np.prod(node.get_output_shape(0)) > 4096:
+            kinds["constant " + node.get_output_element_type(0).get_type_name()] += 1
+        elif layer == "FullyConnected":
+            kinds["product " + info["primitiveType"].astype(str).rpartition("_")[2]] += 1
+    return kinds
+
+
+print(json.dumps({"file": shown(model.get_ops()), "compiled": shown(compiled.get_runtime_model().get_ops())}))
