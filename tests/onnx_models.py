@@ -18,16 +18,20 @@ from lilliput.arrays import FloatArray
 from lilliput.containers.container import Contents
 from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.publish import publish
+from lilliput.recipes.plan import VECTOR_ROLES
 
 if TYPE_CHECKING:
     import onnxruntime
 
 
 def quantized_model(fields: dict[str, Json], format_name: str, *, seed: int = 0) -> RandomModel:
-    """A random model whose matrices are in a number format; the rest stays F32."""
+    """A random model whose matrices are in a number format; what plans leave alone stays F32."""
     model = random_model(fields, seed=seed)
+    roles = {entry.name: entry.role for entry in model.architecture.tensor_table(model.config)}
     tensors = {
-        name: encoded_tensor(name, tensor.dequantize(), format_name) if len(tensor.shape) > 1 else tensor
+        name: tensor
+        if len(tensor.shape) < 2 or roles[name] in VECTOR_ROLES
+        else encoded_tensor(name, tensor.dequantize(), format_name)
         for name, tensor in model.tensors.items()
     }
     return replace(model, tensors=tensors)
@@ -38,7 +42,7 @@ def contents_of(model: RandomModel) -> Contents:
 
 
 def write(model: RandomModel, target: Path, container: Onnx | None = None) -> Path:
-    """The folder; verified by our own reader on the way."""
+    """The graph of a folder that our own reader has verified."""
     publish(container or Onnx(), contents_of(model), model.tensors.values(), target)
     return target / "model.onnx"
 

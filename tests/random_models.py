@@ -88,7 +88,7 @@ def random_model(config_fields: Mapping[str, Json], *, seed: int = 0) -> RandomM
         if entry.tied_to is not None:
             continue
         if isinstance(entry.source, Computed):
-            values = np.array(entry.source.values, dtype=np.float32)
+            values = np.array(entry.source.values, dtype=np.float32).reshape(entry.shape)
         elif entry.role is Role.NORM:
             values = generator.uniform(0.3, 2.0, entry.shape).astype(np.float32)
         else:

@@ -15,7 +15,7 @@ from lilliput.containers import legacy_ggml
 from lilliput.containers.gguf_model import open_parts
 from lilliput.containers.gguf_types import MAGIC
 from lilliput.containers.lilliput_safetensors import LilliputModel, LilliputSafetensors
-from lilliput.containers.onnx.reader import MODEL, OnnxFile
+from lilliput.containers.onnx.reader import OnnxFile, graph_files
 from lilliput.errors import CheckpointError
 
 # Longer lists (a vocabulary) are shown as their length and first entries.
@@ -70,7 +70,8 @@ def inspect(path: Path) -> Inspection:
     Raises ContainerError or CheckpointError.
     """
     if path.is_dir():
-        return _inspect_onnx(path / MODEL) if (path / MODEL).is_file() else _inspect_folder(path)
+        graphs = graph_files(path)
+        return _inspect_onnx(graphs) if graphs else _inspect_folder(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
     with path.open("rb") as file:
@@ -88,7 +89,7 @@ def inspect(path: Path) -> Inspection:
         shard = SafetensorsFile(path)
         return Inspection("safetensors", dict(shard.metadata), _stored(dict.fromkeys(shard.tensors, shard)))
     if path.suffix == ".onnx":
-        return _inspect_onnx(path)
+        return _inspect_onnx((path,))
     raise CheckpointError(f"{path.name}: not a GGUF, safetensors or ONNX file")
 
 
@@ -125,12 +126,15 @@ def _inspect_own(path: Path) -> Inspection:
     return Inspection("lilliput", model.metadata, tensors)
 
 
-def _inspect_onnx(path: Path) -> Inspection:
-    file = OnnxFile(path)
-    tensors = tuple(
-        InspectedTensor(name, file.shape(name), file.kind(name), file.nbytes(name)) for name in file.weights
-    )
-    return Inspection("onnx", dict(file.graph.metadata), tensors)
+def _inspect_onnx(paths: tuple[Path, ...]) -> Inspection:
+    files = [OnnxFile(path) for path in paths]
+    # What an encoder and a decoder share is shown once.
+    tensors = {
+        name: InspectedTensor(name, file.shape(name), file.kind(name), file.nbytes(name))
+        for file in files
+        for name in file.weights
+    }
+    return Inspection("onnx", dict(files[0].graph.metadata), tuple(tensors.values()))
 
 
 def _inspect_folder(folder: Path) -> Inspection:

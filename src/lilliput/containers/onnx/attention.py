@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lilliput.architectures.program import Attention, RelativeBias
+from lilliput.architectures.program import Attention, CrossAttention, RelativeBias
 from lilliput.architectures.relative_bias import distance_buckets
 from lilliput.containers.onnx.graph import MICROSOFT, Attribute, ElementType, Graph
 
@@ -130,24 +130,46 @@ def standard_attention(
 
     states: None where no token has an earlier one.  table: of the relative bias, [buckets, heads].
     """
-    graph, width = inputs.graph, operation.head_dim
-    kv_heads, sharing = operation.kv_heads, operation.heads // operation.kv_heads
+    graph, kv_heads = inputs.graph, operation.kv_heads
     q, k, v = (graph.add("Transpose", vector, attributes={"perm": (0, 2, 1, 3)}) for vector in vectors)
     if states is not None:
         graph.add_many("Concat", (states[0], k), (states[2],), attributes={"axis": 2})
         graph.add_many("Concat", (states[1], v), (states[3],), attributes={"axis": 2})
         k, v = states[2:]
-    keys, values = (graph.add("Unsqueeze", item, graph.constant([2])) for item in (k, v))
+    biases = []
+    if operation.bias is not None and table is not None:
+        biases.append(inputs.relative_bias(operation.bias, table, kv_heads))
+    biases.append(inputs.hidden_scores(operation.window, causal=operation.causal))
+    return _weighted(graph, operation, (q, k, v), biases)
+
+
+def cross_attention(inputs: AttentionInputs, operation: CrossAttention, q: str, states: tuple[str, str]) -> str:
+    """Over the encoder's keys and values [batch, kv_heads, positions, head_dim]. inputs: the mask of its tokens.
+
+    q, and the result: [batch, sequence, heads, head_dim].
+    """
+    graph = inputs.graph
+    q = graph.add("Transpose", q, attributes={"perm": (0, 2, 1, 3)})
+    return _weighted(graph, operation, (q, *states), [inputs.hidden_scores(None, causal=False)])
+
+
+def _weighted(
+    graph: Graph, operation: Attention | CrossAttention, vectors: tuple[str, str, str], biases: list[str]
+) -> str:
+    """softmax(scale q k^T + biases) v, of vectors [batch, heads, positions, head_dim]."""
+    kv_heads, sharing, width = operation.kv_heads, operation.heads // operation.kv_heads, operation.head_dim
+    q, *rest = vectors
+    keys, values = (graph.add("Unsqueeze", item, graph.constant([2])) for item in rest)
     # Heads that share keys become an axis of their own: [batch, kv_heads, sharing, sequence, head_dim].
     q = graph.add("Reshape", q, graph.constant([0, kv_heads, sharing, -1, width]))
     scores = graph.add("MatMul", q, graph.add("Transpose", keys, attributes={"perm": (0, 1, 2, 4, 3)}))
-    scores = graph.add("Mul", scores, graph.constant(operation.scale, "float32"))
-    if operation.softcap is not None:
+    if operation.scale != 1.0:
+        scores = graph.add("Mul", scores, graph.constant(operation.scale, "float32"))
+    if isinstance(operation, Attention) and operation.softcap is not None:
         cap = graph.constant(operation.softcap, "float32")
         scores = graph.add("Mul", graph.add("Tanh", graph.add("Div", scores, cap)), cap)
-    if operation.bias is not None and table is not None:
-        scores = graph.add("Add", scores, inputs.relative_bias(operation.bias, table, kv_heads))
-    hidden = inputs.hidden_scores(operation.window, causal=operation.causal)
-    shares = graph.add("Softmax", graph.add("Add", scores, hidden))
+    for bias in biases:
+        scores = graph.add("Add", scores, bias)
+    shares = graph.add("Softmax", scores)
     out = graph.add("Reshape", graph.add("MatMul", shares, values), graph.constant([0, operation.heads, -1, width]))
     return graph.add("Transpose", out, attributes={"perm": (0, 2, 1, 3)})

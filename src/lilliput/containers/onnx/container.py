@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lilliput.architectures.architecture import Json
-from lilliput.architectures.program import Embed
+from lilliput.architectures.architecture import EncoderDecoder, Json
+from lilliput.architectures.program import Embed, Program
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
 from lilliput.containers.onnx.genai import genai_config
 from lilliput.containers.onnx.graph import External, Graph
-from lilliput.containers.onnx.operations import AttentionKind, tensors_read, translate
-from lilliput.containers.onnx.reader import MODEL, OnnxFile, value_digest
+from lilliput.containers.onnx.operations import AttentionKind, Half, tensors_read, translate
+from lilliput.containers.onnx.reader import DECODER, ENCODER, MODEL, OnnxFile, graph_files, value_digest
 from lilliput.containers.onnx.weights import PLAIN, PlainStorage, Storage, Weights, block_storage
 from lilliput.containers.part_writer import disk_error, write_parts
 from lilliput.errors import ContainerError
@@ -59,7 +59,7 @@ class Onnx:
 
     def recognises(self, path: Path) -> bool:
         """A folder with model.onnx."""
-        return (path / MODEL).is_file()
+        return bool(graph_files(path))
 
     def open(self, path: Path) -> ModelSource:
         """Not to be opened as a model. Raises ContainerError."""
@@ -85,12 +85,9 @@ class Onnx:
         if split.max_bytes is not None or split.max_tensors is not None:
             raise ContainerError("an ONNX model is one graph and one file of weights; leave --split-max-size out")
         placed = self._placed(contents)
-        graph = self._graph(contents, placed)
-        files = {MODEL: graph.to_bytes()}
-        parts = [
-            _part(file_name, MODEL, files[MODEL]),
-            PartLayout(f"{file_name}/{DATA}", b"", placed.tensors, placed.size),
-        ]
+        graphs = self._graphs(contents, placed)
+        parts = [_part(file_name, name, graph.to_bytes()) for name, graph in graphs.items()]
+        parts.append(PartLayout(f"{file_name}/{DATA}", b"", placed.tensors, placed.size))
         config: dict[str, Json] = dict(contents.provenance.huggingface_config)
         described = {"config.json": config} if config else {}
         if contents.config.task == "next_token":
@@ -128,20 +125,25 @@ class Onnx:
         return Written(written.paths, digests)
 
     def verify(self, written: Written) -> None:
-        """Reopen the graph with our reader, decode every weight as its operators do, compare the values."""
-        file = OnnxFile(written.paths[0])
-        try:
-            found = file.weights
-            if set(found) != set(written.digests):
-                differing = ", ".join(sorted(set(found) ^ set(written.digests))[:4])
-                raise ContainerError(f"{MODEL}: written and read tensors differ: {differing}")
-            for name, digest in written.digests.items():
-                if file.value_digest(name) != digest:
-                    raise ContainerError(
-                        f"{MODEL}: tensor '{name}' read back differs from what was written; check the disk"
-                    )
-        finally:
-            file.close()
+        """Reopen each graph with our reader, decode every weight as its operators do, compare the values."""
+        missing = set(written.digests)
+        for path in graph_files(written.paths[0].parent):
+            file = OnnxFile(path)
+            try:
+                for name in file.weights:
+                    if file.value_digest(name) != written.digests.get(name):
+                        raise ContainerError(
+                            f"{path.name}: tensor '{name}' read back differs from what was written; check the disk"
+                        )
+                    missing.discard(name)
+                self.check_graph(file)
+            finally:
+                file.close()
+        if missing:
+            raise ContainerError(f"{DATA}: no operator reads {', '.join(sorted(missing)[:4])}")
+
+    def check_graph(self, file: OnnxFile) -> None:
+        """Rules of this container beyond the values. Raises ContainerError."""
 
     def _placed(self, contents: Contents) -> _Layout:
         storages: dict[str, Storage] = {}
@@ -166,7 +168,7 @@ class Onnx:
 
     def _read(self, contents: Contents) -> frozenset[str]:
         """Tensors that the graph reads. Raises ContainerError for one that it does not and that is not optional."""
-        read = tensors_read(contents.architecture.program(contents.config))
+        read = frozenset[str]().union(*map(tensors_read, _programs(contents)))
         for header in contents.headers:
             if header.name not in read and header.name not in _optional(contents):
                 raise ContainerError(
@@ -175,7 +177,7 @@ class Onnx:
         return read
 
     def _looked_up(self, contents: Contents) -> frozenset[str]:
-        operations = contents.architecture.program(contents.config).operations
+        operations = [item for program in _programs(contents) for item in program.operations]
         return frozenset(item.weight for item in operations if isinstance(item, Embed))
 
     def _storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
@@ -194,15 +196,29 @@ class Onnx:
             f"tensor '{header.name}': an ONNX file cannot hold {kind}; {self.holds_text}; choose one of these"
         )
 
-    def _graph(self, contents: Contents, placed: _Layout) -> Graph:
-        graph = Graph()
-        headers = {header.name: header for header in contents.headers}
-        weights = Weights(graph, headers, placed.storages, placed.places)
-        program = contents.architecture.program(contents.config)
-        translate(program, weights, contents.config, self.attention, has_doubles=self.has_doubles)
-        for key, value in contents.metadata.items():
-            graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
-        return graph
+    def _graphs(self, contents: Contents, placed: _Layout) -> dict[str, Graph]:
+        """File name -> graph."""
+        halves: dict[str, Half] = {MODEL: "whole"}
+        if contents.config.task == "sequence_to_sequence":
+            halves = {ENCODER: "encoder", DECODER: "decoder"}
+        made = {}
+        for (name, half), program in zip(halves.items(), _programs(contents), strict=True):
+            graph = Graph()
+            headers = {header.name: header for header in contents.headers}
+            weights = Weights(graph, headers, placed.storages, placed.places)
+            translate(program, weights, contents.config, self.attention, has_doubles=self.has_doubles, half=half)
+            for key, value in contents.metadata.items():
+                graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
+            made[name] = graph
+        return made
+
+
+def _programs(contents: Contents) -> tuple[Program, ...]:
+    """The program, or an encoder's and a decoder's."""
+    architecture, config = contents.architecture, contents.config
+    if config.task == "sequence_to_sequence" and isinstance(architecture, EncoderDecoder):
+        return architecture.encoder_program(config), architecture.program(config)
+    return (architecture.program(config),)
 
 
 def _optional(contents: Contents) -> frozenset[str]:

@@ -19,6 +19,7 @@ from lilliput.architectures.program import (
     Activate,
     Add,
     Attention,
+    CrossAttention,
     Embed,
     Glu,
     LayerNorm,
@@ -30,15 +31,25 @@ from lilliput.architectures.program import (
     RopeFrequencies,
     Scale,
     SelectOutputRows,
+    Share,
     Softcap,
 )
 from lilliput.architectures.rope_frequencies import inverse_frequencies
-from lilliput.containers.onnx.attention import AttentionInputs, Heads, States, grouped_attention, standard_attention
+from lilliput.containers.onnx.attention import (
+    AttentionInputs,
+    Heads,
+    States,
+    cross_attention,
+    grouped_attention,
+    standard_attention,
+)
 from lilliput.containers.onnx.graph import Attribute, ElementType, Graph, Port
 from lilliput.containers.onnx.weights import Weights
 from lilliput.errors import UnsupportedModelError
 
 AttentionKind = Literal["grouped", "standard"]
+# What a graph is of a model: all of it, or one of the two that an encoder-decoder has.
+Half = Literal["whole", "encoder", "decoder"]
 _FLOAT = {"to": int(ElementType.FLOAT)}
 _DOUBLE = {"to": int(ElementType.DOUBLE)}
 _ROWS_BY = {"token": "input_ids", "position": "position_ids", "segment": "token_type_ids"}
@@ -52,6 +63,7 @@ class Translation:
     values: buffer -> name of what it holds now.
     """
 
+    program: Program
     graph: Graph
     weights: Weights
     attention: AttentionKind
@@ -60,9 +72,11 @@ class Translation:
     shape: str
     has_cache: bool
     has_doubles: bool
+    half: Half
     values: dict[str, str] = field(default_factory=dict)
     flat_ids: dict[str, str] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, tuple[str, str]] = field(default_factory=dict)
+    encoder_inputs: AttentionInputs | None = None
 
     def split_heads(self, buffer: str, heads: int, width: int) -> str:
         """[tokens, heads * width] -> [batch, sequence, heads, width]."""
@@ -93,13 +107,30 @@ class Translation:
             self.graph.inputs.append(Port(name, ElementType.INT64, ("batch_size", "sequence_length")))
         return name
 
+    def own_states(self, layer: int) -> States:
+        """Names of a layer's keys and values, past and present."""
+        part = f"{layer}.decoder" if self.half == "decoder" else str(layer)
+        past, present = f"past_key_values.{part}", f"present.{part}"
+        return f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value"
+
+    def encoder_states(self, layer: int) -> States:
+        """Names of what the encoder leaves to a layer of the decoder: as taken there, as given here."""
+        taken, given = f"past_key_values.{layer}.encoder", f"present.{layer}.encoder"
+        return f"{taken}.key", f"{taken}.value", f"{given}.key", f"{given}.value"
+
     def flat(self, value: str, width: int) -> str:
         """Back to [tokens, width]."""
         return self.graph.add("Reshape", value, self.graph.constant([-1, width]))
 
 
 def translate(
-    program: Program, weights: Weights, config: ModelConfig, attention: AttentionKind, *, has_doubles: bool = True
+    program: Program,
+    weights: Weights,
+    config: ModelConfig,
+    attention: AttentionKind,
+    *,
+    has_doubles: bool = True,
+    half: Half = "whole",
 ) -> None:
     """Fill the graph of `weights` with a program: inputs, operations, outputs.
 
@@ -107,8 +138,6 @@ def translate(
     has_doubles: whether rotary angles are computed in float64.
     Raises UnsupportedModelError naming an operation, or a field of one, that has no translation.
     """
-    if config.task == "sequence_to_sequence":
-        raise UnsupportedModelError(f"the ONNX export has no translation of encoder-decoders ({config.family}) yet")
     graph = weights.graph
     cached = {item.layer for item in program.operations if isinstance(item, Attention) and item.causal}
     total = "total_sequence_length" if cached else "sequence_length"
@@ -118,25 +147,29 @@ def translate(
     ]
     tokens = graph.add("Shape", "input_ids")
     inputs = AttentionInputs(graph, "attention_mask", tokens)
-    run = Translation(graph, weights, attention, config.context_length, inputs, tokens, bool(cached), has_doubles)
+    run = Translation(
+        program, graph, weights, attention, config.context_length, inputs, tokens, bool(cached), has_doubles, half
+    )
     for operation in program.operations:
         check_known(operation)
         _translate(operation, run)
-    for state in program.states:
-        if state.layer in cached:
-            for kind in ("key", "value"):
-                name = f"past_key_values.{state.layer}.{kind}"
-                shape = ("batch_size", state.kv_heads, "past_sequence_length", state.head_dim)
-                graph.inputs.append(Port(name, ElementType.FLOAT, shape))
-    add_outputs(run.with_sequences(run.values[program.output]), program.buffers[program.output], inputs, config)
+    own = "past_sequence_length", [state for state in program.states if state.layer in cached], run.own_states
+    theirs = "encoder_sequence_length", program.shared_states if half == "decoder" else (), run.encoder_states
+    for length, states, names in (own, theirs):
+        for state in states:
+            shape = ("batch_size", state.kv_heads, length, state.head_dim)
+            graph.inputs += [Port(name, ElementType.FLOAT, shape) for name in names(state.layer)[:2]]
+    width = program.buffers[program.output]
+    add_outputs(run.with_sequences(run.values[program.output]), width, inputs, config, half)
 
 
-def add_outputs(rows: str, width: int, inputs: AttentionInputs, config: ModelConfig) -> None:
+def add_outputs(rows: str, width: int, inputs: AttentionInputs, config: ModelConfig, half: Half) -> None:
     """What a model of its task gives. rows: [batch, sequence, width]."""
     graph, sequences = inputs.graph, ("batch_size", "sequence_length", width)
-    if config.encoder is None:
-        graph.add_many("Identity", (rows,), ("logits",))
-        graph.outputs.insert(0, Port("logits", ElementType.FLOAT, sequences))
+    if config.encoder is None or half != "whole":
+        name = "last_hidden_state" if half == "encoder" else "logits"
+        graph.add_many("Identity", (rows,), (name,))
+        graph.outputs.insert(0, Port(name, ElementType.FLOAT, sequences))
         return
     first = graph.add("Gather", rows, graph.constant(0), attributes={"axis": 1})
     if config.encoder.labels:
@@ -308,12 +341,11 @@ def _rope_tables(run: Translation, frequencies: RopeFrequencies) -> tuple[str, s
 
 @_translate.register
 def _attention(operation: Attention, run: Translation) -> None:
-    graph, layer = run.graph, operation.layer
+    graph = run.graph
     heads = Heads(operation.heads, operation.kv_heads, operation.head_dim)
     states: States | None = None
     if operation.causal:
-        past, present = (f"past_key_values.{layer}", f"present.{layer}")
-        states = (f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value")
+        states = run.own_states(operation.layer)
         for name in states[2:]:
             shape = ("batch_size", heads.kv_count, "total_sequence_length", heads.width)
             graph.outputs.append(Port(name, ElementType.FLOAT, shape))
@@ -326,6 +358,28 @@ def _attention(operation: Attention, run: Translation) -> None:
         table = None if operation.bias is None else run.weights.floats(operation.bias.weight)
         out = standard_attention(run.inputs, operation, (q, k, v), states, table)
     run.values[operation.out] = run.flat(out, heads.count * heads.width)
+
+
+@_translate.register
+def _share(operation: Share, run: Translation) -> None:
+    state = next(item for item in run.program.shared_states if item.layer == operation.layer)
+    shape = ("batch_size", state.kv_heads, "sequence_length", state.head_dim)
+    names = run.encoder_states(operation.layer)[2:]
+    for buffer, name in zip((operation.k, operation.v), names, strict=True):
+        heads = run.split_heads(buffer, state.kv_heads, state.head_dim)
+        run.graph.add_many("Transpose", (heads,), (name,), attributes={"perm": (0, 2, 1, 3)})
+        run.graph.outputs.append(Port(name, ElementType.FLOAT, shape))
+
+
+@_translate.register
+def _cross_attention(operation: CrossAttention, run: Translation) -> None:
+    if run.encoder_inputs is None:
+        mask = Port("encoder_attention_mask", ElementType.INT64, ("batch_size", "encoder_sequence_length"))
+        run.graph.inputs.append(mask)
+        run.encoder_inputs = AttentionInputs(run.graph, mask.name, run.shape)
+    q = run.split_heads(operation.q, operation.heads, operation.head_dim)
+    out = cross_attention(run.encoder_inputs, operation, q, run.encoder_states(operation.layer)[:2])
+    run.values[operation.out] = run.flat(out, operation.heads * operation.head_dim)
 
 
 @_translate.register
@@ -390,6 +444,8 @@ _FIELDS: Mapping[type[Operation], frozenset[str]] = {
     Attention: frozenset(
         {"out", "q", "k", "v", "layer", "heads", "kv_heads", "head_dim", "scale", "window", "softcap", "causal", "bias"}
     ),
+    Share: frozenset({"k", "v", "layer"}),
+    CrossAttention: frozenset({"out", "q", "layer", "heads", "kv_heads", "head_dim", "scale"}),
     Glu: frozenset({"out", "gate", "up", "activation"}),
     Activate: frozenset({"out", "x", "activation"}),
     Scale: frozenset({"out", "x", "factor"}),

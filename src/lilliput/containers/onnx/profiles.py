@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lilliput.containers.container import Contents, Written
+from lilliput.containers.container import Contents
 from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.onnx.dequantized import DequantizedStorage, dequantized_storage
 from lilliput.containers.onnx.graph import ElementType
 from lilliput.containers.onnx.integer_levels import integer_grid
 from lilliput.containers.onnx.operations import AttentionKind
-from lilliput.containers.onnx.reader import MODEL, OnnxFile
+from lilliput.containers.onnx.reader import OnnxFile
 from lilliput.containers.onnx.tensorrt import lint
 from lilliput.containers.onnx.weights import PLAIN, PlainStorage, Storage
 from lilliput.errors import ContainerError
@@ -107,15 +107,10 @@ class OnnxTensorRt(OnnxStandard):
             return storage
         return replace(storage, inputs="static", input_range=input_range(header, contents))
 
-    def verify(self, written: Written) -> None:
-        """Values as ever, then the published rules."""
-        super().verify(written)
-        file = OnnxFile(written.paths[0])
-        try:
-            for violation in lint(file.constants):
-                raise ContainerError(f"{MODEL}: against TensorRT's rule '{violation.rule}': {violation.message}")
-        finally:
-            file.close()
+    def check_graph(self, file: OnnxFile) -> None:
+        """The published rules."""
+        for violation in lint(file.constants):
+            raise ContainerError(f"{file.path.name}: against TensorRT's rule '{violation.rule}': {violation.message}")
 
 
 def input_range(header: TensorHeader, contents: Contents) -> float:

@@ -18,8 +18,9 @@ from lilliput.containers.part_writer import decoded_pieces
 from lilliput.errors import ContainerError
 from lilliput.records import QuantizedTensor
 
-# The graph, in a folder of ours.
+# The graphs in a folder of ours: one, or an encoder's and a decoder's.
 MODEL = "model.onnx"
+ENCODER, DECODER = "encoder_model.onnx", "decoder_model.onnx"
 
 
 class OnnxFile:
@@ -62,6 +63,15 @@ class OnnxFile:
     def close(self) -> None:
         """Let go of the maps."""
         self.constants.close()
+
+
+def graph_files(folder: Path) -> tuple[Path, ...]:
+    """The graphs of a folder of ours; none where it is something else."""
+    whole = folder / MODEL
+    halves = (folder / ENCODER, folder / DECODER)
+    if whole.is_file():
+        return (whole,)
+    return halves if all(path.is_file() for path in halves) else ()
 
 
 def value_digest(tensor: QuantizedTensor) -> str:
