@@ -60,6 +60,10 @@ _GGUF_PY = "conformance/test_containers.py::test_gguf_py_reads_our_files_and_dec
 _LLAMA_PYTHON = "external/test_llama_cpp_python.py::test_every_format_decodes_there_to_what_it_decodes_to_here"
 # Bits that vLLM's kernels for packed integers take.
 _VLLM_BITS = "int(?:4|8)_(?:g32|g64|g128|channel)"
+_ONNX, _PROFILES = "conformance/test_onnx.py::", "conformance/test_onnx_profiles.py::"
+_GENAI = "external/test_onnxruntime_genai.py::test_greedy_tokens_are_those_of_our_engine"
+_OPENVINO = "external/test_openvino.py::test_logits_are_those_of_our_weights_which_stay_compressed"
+_ONNX_INTEGERS = r"int[2-8]_.*|q[458]_0|tq[12]_0|ternary_.*|fixed\d+\.\d+"
 
 ROWS: tuple[Row, ...] = (
     Row("gguf", "ggml types", r"(?:i?q\d|tq\d|mxfp4|nvfp4|b?f16|f32).*", (
@@ -111,6 +115,32 @@ ROWS: tuple[Row, ...] = (
     Row("bitsandbytes", "int8 a row", r"int8_channel", (
         Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_eight_bit_weights_are_ours_exactly",
              "it rounds inputs to int8 as well"),
+    )),
+    Row("onnx", "integers under a scale: int2 to int8, Q4_0, Q5_0, Q8_0, ternary", _ONNX_INTEGERS, (
+        Cell("ONNX Runtime", Reading.RUNS, f"{_ONNX}test_every_format_that_is_held_computes_our_decoded_values"),
+        Cell("onnxruntime-genai", Reading.RUNS, _GENAI),
+    )),
+    Row("onnx-qdq", "the same, with DequantizeLinear", _ONNX_INTEGERS, (
+        Cell("ONNX Runtime", Reading.RUNS, f"{_PROFILES}test_dequantized_weights_are_ours_in_every_format_held"),
+        Cell("OpenVINO", Reading.RUNS, _OPENVINO),
+    )),
+    Row("onnx-qdq", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
+        Cell("ONNX Runtime", Reading.RUNS, f"{_PROFILES}test_dequantized_weights_are_ours_in_every_format_held"),
+    )),
+    Row("onnx-int8", "int8 a row or tensor, 8-bit inputs", r"int[2-8]_(?:channel|tensor)(?:_narrow|_pow2)?", (
+        Cell("ONNX Runtime", Reading.RUNS, f"{_PROFILES}test_static_inputs_are_rounded_to_the_range_that_was_measured"),
+        Cell("OpenVINO", Reading.RUNS,
+             "external/test_openvino.py::test_static_int8_is_computed_in_bytes_and_close_to_onnx_runtime"),
+    )),
+    Row("onnx-tensorrt", "narrow and power-of-two integers", r"int[2-8]_(?:g\d+|channel|tensor)_(?:narrow|pow2)", (
+        Cell("ONNX Runtime", Reading.RUNS, f"{_PROFILES}test_static_inputs_are_rounded_to_the_range_that_was_measured"),
+        Cell("OpenVINO", Reading.RUNS, _OPENVINO),
+        Cell("TensorRT", Reading.UNTRIED, note="held to its published rules; no engine was built"),
+    )),
+    Row("onnx-tensorrt", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
+        Cell("ONNX Runtime", Reading.RUNS,
+             f"{_PROFILES}test_fp8_inputs_are_rounded_to_the_range_that_was_measured"),
+        Cell("TensorRT", Reading.UNTRIED, note="held to its published rules; no engine was built"),
     )),
 )  # fmt: skip
 
