@@ -63,6 +63,7 @@ _VLLM_BITS = "int(?:4|8)_(?:g32|g64|g128|channel)"
 _ONNX, _PROFILES = "conformance/test_onnx.py::", "conformance/test_onnx_profiles.py::"
 _GENAI = "external/test_onnxruntime_genai.py::test_greedy_tokens_are_those_of_our_engine"
 _OPENVINO = "external/test_openvino.py::test_logits_are_those_of_our_weights_which_stay_compressed"
+_POSITIVE = r"int[2-8]_.*_(?:narrow|pow2)|tq1_0|ternary_.*|fixed\d+\.\d+"
 _ONNX_INTEGERS = r"int[2-8]_.*|q[458]_0|tq[12]_0|ternary_.*|fixed\d+\.\d+"
 
 ROWS: tuple[Row, ...] = (
@@ -127,12 +128,12 @@ ROWS: tuple[Row, ...] = (
     Row("onnx-qdq", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
         Cell("ONNX Runtime", Reading.RUNS, f"{_PROFILES}test_dequantized_weights_are_ours_in_every_format_held"),
     )),
-    Row("onnx-int8", "int8 a row or tensor, 8-bit inputs", r"int[2-8]_(?:channel|tensor)(?:_narrow|_pow2)?", (
+    Row("onnx-int8", "int8 a row or tensor, 8-bit inputs", _ONNX_INTEGERS, (
         Cell("ONNX Runtime", Reading.RUNS, f"{_PROFILES}test_static_inputs_are_rounded_to_the_range_that_was_measured"),
         Cell("OpenVINO", Reading.RUNS,
              "external/test_openvino.py::test_static_int8_is_computed_in_bytes_and_close_to_onnx_runtime"),
     )),
-    Row("onnx-tensorrt", "narrow and power-of-two integers", r"int[2-8]_(?:g\d+|channel|tensor)_(?:narrow|pow2)", (
+    Row("onnx-tensorrt", "narrow and power-of-two integers, ternary", _POSITIVE, (
         Cell("ONNX Runtime", Reading.RUNS, f"{_PROFILES}test_static_inputs_are_rounded_to_the_range_that_was_measured"),
         Cell("OpenVINO", Reading.RUNS, _OPENVINO),
         Cell("TensorRT", Reading.UNTRIED, note="held to its published rules; no engine was built"),
