@@ -63,5 +63,5 @@ def command(
             f"largest error {tensor.max_error:.2e} of the largest weight, RMS {tensor.rms_error:.2e} of the weights'"
         )
     exact = "every value is the same" if result.is_exact else f"{len(changed)} tensors differ"
-    kl = f"; mean KL {result.mean_kl[0]:.6f} ± {result.mean_kl[1]:.6f} nats" if result.mean_kl else ""
+    kl = f"; mean KL {result.mean_kl[0]:.3g} ± {result.mean_kl[1]:.2g} nats" if result.mean_kl else ""
     tell(f"{result.output[0]}: {human_bytes(result.bytes)}, {exact}{kl}; ledger {result.ledger}")
