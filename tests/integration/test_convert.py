@@ -193,3 +193,17 @@ def test_a_file_of_2023_becomes_a_gguf_with_its_codes(tmp_path: Path) -> None:
     assert new.vocabulary().tokens == old.vocabulary().tokens
     write_legacy(tmp_path / "later.bin", b"tjgg", 3, 2)
     assert convert(tmp_path / "later.bin", tmp_path / "later.gguf").is_exact
+
+
+def test_codes_chosen_anew_use_the_statistics_that_are_given(tiny: Path, tmp_path: Path) -> None:
+    start = made(tiny, "q8_0", tmp_path / "start.gguf")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 40)
+    workflows.calibrate(tiny, [text], tmp_path / "imatrix.gguf")
+    plain = convert(start, tmp_path / "plain.gptq", ConvertOptions(requantize=True, format="int2_g32"))
+    guidance = workflows.Guidance(imatrix=tmp_path / "imatrix.gguf")
+    chosen = ConvertOptions(requantize=True, format="int2_g32", guidance=guidance)
+    guided = convert(start, tmp_path / "guided.gptq", chosen)
+    assert {tensor.move for tensor in plain.tensors} == {tensor.move for tensor in guided.tensors}
+    first, second = (open_model(tmp_path / name).tensor(NAME) for name in ("plain.gptq", "guided.gptq"))
+    assert not np.array_equal(first.planes["codes"], second.planes["codes"])

@@ -310,7 +310,9 @@ def _warnings(plan: Plan, headers: Mapping[str, TensorHeader]) -> Iterator[str]:
             "choose a smaller preset, or keep the input"
         )
     stored = {name: header.format.name for name, header in headers.items()}
-    again = [row for row in plan.rows if stored.get(row.name, "f32") not in (*PLAIN_FLOATS, row.format.name)]
+    # Models are published in FP8; that is an original.
+    originals = (*PLAIN_FLOATS, "fp8_e4m3_tensor", "fp8_e4m3_channel", "fp8_e4m3_block128")
+    again = [row for row in plan.rows if stored.get(row.name, "f32") not in (*originals, row.format.name)]
     if again:
         name = stored[again[0].name].upper()
         yield (
