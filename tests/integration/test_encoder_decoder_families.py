@@ -268,3 +268,57 @@ def test_transforms_are_refused_where_two_programs_share_an_embedding(tmp_path: 
     options = workflows.QuantizeOptions(transforms=("residual_rotation",))
     with pytest.raises(LilliputError, match="two programs that share an embedding"):
         workflows.quantize(tmp_path / "folder", "Q8_0", tmp_path / "model.safetensors", options=options)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_programs_in_torch_give_what_transformers_gives(case: Case, tmp_path: Path) -> None:
+    from lilliput.calibration.pair_inputs import Pair, run_pair
+
+    theirs = their_logits(saved_model(case, tmp_path))
+    source = open_model(tmp_path)
+    values = {name: torch.from_numpy(source.tensor(name).dequantize().copy()) for name in source.headers}
+    programs = source.architecture.encoder_program(source.config), source.architecture.program(source.config)
+    found = run_pair(programs, values, Pair(tokens(TEXT, 1), tokens(ANSWER, 2)))
+    assert np.abs(found.numpy() - theirs).max() <= 2 * bound(source.config, theirs)
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_codes_fitted_to_answers_are_nearer_to_the_original(model_type: str, tmp_path: Path) -> None:
+    from lilliput.calibration.collect import CalibrationOptions, collect_pairs
+    from lilliput.calibration.pair_inputs import answered
+    from lilliput.evaluation.sequences import AnswerScores, Sample, measure
+    from lilliput.pipeline.quantize_pairs import quantize_pairs
+    from lilliput.recipes.plan import resolve
+
+    saved_model(Case(model_type, model_type), tmp_path)
+    source = open_model(tmp_path)
+    chunks = np.random.default_rng(0).integers(3, 130, (24, 30), dtype=np.int32)
+    pairs = list(answered(source, chunks, threads=1))
+    assert all(pair.answer[0] == source.config.decoder.start_token_id for pair in pairs)
+    statistics = collect_pairs(source, chunks, CalibrationOptions(threads=1))
+    linears = [entry.name for entry in source.architecture.tensor_table(source.config) if entry.input_group]
+    assert set(linears) - {"output.weight"} <= set(statistics)
+    samples = [Sample(tokens(20, seed)) for seed in range(100, 106)]
+    options = EngineOptions(threads=1, activations="f32", kv_format="f32")
+    base = measure(source, samples, options)
+
+    @dataclass
+    class Changed:
+        """The model with some tensors replaced."""
+
+        done: dict
+        path = source.path
+        config = source.config
+        architecture = source.architecture
+
+        def tensor(self, name: str):
+            return self.done[name][0] if name in self.done else source.tensor(name)
+
+    def loss(method: str) -> float:
+        plan = resolve(source, "INT3_G32", statistics_present=True, method=method)
+        done = quantize_pairs(source, plan, pairs, threads=1)
+        scores = base.compared(measure(Changed(dict(done)), samples, options, base))
+        assert isinstance(scores, AnswerScores)
+        return scores.kld.value
+
+    assert loss("feedback") < 0.8 * loss("round_to_nearest")

@@ -22,6 +22,7 @@ from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.data import calibration_chunks
 from lilliput.calibration.input_sums import InputSums
 from lilliput.calibration.mapped_file import mapped_floats
+from lilliput.calibration.pair_inputs import answered, pair_inputs
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.methods.torch_threads import torch_threads
@@ -64,7 +65,7 @@ def calibrate(
     options = options or CalibrationOptions()
     chunk_size = min(options.chunk_size, source.config.context_length)
     chunks = calibration_chunks(source.vocabulary(), texts, chunk_size=chunk_size, tokens=options.tokens)
-    inputs = collect(source, chunks, options, progress)
+    inputs = (collect if source.config.decoder is None else collect_pairs)(source, chunks, options, progress)
     return Statistics(
         inputs=inputs,
         chunks=len(chunks),
@@ -108,6 +109,16 @@ def collect(
                     progress(done, steps)
     inputs |= dict.fromkeys(stream.output_names, head.statistics())
     return inputs
+
+
+def collect_pairs(
+    source: ModelSource, chunks: IntArray, options: CalibrationOptions, progress: Progress | None = None
+) -> dict[str, InputStatistics]:
+    """The same of an encoder-decoder, whose answers to the chunks are its own. The whole model is in memory."""
+    pairs = list(answered(source, chunks, threads=options.threads))
+    with torch_threads(options.threads):
+        groups = pair_inputs(source, pairs, InputSums, _see, progress)
+    return {entry.name: sums.statistics() for entries, sums in groups for entry in entries}
 
 
 def _see(sums: InputSums, inputs: torch.Tensor) -> None:

@@ -9,8 +9,9 @@ Importing this file imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -25,6 +26,7 @@ from lilliput.architectures.program import (
     LayerNorm,
     Linear,
     Operation,
+    RelativeBias,
     RmsNorm,
     Rope,
     RopeFrequencies,
@@ -33,6 +35,7 @@ from lilliput.architectures.program import (
     Share,
     Softcap,
 )
+from lilliput.architectures.relative_bias import distance_buckets
 from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.arrays import FloatArray
 from lilliput.errors import CalibrationError
@@ -145,11 +148,13 @@ class ProgramRun:
     """How operations get at numbers.
 
     value: a tensor by name.  linear: x times a weight, with the bias.
+    shared: keys and values that an encoder's program leaves to its decoder's.
     """
 
     value: Callable[[str], torch.Tensor]
     linear: Callable[[LinearRun, torch.Tensor], torch.Tensor]
     rotations: Rotations
+    shared: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def step(self, step: Operation | LinearRun, buffers: dict[str, torch.Tensor]) -> None:
         """Run one step on the buffers."""
@@ -167,10 +172,15 @@ class ProgramRun:
             case Rope(x):
                 buffers[x] = _rotated(step, buffers[x], *self.rotations[step.frequencies])
             case Attention(out, q, k, v):
-                buffers[out] = _attended(step, buffers[q], buffers[k], buffers[v])
+                table = None if step.bias is None else self.value(step.bias.weight)
+                buffers[out] = _attended(step, buffers[q], buffers[k], buffers[v], table)
+            case Share(k, v, layer):
+                self.shared[layer] = buffers[k], buffers[v]
+            case CrossAttention(out, q, layer):
+                buffers[out] = _attended_across(step, buffers[q], *self.shared[layer])
             case SelectOutputRows(out, x):
                 buffers[out] = buffers[x]
-            case Embed() | Linear() | Share() | CrossAttention():
+            case Embed() | Linear():
                 raise CalibrationError(f"calibration has no operation for {type(step).__name__}")
             case _:
                 buffers[step.out] = _elementwise(step, buffers)
@@ -233,18 +243,29 @@ def _rotated(operation: Rope, x: torch.Tensor, cosine: torch.Tensor, sine: torch
     return torch.cat((turned, still.to(turned.dtype)), -1).reshape(x.shape)
 
 
-def _attended(operation: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    sharing = operation.heads // operation.kv_heads
+def _heads(operation: Attention | CrossAttention, x: torch.Tensor, count: int) -> torch.Tensor:
+    """[batch, heads, tokens, head_dim], each of `count` heads as often as queries share it."""
+    split = x.reshape(*x.shape[:-1], count, -1).transpose(-2, -3)
+    return split.repeat_interleave(operation.heads // count, -3)
 
-    def heads(x: torch.Tensor, count: int, repeats: int) -> torch.Tensor:
-        return x.reshape(*x.shape[:-1], count, -1).transpose(-2, -3).repeat_interleave(repeats, -3)
 
-    query = heads(q, operation.heads, 1)
-    key, value = heads(k, operation.kv_heads, sharing), heads(v, operation.kv_heads, sharing)
+def _attended_across(operation: CrossAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    key, value = _heads(operation, k, operation.kv_heads), _heads(operation, v, operation.kv_heads)
+    query = _heads(operation, q, operation.heads)
+    result = functional.scaled_dot_product_attention(query, key, value, scale=operation.scale)
+    return result.transpose(-2, -3).reshape(*q.shape[:-1], -1)
+
+
+def _attended(
+    operation: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None
+) -> torch.Tensor:
+    """table: [buckets, heads] of a relative bias."""
+    query = _heads(operation, q, operation.heads)
+    key, value = _heads(operation, k, operation.kv_heads), _heads(operation, v, operation.kv_heads)
     query, key = query.to(value.dtype), key.to(value.dtype)
-    if operation.bias is not None:
-        raise CalibrationError(f"calibration has no relative positions yet ({operation.bias.weight})")
     mask = None if operation.window is None else _visible(operation, q.shape[-2], q.device)
+    if table is not None and operation.bias is not None:
+        mask = _biases(operation, operation.bias, table, q.shape[-2]).to(value.dtype)
     if operation.softcap is None:
         is_causal = operation.causal and mask is None
         result = functional.scaled_dot_product_attention(
@@ -255,6 +276,14 @@ def _attended(operation: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.T
         scores = operation.softcap * torch.tanh(query @ key.mT * (operation.scale / operation.softcap))
         result = scores.float().masked_fill(~mask, -torch.inf).softmax(-1).to(value.dtype) @ value
     return result.transpose(-2, -3).reshape(*q.shape[:-1], -1)
+
+
+def _biases(operation: Attention, bias: RelativeBias, table: torch.Tensor, tokens: int) -> torch.Tensor:
+    """[heads, tokens, tokens] to add to scores; minus infinity where a token does not see another."""
+    place = np.arange(tokens, dtype=np.int32)
+    buckets = torch.from_numpy(distance_buckets(bias, place[None, :] - place[:, None])).long()
+    found = table[buckets.to(table.device)].permute(2, 0, 1).float()
+    return found.masked_fill(~_visible(operation, tokens, table.device), -torch.inf)
 
 
 def _visible(operation: Attention, tokens: int, device: torch.device) -> torch.Tensor:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Literal, cast
 from lilliput.arrays import Array, FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream, Precision
 from lilliput.calibration.input_sums import HessianSums
+from lilliput.calibration.pair_inputs import answered
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.methods import BLOCK_METHODS, METHODS
 from lilliput.methods.retarget import retargeting
 from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.learn_block import BlockText, LearnOptions, learn_block
+from lilliput.pipeline.quantize_pairs import quantize_pairs
 from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.ledger import LedgerEntry
@@ -73,6 +75,9 @@ def quantize_blocks(
     """
     import torch
 
+    if source.config.decoder is not None:
+        pairs = list(answered(source, chunks, threads=options.threads))
+        return quantize_pairs(source, plan, pairs, threads=options.threads, progress=progress)
     loop = _Loop(source, plan, chunks, folder, options, progress)
     with torch.inference_mode(), torch_threads(options.threads):
         return loop.run()

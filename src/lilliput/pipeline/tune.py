@@ -72,8 +72,10 @@ def tune(
     """Improve finished tensors against the float model's predictions; gives the rows of `tuned_rows`.
 
     chunks: token ids [chunks, chunk_size]; every eighth is held out.  progress: called with (steps done, steps in all).
-    Raises CalibrationError where the model does not fit in memory.
+    A model that predicts no next token stays as it is.  Raises CalibrationError where the model does not fit in memory.
     """
+    if source.config.task != "next_token":
+        return done
     _check_memory(plan)
     rows = {row.name: row for row in tuned_rows(plan, done)}
     with torch_threads(options.threads):
