@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented Python API: plan, calibrate, quantize, evaluate, inspect, generate, bench. Joins the rooms."""
+"""The documented Python API: plan, calibrate, quantize, evaluate, inspect, bench. Joins the rooms."""
 
 from __future__ import annotations
 
@@ -47,13 +47,10 @@ from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
 from lilliput.records import AppliedEdge, QuantizedTensor, Role, Statistics, TensorHeader
-from lilliput.runtime.generate import Generation
 from lilliput.runtime.processors import default_threads
-from lilliput.runtime.sampler import SamplingOptions
-from lilliput.runtime.session import Activations, EngineOptions, Session
+from lilliput.runtime.session import Activations
 from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
-from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
 from lilliput.text.tokenizer_report import check_vocabulary
 from lilliput.transforms import parse_transform
 from lilliput.transforms.transformed_source import original_of
@@ -463,79 +460,6 @@ def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
     return inspect_file(Path(_location(file)))
 
 
-@dataclass(frozen=True, slots=True)
-class GenerateOptions:
-    """context: positions of the cache; None means just enough for prompt and answer, up to the model's."""
-
-    max_tokens: int = 128
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    context: int | None = None
-    threads: int | None = None
-    revision: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateResult:
-    """What was generated: without prompt, BOS and EOS. Rates are None where nothing ran."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_tokens: int
-    prefill_tok_s: float | None
-    decode_tok_s: float | None
-    finish_reason: str
-
-    def to_json(self) -> dict[str, Json]:
-        """The contract of `lilliput run --json`."""
-        return {
-            "text": self.text,
-            "token_ids": list(self.token_ids),
-            "prompt_tokens": self.prompt_tokens,
-            "prefill_tok_s": self.prefill_tok_s,
-            "decode_tok_s": self.decode_tok_s,
-            "finish_reason": self.finish_reason,
-        }
-
-
-def generate(
-    model: PathLike,
-    prompt: str,
-    *,
-    options: GenerateOptions | None = None,
-    on_text: Callable[[str], None] | None = None,
-) -> GenerateResult:
-    """Continue `prompt` as raw text: no chat template, BOS as the metadata says.
-
-    on_text: called with each piece of text as it comes.  Raises RuntimeModelError, TokenizerError.
-    """
-    options = options or GenerateOptions()
-    with opened(model, options.revision) as source:
-        vocabulary = source.vocabulary()
-        tokenizer = Tokenizer(vocabulary)
-        prompt_ids = tokenizer.encode(prompt, add_special=True) or _first_token(vocabulary)
-        enough = min(len(prompt_ids) + options.max_tokens, source.config.context_length)
-        engine = EngineOptions(threads=options.threads, context=options.context or max(enough, 1))
-        generation = Generation(
-            Session(source, engine), prompt_ids, options.sampling,
-            max_tokens=options.max_tokens, stop_ids=end_of_generation_ids(vocabulary),
-        )  # fmt: skip
-        decoder = StreamDecoder(tokenizer, continues=bool(prompt))
-        pieces, token_ids = [], []
-        for token in generation:
-            token_ids.append(token)
-            pieces.append(decoder.feed(token))
-            if on_text is not None and pieces[-1]:
-                on_text(pieces[-1])
-        pieces.append(decoder.finish())
-        if on_text is not None and pieces[-1]:
-            on_text(pieces[-1])
-    timings = generation.timings
-    return GenerateResult(
-        "".join(pieces), tuple(token_ids), timings.prompt_tokens, timings.prefill_tok_s, timings.decode_tok_s,
-        str(generation.finish_reason),
-    )  # fmt: skip
-
-
 def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None) -> list[SpeedRow]:
     """Prefill and decode speed of a file on this machine, one process per row."""
     return measure_speed(_location(model), tests, progress=progress)
@@ -655,12 +579,6 @@ def _chunks(source: ModelSource, texts: Sequence[Path], tokens: int | None) -> I
 
     size = min(CalibrateOptions().chunk_size, source.config.context_length)
     return calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens)
-
-
-def _first_token(vocabulary: Vocabulary) -> list[int]:
-    """What an empty prompt starts from where the tokenizer adds no BOS of its own."""
-    first = vocabulary.bos_token_id if vocabulary.bos_token_id is not None else vocabulary.eos_token_id
-    return [] if first is None else [first]
 
 
 def _own_keys(

@@ -15,6 +15,7 @@ from lilliput import workflows
 from lilliput.containers import open_model
 from lilliput.errors import ContainerError
 from lilliput.evaluation.model_logits import EvaluationOptions
+from lilliput.generating import GenerateOptions, generate
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_a_folder_runs_is_measured_and_is_written_again_without_loss(tiny: Path,
     chosen = EvaluationOptions(context=64, measure_floor=False, threads=1)
     found = workflows.evaluate(tiny, [renamed], text, options=chosen)
     assert 0.0 < found.files[0].divergence.mean_kld.value < 0.01
-    assert workflows.generate(renamed, "The ", options=workflows.GenerateOptions(max_tokens=4)).token_ids
+    assert generate(renamed, "The ", options=GenerateOptions(max_tokens=4)).token_ids
     again = tmp_path / "again.compressed-tensors"
     workflows.quantize(renamed, "int8_channel", again)
     assert open_model(again).fingerprint() == open_model(renamed).fingerprint()

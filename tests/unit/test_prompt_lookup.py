@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lilliput.errors import RuntimeModelError
 from lilliput.runtime.generate import FinishReason, Generation
 from lilliput.runtime.prompt_lookup import PromptLookup
 from lilliput.runtime.sampler import SamplingOptions
@@ -16,8 +17,11 @@ PERIOD = 7
 class CyclingSession:
     """After position p come noisy logits that depend on p and the token alone, and mostly favour a cycle of PERIOD."""
 
-    def __init__(self, context: int = 200) -> None:
+    vocab_size = PERIOD + 3
+
+    def __init__(self, context: int = 200, seed: int = 0) -> None:
         self.context = context
+        self.seed = seed
         self.token_ids: tuple[int, ...] = ()
         self.passes: list[int] = []
 
@@ -38,7 +42,11 @@ class CyclingSession:
         return np.stack(rows if output == "all" else rows[-1:])
 
     def logits(self, position: int, token: int):
-        noise = np.random.default_rng([position, token]).standard_normal(PERIOD + 3).astype(np.float32)
+        noise = (
+            np.random.default_rng([position, token, *[self.seed] * bool(self.seed)])
+            .standard_normal(PERIOD + 3)
+            .astype(np.float32)
+        )
         noise[(token + 1) % PERIOD] += np.float32(3.0)
         return noise
 
@@ -90,3 +98,38 @@ def test_the_latest_place_of_the_longest_match_is_continued():
     assert lookup.guess(3) == []
     assert PromptLookup([1, 2, 1, 2]).guess(0) == []
     assert PromptLookup([5]).guess(3) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_draft_changes_no_token_and_saves_passes(temperature: float, seed: int):
+    sampling = SamplingOptions(temperature=temperature, seed=5)
+    expected, plain, held = generated(0, sampling)
+    tokens, generation, session = generated(6, sampling, draft=CyclingSession(seed=seed))
+    assert tokens == expected
+    assert session.token_ids == held.token_ids
+    assert generation.timings.decoded == plain.timings.decoded
+    assert generation.timings.passes < plain.timings.passes
+
+
+def test_a_draft_that_is_the_model_is_always_right_and_guesses_further_each_time():
+    tokens, generation, session = generated(40, SamplingOptions(temperature=0.0), draft=CyclingSession())
+    assert len(tokens) == 80
+    # The prompt, then 3, 4, 5 ... guesses beside a token that is known, until 79 tokens have run.
+    assert session.passes[1:5] == [4, 5, 6, 7]
+    assert generation.timings.passes == 10
+
+
+def test_a_draft_that_is_wrong_is_asked_for_one_token_at_a_time():
+    draft = CyclingSession()
+    draft.logits = lambda position, token: np.eye(1, PERIOD + 3, PERIOD + 2, dtype=np.float32)[0]
+    tokens, _, session = generated(8, SamplingOptions(temperature=0.0), draft=draft)
+    assert tokens == generated(0, SamplingOptions(temperature=0.0))[0]
+    assert session.passes[1:4] == [4, 2, 2]
+
+
+def test_a_draft_of_another_vocabulary_is_refused():
+    draft = CyclingSession()
+    draft.vocab_size = 5
+    with pytest.raises(RuntimeModelError, match="5 tokens"):
+        generated(4, SamplingOptions(), draft=draft)

@@ -11,6 +11,9 @@ import typer
 from lilliput.cli import options
 from lilliput.cli.output import print_json, say, tell
 
+# Where a draft is given and nothing else.
+DRAFT_GUESSES = 8
+
 
 def command(
     file: Annotated[str, typer.Argument(help="Model to run: GGUF, lilliput safetensors or Hugging Face folder.")],
@@ -25,6 +28,12 @@ def command(
         int | None, typer.Option("--seed", help="Same seed, same text; default: drawn and printed.")
     ] = None,
     beams: Annotated[int, typer.Option("--beams", min=1, help="Of an encoder-decoder's answers; 1 is greedy.")] = 1,
+    guesses: Annotated[
+        int, typer.Option("--guesses", min=0, help="Most tokens guessed and verified in one pass; same text, faster.")
+    ] = 0,
+    draft: Annotated[
+        str | None, typer.Option("--draft", help="A smaller file of the same model that guesses (--guesses 8).")
+    ] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of KV cache.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
@@ -34,7 +43,7 @@ def command(
 
     An encoder-decoder answers it instead, a classifier says its class, any other encoder gives its vector.
     """
-    from lilliput import sequences, workflows
+    from lilliput import generating, sequences, workflows
     from lilliput.runtime.answers import AnswerOptions
     from lilliput.runtime.sampler import SamplingOptions
     from lilliput.runtime.session import EngineOptions
@@ -56,8 +65,9 @@ def command(
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    chosen = workflows.GenerateOptions(max_tokens, sampling, context, threads, revision)
-    result = workflows.generate(file, prompt, options=chosen, on_text=None if json else show)
+    guesses = guesses or (DRAFT_GUESSES if draft else 0)
+    chosen = generating.GenerateOptions(max_tokens, sampling, context, threads, revision, guesses, draft)
+    result = generating.generate(file, prompt, options=chosen, on_text=None if json else show)
     if json:
         print_json(result.to_json())
         return
@@ -65,5 +75,6 @@ def command(
     say(
         f"{result.prompt_tokens} prompt tokens at {result.prefill_tok_s or 0:.1f} tok/s, "
         f"{len(result.token_ids)} generated at {result.decode_tok_s or 0:.1f} tok/s"
+        + (f" in {result.passes} passes" if guesses else "")
         + (f", seed {sampling.seed}" if temperature > 0 else "")
     )

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from lilliput.arrays import FloatArray
 from lilliput.errors import RuntimeModelError
+from lilliput.runtime.draft_model import DraftModel, shared_prefix
 from lilliput.runtime.prompt_lookup import PromptLookup
 from lilliput.runtime.sampler import Sampler, SamplingOptions
 from lilliput.runtime.session import Session
@@ -65,13 +66,15 @@ class Generation:
         max_tokens: int,
         stop_ids: frozenset[int] = frozenset(),
         guesses: int = 0,
+        draft: Session | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepare; nothing runs yet.
 
         prompt: token ids, BOS included; what the session already holds of it is not run again.
-        guesses: tokens to guess from the text so far and verify in one pass (`prompt_lookup`); 0 guesses nothing.
-        The text is distributed as without, up to the engine's rounding.  Pays for text that repeats itself.
+        guesses: most tokens to guess and verify in one pass; 0 guesses nothing.  draft: guesses by this smaller model
+        of the same vocabulary (`draft_model`); None means from the text so far (`prompt_lookup`), which pays for text
+        that repeats itself. The text is distributed as without, up to the engine's rounding.
         progress: called with (prompt tokens done, prompt tokens to run) during prefill.
         Raises RuntimeModelError for an empty prompt or one that leaves no room in the context.
         """
@@ -88,6 +91,12 @@ class Generation:
         self._max_tokens = max_tokens
         self._stop_ids = stop_ids
         self._guesses = guesses
+        self._draft = draft
+        if draft is not None and draft.vocab_size != session.vocab_size:
+            raise RuntimeModelError(
+                f"the draft model has {draft.vocab_size} tokens and the model {session.vocab_size}; a draft must share "
+                "the vocabulary"
+            )
         self._progress = progress
         self.timings = Timings(len(self._prompt), 0, 0.0, 0, 0.0)
         self.finish_reason: FinishReason | None = None
@@ -112,7 +121,7 @@ class Generation:
 
     def _decode(self, logits: FloatArray, previous: list[int]) -> Iterator[int]:
         """Choose, yield and run tokens until the end; logits: [vocab_size] after the prompt."""
-        session, lookup = self._session, PromptLookup(previous) if self._guesses else None
+        session, lookup = self._session, self._guesser(previous)
         rows, guessed = [logits], list[int]()
         count = 0
         while True:
@@ -146,6 +155,11 @@ class Generation:
             rows = list(session.forward([token, *guessed], "all") if guessed else session.forward([token]))
             self._count(decoded=1, passes=1, seconds=time.perf_counter() - start)
 
+    def _guesser(self, previous: list[int]) -> PromptLookup | DraftModel | None:
+        if not self._guesses:
+            return None
+        return PromptLookup(previous) if self._draft is None else DraftModel(self._draft, previous)
+
     def _count(self, *, decoded: int = 0, passes: int = 0, seconds: float = 0.0) -> None:
         now = self.timings
         self.timings = replace(
@@ -154,11 +168,3 @@ class Generation:
             passes=now.passes + passes,
             decode_seconds=now.decode_seconds + seconds,
         )
-
-
-def shared_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    for index, (ours, theirs) in enumerate(zip(held, wanted, strict=False)):
-        if ours != theirs:
-            return index
-    return min(len(held), len(wanted))
