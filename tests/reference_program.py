@@ -45,6 +45,7 @@ class ProgramSource:
     tensors: Mapping[str, QuantizedTensor]
     context_length: int = 4096
     path: Path = field(default_factory=lambda: Path("program"))
+    weight_files: tuple[Path, ...] = ()
 
     @property
     def config(self) -> SimpleNamespace:

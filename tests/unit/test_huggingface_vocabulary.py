@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sentencepiece_files import sentencepiece_bytes
 from tiny_tokenizers import LLAMA3, byte_level, named, sentencepiece_like, splitting, unigram, write_folder
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
 from lilliput.errors import TokenizerError
@@ -305,7 +305,7 @@ def test_a_kind_of_model_that_is_not_known_says_what_still_works(tmp_path: Path)
     (tmp_path / "tokenizer.json").write_text(
         json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}})
     )
-    with pytest.raises(TokenizerError, match="model type 'WordLevel' cannot be rebuilt here.*still works"):
+    with pytest.raises(TokenizerError, match=r"model type 'WordLevel' cannot be rebuilt here.*still works"):
         load_vocabulary(tmp_path)
 
 
