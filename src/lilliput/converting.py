@@ -16,14 +16,14 @@ from pathlib import Path
 
 import lilliput
 from lilliput.architectures.architecture import Json
-from lilliput.architectures.huggingface_config import huggingface_fields
-from lilliput.checkpoints.model_source import ModelSource, Provenance
+from lilliput.architectures.rope_scaling import ROPE_FACTORS_TENSOR
+from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, FOLDERS, container_for
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.publish import check_target, publish
+from lilliput.containers.rebuilt_folder import FolderFiles, folder_files
 from lilliput.containers.runtimes import reading_warnings
-from lilliput.containers.side_files import PREFIX as SIDE_FILE
-from lilliput.errors import ContainerError, TokenizerError, UnsupportedModelError
+from lilliput.errors import ContainerError, TokenizerError
 from lilliput.evaluation.model_logits import EvaluationOptions
 from lilliput.formats import get_format
 from lilliput.pipeline.repack import Move, Moved, TensorMove, Wanted, moved_tensors, plan_moves
@@ -31,17 +31,8 @@ from lilliput.recipes.ledger import Ledger, entry_for, ledger_path
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.records import QuantizedTensor, Statistics, TensorHeader
 from lilliput.runtime.processors import default_threads
-from lilliput.text.tokenizer_files import tokenizer_files
 from lilliput.workflows import Guidance, PathLike, Progress, evaluate, opened
 
-# transformers' class of each model type that `huggingface_fields` writes.
-CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-}
 # Long enough for a KL with an interval, short enough for a minute on a small model.
 KL_TOKENS = 16_384
 
@@ -147,8 +138,13 @@ def convert(
         moves = plan_moves(source, container, wanted)
         _check_quantized(source, moves)
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-")))
-        provenance, notes = _provenance(source, container, options, work, stack)
-        contents, more = _contents(source, moves, provenance)
+        files = FolderFiles(source.provenance, source.config)
+        if container in FOLDERS:
+            files = folder_files(source, None if options.base is None else str(options.base), work)
+        if files.config.rope.factors is None:
+            # All ones, which say nothing; a folder has no place for them.
+            moves = tuple(plan for plan in moves if plan.row.name != ROPE_FACTORS_TENSOR)
+        contents, more = _contents(source, moves, files)
         more += reading_warnings(container.name, (plan.row.format for plan in moves))
         parts = container.layout(contents, target.name, options.split)
         check_target(target, parts, overwrite=options.force)
@@ -162,7 +158,7 @@ def convert(
         )  # fmt: skip
         moved = tuple(_described(item) for item in done)
         result = ConvertResult(
-            published.paths, published.nbytes, container.name, moved, ledger_path(target), (*notes, *more)
+            published.paths, published.nbytes, container.name, moved, ledger_path(target), (*files.notes, *more)
         )
         _write_ledger(source, done, result, published.digests)
     return result if options.text is None else replace(result, mean_kl=_mean_kl(model, target, options))
@@ -194,65 +190,7 @@ def _check_quantized(source: ModelSource, moves: tuple[TensorMove, ...]) -> None
         )
 
 
-def _provenance(
-    source: ModelSource, container: Container, options: ConvertOptions, work: Path, stack: ExitStack
-) -> tuple[Provenance, list[str]]:
-    """What travels with the weights: of the source, for a folder with the files that it needs."""
-    provenance = source.provenance
-    if container not in FOLDERS:
-        return provenance, []
-    if options.base is not None:
-        base = stack.enter_context(opened(options.base)).provenance
-        if not base.huggingface_config:
-            raise ContainerError(f"--base {options.base}: not a Hugging Face folder or id")
-        return replace(
-            provenance, huggingface_config=base.huggingface_config, side_files=base.side_files,
-            general={**base.general, **provenance.general},
-        ), []  # fmt: skip
-    if provenance.huggingface_config:
-        return provenance, []
-    return _rebuilt(source, work)
-
-
-def _rebuilt(source: ModelSource, work: Path) -> tuple[Provenance, list[str]]:
-    """config.json, tokenizer and embedded texts of a model that came without a folder; files are put into `work`.
-
-    Raises ContainerError where no config.json can say what the model is.
-    """
-    try:
-        config = huggingface_fields(source.config)
-    except UnsupportedModelError as failure:
-        raise ContainerError(f"{failure}; give its folder or id with --base") from failure
-    if "rope_freqs.weight" in source.headers and source.config.rope_llama3 is None:
-        raise ContainerError(
-            f"{source.path.name}: its rope scaling is stored as a tensor, which config.json cannot say; give the "
-            "original's folder or id with --base"
-        )
-    if source.config.rope_layers is not None:
-        rotated = set(source.config.rope_layers)
-        config["no_rope_layers"] = [int(layer in rotated) for layer in range(source.config.layers)]
-    model_type = str(config["model_type"])
-    config["architectures"] = [CLASSES[model_type]]
-    config["dtype"] = "float32"
-    notes = ["config.json was rebuilt from the file's own metadata; --base FOLDER_OR_ID takes the original's files"]
-    files: dict[str, str] = {}
-    try:
-        vocabulary = source.vocabulary()
-        files = tokenizer_files(vocabulary)
-        config |= {"bos_token_id": vocabulary.bos_token_id, "eos_token_id": vocabulary.eos_token_id}
-    except TokenizerError as failure:
-        notes.append(f"the folder gets no tokenizer files: {failure}; give --base FOLDER_OR_ID")
-    for key, value in source.provenance.extra.items():
-        name = key.removeprefix(SIDE_FILE)
-        if name != key and isinstance(value, str) and Path(name).name == name:
-            files[name] = value
-    for name, text in files.items():
-        (work / name).write_text(text, encoding="utf-8")
-    side_files = tuple(work / name for name in files)
-    return replace(source.provenance, huggingface_config=config, side_files=side_files), notes
-
-
-def _contents(source: ModelSource, moves: tuple[TensorMove, ...], provenance: Provenance) -> tuple[Contents, list[str]]:
+def _contents(source: ModelSource, moves: tuple[TensorMove, ...], files: FolderFiles) -> tuple[Contents, list[str]]:
     notes = []
     vocabulary = None
     try:
@@ -267,7 +205,7 @@ def _contents(source: ModelSource, moves: tuple[TensorMove, ...], provenance: Pr
     }
     preset = next((plan.row.format.name.upper() for plan in moves if plan.row.format.name not in PLAIN_FLOATS), "F32")
     contents = Contents(
-        source.architecture, source.config, vocabulary, provenance, headers, preset=preset, metadata=metadata
+        source.architecture, files.config, vocabulary, files.provenance, headers, preset=preset, metadata=metadata
     )
     return contents, notes
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,31 @@ def test_codes_chosen_anew_use_the_statistics_that_are_given(tiny: Path, tmp_pat
     assert {tensor.move for tensor in plain.tensors} == {tensor.move for tensor in guided.tensors}
     first, second = (open_model(tmp_path / name).tensor(NAME) for name in ("plain.gptq", "guided.gptq"))
     assert not np.array_equal(first.planes["codes"], second.planes["codes"])
+
+
+@pytest.mark.parametrize("factor", [8.0, 5.0])
+def test_rope_scaling_that_a_gguf_holds_as_numbers_is_recovered_or_refused(
+    factor: float, tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "Scaled"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_scaling"] = {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    (folder / "config.json").write_text(
+        json.dumps({**config, "rope_theta": 500000.0, "max_position_embeddings": 16384})
+    )
+    start = made(folder, "q4_0", tmp_path / "start.gguf")
+    assert "rope_freqs.weight" in open_model(start).headers
+    if factor == 5.0:
+        with pytest.raises(ContainerError, match="no known llama3 scaling gives; give the original's folder"):
+            convert(start, tmp_path / "a.gptq")
+        # With the original's config.json it is known.
+        convert(start, tmp_path / "a.gptq", ConvertOptions(base=folder))
+    else:
+        convert(start, tmp_path / "a.gptq")
+        written = json.loads((tmp_path / "a.gptq" / "config.json").read_text())
+        assert written["rope_parameters"]["factor"] == 8.0
+    assert_same_values(start, tmp_path / "a.gptq")

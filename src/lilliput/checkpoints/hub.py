@@ -75,6 +75,12 @@ def download(repository: str, revision: str | None = None) -> Path:
     return folder
 
 
+def download_description(repository: str, revision: str | None = None) -> Path:
+    """The folder of a hub model with all but its weights. Raises CheckpointError with one line."""
+    with _one_line(repository, revision):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=NEEDED, ignore_patterns=NOT_NEEDED))
+
+
 def download_file(repository: str, chosen: str, revision: str | None = None) -> Path:
     """One file of a hub model: by its name, or a GGUF by its quantization; the first part of a split, all fetched.
 
