@@ -314,3 +314,28 @@ def test_an_unknown_layout_names_the_field(
     configured(target, **changes)
     with pytest.raises(LilliputError, match=says):
         open_model(target)
+
+
+@pytest.mark.parametrize(
+    ("container", "kind", "file_name", "renamed"),
+    [
+        (Gptq(), "int4_g32", "quantize_config.json", "gptq_model-4bit-32g.safetensors"),
+        (Awq(), "int4_g32_asym", "quant_config.json", "model.safetensors"),
+    ],
+)
+def test_folders_of_2023_are_described_by_a_file_of_their_own(
+    container: CheckpointFolder, kind: str, file_name: str, renamed: str, tmp_path: Path
+) -> None:
+    target = made(container, tmp_path, kind)
+    before = open_model(target).tensor(NAME)
+    config = json.loads((target / "config.json").read_text())
+    described = config.pop("quantization_config")
+    del described["quant_method"]
+    if file_name == "quant_config.json":
+        described |= {"w_bit": described.pop("bits"), "q_group_size": described.pop("group_size"), "version": "GEMM"}
+    (target / "config.json").write_text(json.dumps(config))
+    (target / file_name).write_text(json.dumps(described))
+    (target / "model.safetensors").rename(target / renamed)
+    found = open_model(target).tensor(NAME)
+    assert found.format.name == kind
+    assert all(np.array_equal(found.planes[name], before.planes[name]) for name in before.planes)

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from lilliput.checkpoints.shards import INDEX, SINGLE, read_json
+from lilliput.checkpoints.shards import INDEX, OLD_GPTQ, SINGLE, read_json
 from lilliput.errors import CheckpointError
 
 # Config, tokenizer, card and licence: what a model needs beside its weights, none of the other frameworks' copies.
@@ -100,7 +100,7 @@ def download_file(repository: str, chosen: str, revision: str | None = None) -> 
 def _weight_files(folder: Path) -> list[str]:
     """The shards that the index names, or the one file there is without."""
     if not (folder / INDEX).is_file():
-        return [SINGLE]
+        return [SINGLE, OLD_GPTQ]
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{INDEX}: no 'weight_map' from tensors to files")

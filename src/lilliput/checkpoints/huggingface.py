@@ -32,7 +32,7 @@ from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.mapped_file import planes_of_bytes
 from lilliput.checkpoints.model_card import read_provenance
 from lilliput.checkpoints.packed_weight import PackedWeight
-from lilliput.checkpoints.packed_weights import check_quantization, packed_weights
+from lilliput.checkpoints.packed_weights import check_quantization, described_quantization, packed_weights
 from lilliput.checkpoints.safetensors_reader import StoredTensor
 from lilliput.checkpoints.scaled_weights import (
     FP8,
@@ -74,8 +74,9 @@ class HuggingFaceModel:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json here; this is not a Hugging Face model folder")
         described = read_json(folder / "config.json")
-        check_quantization(described.get("quantization_config"))
-        self._block = block_shape(described.get("quantization_config"))
+        quantization = described_quantization(folder, described)
+        check_quantization(quantization)
+        self._block = block_shape(quantization)
         config: Mapping[str, Json] = described  # type: ignore[assignment]
         self.architecture = architecture_for_huggingface(config)
         beside = {**described_modules(folder), **described_answers(folder)}
@@ -88,7 +89,7 @@ class HuggingFaceModel:
         self._copies: set[str] = set()
         try:
             # Weights of a quantized checkpoint, by the name that they have in a float one.
-            self._packed: Mapping[str, PackedWeight] = packed_weights(described.get("quantization_config"), self._files)
+            self._packed: Mapping[str, PackedWeight] = packed_weights(quantization, self._files)
             table = checked_table(self.architecture, self.config, folder, len(self._files), CheckpointError)
             if self.config.tied and self._has_own_output():
                 self.config = replace(self.config, tied=False)

@@ -4,13 +4,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from lilliput.checkpoints import awq, bitsandbytes, compressed_tensors, eight_bit_floats, four_bit_floats, gptq
 from lilliput.checkpoints.packed_weight import Files, PackedWeight
+from lilliput.checkpoints.shards import read_json
 from lilliput.errors import CheckpointError
 
 # Methods beside compressed-tensors, which has kinds of its own.
 METHODS = (gptq.METHOD, awq.METHOD, bitsandbytes.METHOD, four_bit_floats.METHOD, eight_bit_floats.METHOD)
+
+
+# What config.json said of it came in a file of its own before 2024; its method, where the file names none.
+OLD_FILES = {"quantize_config.json": gptq.METHOD, "quant_config.json": awq.METHOD}
+
+
+def described_quantization(folder: Path, config: Mapping[str, object]) -> object:
+    """quantization_config of config.json, or what an older file beside it says; None for plain floats.
+
+    Raises CheckpointError for an older file that is no JSON object.
+    """
+    found = config.get("quantization_config")
+    if found is not None:
+        return found
+    for name, method in OLD_FILES.items():
+        if (folder / name).is_file():
+            return {"quant_method": method, **read_json(folder / name)}
+    return None
 
 
 def check_quantization(quantization: object) -> None:

@@ -13,6 +13,8 @@ from lilliput.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# AutoGPTQ's name of 2023, with bits and group size.
+OLD_GPTQ = "gptq_model*.safetensors"
 PICKLED_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 # A plain file name in the folder itself.
 _SHARD_NAME = re.compile(r"[\w+-][\w.+-]*\.safetensors")
@@ -30,6 +32,10 @@ def open_shards(folder: Path) -> Mapping[str, SafetensorsFile]:
         return _open_indexed(folder)
     if (folder / SINGLE).is_file():
         file = SafetensorsFile(folder / SINGLE)
+        return dict.fromkeys(file.tensors, file)
+    own = sorted(folder.glob(OLD_GPTQ))
+    if len(own) == 1:
+        file = SafetensorsFile(own[0])
         return dict.fromkeys(file.tensors, file)
     raise CheckpointError(_why_no_weights(folder))
 
