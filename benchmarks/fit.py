@@ -3,11 +3,12 @@
 
     python benchmarks/fit.py --text CALIBRATION --test TEXT --work DIR [--model gulliver] [--presets Q4_K_M,Q3_K_M,Q2_K]
                              [--method feedback] [--searches none,evolution,agent] [--evaluations 60] [--tokens 30000]
-                             [--llama-cpp DIR]
+                             [--share 1.0] [--llama-cpp DIR]
 
-Each preset is quantized with the tokens that `fit` calibrates on; each search gets the preset's bytes as --size. KL is
-measured on the test text, which neither saw, with the paired interval of the ratio. One JSON line a preset and search,
-appended to benchmarks/results/fit.jsonl; the searches share one work folder, so that candidates are made once.
+Each preset is quantized with the tokens that `fit` calibrates on; each search gets the preset's bytes as --size, or
+with --share 0.85 that part of them. KL is measured on the test text, which neither saw, with the paired interval of the
+ratio. One JSON line a preset and search, appended to benchmarks/results/fit.jsonl; the searches share one work folder,
+so that candidates are made once.
 With llama.cpp's programs in DIR the same preset is also made by llama-quantize, with the imatrix of the same text.
 """
 
@@ -59,6 +60,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=30_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--llama-cpp", type=Path)
     return parser.parse_args()
 
@@ -86,8 +88,8 @@ def measured(arguments: argparse.Namespace, preset: str) -> list[dict[str, objec
     for search in arguments.searches.split(","):
         start = time.perf_counter()
         own = FitOptions(**{**{name: getattr(options, name) for name in options.__slots__}, "search": search})
-        goal = Goal(size=size)
-        fits[search] = fit(arguments.model, goal, folder / f"{search}.gguf", text=[arguments.text], options=own)
+        goal, share = Goal(size=int(arguments.share * size)), f"-{arguments.share:g}" if arguments.share != 1 else ""
+        fits[search] = fit(arguments.model, goal, folder / f"{search}{share}.gguf", text=[arguments.text], options=own)
         seconds[search] = time.perf_counter() - start
     peers = [peer(arguments, preset, folder)] if arguments.llama_cpp else []
     found = compared(arguments, [baseline, *(result.output for result in fits.values()), *peers])
@@ -97,7 +99,7 @@ def measured(arguments: argparse.Namespace, preset: str) -> list[dict[str, objec
         pair = ratio(found, file, base)
         lines.append(
             {
-                "model": arguments.model, "preset": preset, "method": arguments.method,
+                "model": Path(arguments.model).name, "preset": preset, "method": arguments.method,
                 "search": cast("SearchKind", search), "evaluations": arguments.evaluations,
                 "bytes": file.bytes, "preset_bytes": base.bytes,
                 "kld": file.divergence.mean_kld.value, "preset_kld": base.divergence.mean_kld.value,
