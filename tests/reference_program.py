@@ -17,6 +17,7 @@ from lilliput.architectures.program import (
     Attention,
     CrossAttention,
     Embed,
+    Experts,
     Glu,
     LayerNorm,
     Linear,
@@ -115,11 +116,29 @@ def run_program(
                 buffers[operation.out] = attend(operation, buffers[operation.q], *shared[operation.layer], values)
             case Share(k_name, v_name, layer):
                 shared[layer] = buffers[k_name], buffers[v_name]
+            case Experts():
+                buffers[operation.out] = mixture(operation, buffers, values)
             case SelectOutputRows(out, x):
                 buffers[out] = buffers[x][np.asarray(rows, dtype=int)]
             case _:
                 buffers[operation.out] = elementwise(operation, buffers, dtype)
     return buffers[source.program.output]
+
+
+def mixture(operation: Experts, buffers: Mapping[str, Numbers], values: Mapping[str, Numbers]) -> Numbers:
+    """Every expert on every token, the unused ones times zero."""
+    x, logits = buffers[operation.x], buffers[operation.router]
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    used = np.argsort(-logits, axis=1, kind="stable")[:, : operation.used]
+    share = np.zeros_like(p)
+    np.put_along_axis(share, used, np.take_along_axis(p, used, axis=1), axis=1)
+    if operation.normalizes:
+        share /= share.sum(axis=1, keepdims=True)
+    gate = np.einsum("th,efh->tef", x, values[operation.gate])
+    up = np.einsum("th,efh->tef", x, values[operation.up])
+    inner = ACTIVATIONS[operation.activation](gate) * up
+    return np.einsum("tef,ehf,te->th", inner, values[operation.down], share)
 
 
 def elementwise(operation: Operation, buffers: Mapping[str, Numbers], dtype: type[np.floating]) -> Numbers:

@@ -238,6 +238,19 @@ void bind_program(nb::module_& module) {
           },
           nb::kw_only(), "out"_a, "gate"_a, "up"_a, "activation"_a)
       .def(
+          "experts",
+          [](BoundProgram& self, std::tuple<int, int, int> buffers,
+             std::tuple<int, int, int> weights, const std::string& activation, std::int64_t used,
+             bool normalizes) {
+            const auto [out, x, router] = buffers;
+            const auto [gate, up, down] = weights;
+            self.program->add(engine::Experts{out, x, router, gate, up, down,
+                                              by_name(kActivations, activation, "activation"), used,
+                                              normalizes});
+          },
+          nb::kw_only(), "buffers"_a, "weights"_a, "activation"_a, "used"_a, "normalizes"_a,
+          "buffers: out, x, router.  weights: gate, up, down, stacks of [experts * out, in].")
+      .def(
           "activate",
           [](BoundProgram& self, int out, int x, const std::string& activation) {
             self.program->add(

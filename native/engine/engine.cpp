@@ -85,6 +85,23 @@ void Engine::measure_scratch() {
       partial_floats = std::max(partial_floats, tiling.partial_floats(options_.batch));
     }
   }
+  std::size_t expert_floats = 0;
+  for (const Step& step : program_->steps()) {
+    const auto* experts = std::get_if<Experts>(&step.operation);
+    if (experts == nullptr) continue;
+    std::int64_t ffn = 0;
+    std::int64_t hidden = 0;
+    for (const WeightIndex index : {experts->gate, experts->up, experts->down}) {
+      const std::int64_t columns = program_->weights()[static_cast<std::size_t>(index)].columns;
+      const kernels::MatmulKernel& kernel = *matmul_kernels_[static_cast<std::size_t>(index)];
+      thread_scratch_bytes_ =
+          std::max(thread_scratch_bytes_, kernel.scratch_bytes(columns, options_.batch));
+      (index == experts->down ? ffn : hidden) = columns;
+    }
+    const std::int64_t floats = options_.batch * experts->used * (hidden + 2 * ffn);
+    expert_floats = std::max(expert_floats, static_cast<std::size_t>(floats));
+  }
+  expert_values_ = Memory(expert_floats * sizeof(float));
   thread_scratch_bytes_ = aligned(thread_scratch_bytes_, kPage);
   prepared_ = Memory(prepared_bytes);
   attention_partials_ = Memory(partial_floats * sizeof(float));

@@ -67,6 +67,7 @@ class Engine {
   struct Pass;
   struct LinearPlan;
   struct AttentionRun;
+  struct ExpertsRun;
 
   std::int64_t table_row(const Pass& pass, const Embed& operation, std::int64_t row) const;
   template <typename Body>
@@ -83,6 +84,7 @@ class Engine {
   const float* bias_at_distance_0(BiasIndex bias, std::int64_t head) const;
   float* buffer(const Pass& pass, BufferIndex index) const;
   std::uint8_t* thread_scratch(int thread) const;
+  std::uint8_t* expert_inputs(std::size_t bytes);
 
   LinearPlan plan_linears(const LinearGroup& group, std::int64_t tokens, bool shares) const;
 
@@ -93,6 +95,7 @@ class Engine {
   void run(Pass& pass, const Rope& operation);
   void run(Pass& pass, const Attention& operation);
   void run(Pass& pass, const Glu& operation);
+  void run(Pass& pass, const Experts& operation);
   void run(Pass& pass, const Activate& operation);
   void run(Pass& pass, const Scale& operation);
   void run(Pass& pass, const Softcap& operation);
@@ -114,6 +117,8 @@ class Engine {
   Memory thread_scratch_;
   Memory prepared_;            // inputs of a linear group as the kernels want them
   Memory attention_partials_;  // of key ranges, before they are joined
+  Memory expert_values_;       // inputs or outputs of experts, gates, ups
+  Memory expert_inputs_;       // inputs of experts as the kernels want them
 };
 
 }  // namespace lilliput::engine

@@ -231,6 +231,39 @@ void Program::add(const Glu& operation) {
   append(operation, rows_of(operation.up), operation.out);
 }
 
+void Program::add(const Experts& operation) {
+  const std::int64_t experts = width(operation.router);
+  const kernels::Weight& gate = at(weights_, operation.gate, "weight");
+  const kernels::Weight& up = at(weights_, operation.up, "weight");
+  const kernels::Weight& down = at(weights_, operation.down, "weight");
+  const auto name = [&](WeightIndex index) {
+    return weight_names_[static_cast<std::size_t>(index)];
+  };
+  if (operation.used < 1 || operation.used > experts) {
+    refuse("experts: " + std::to_string(operation.used) + " of " + std::to_string(experts) +
+           " cannot be used");
+  }
+  check_width((name(operation.gate) + " input").c_str(), operation.x, gate.columns);
+  check_width((name(operation.up) + " input").c_str(), operation.x, up.columns);
+  check_width("experts", operation.out, width(operation.x));
+  if (gate.rows != experts * down.columns || up.rows != gate.rows) {
+    refuse(name(operation.gate) + ": " + std::to_string(gate.rows) + " rows, must be " +
+           std::to_string(experts) + " times the " + std::to_string(down.columns) + " columns of " +
+           name(operation.down));
+  }
+  if (down.rows != experts * width(operation.out)) {
+    refuse(name(operation.down) + ": " + std::to_string(down.rows) + " rows, must be " +
+           std::to_string(experts * width(operation.out)));
+  }
+  if (rows_of(operation.x) != rows_of(operation.router)) {
+    refuse("experts: inputs hold different rows");
+  }
+  if (operation.out == operation.x || operation.out == operation.router) {
+    refuse("experts: output buffer is one of its inputs");
+  }
+  append(operation, rows_of(operation.x), operation.out);
+}
+
 void Program::add(const Activate& operation) {
   append_elementwise("activate", operation, operation.out, operation.x);
 }

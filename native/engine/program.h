@@ -103,6 +103,19 @@ struct Glu {
   kernels::Activation activation;
 };
 
+// Stacks of matrices, one an expert; the router's buffer has a logit for each.
+struct Experts {
+  BufferIndex out;
+  BufferIndex x;
+  BufferIndex router;
+  WeightIndex gate;
+  WeightIndex up;
+  WeightIndex down;
+  kernels::Activation activation;
+  std::int64_t used;
+  bool normalizes;
+};
+
 struct Activate {
   BufferIndex out;
   BufferIndex x;
@@ -133,7 +146,7 @@ struct SelectOutputRows {
 };
 
 using Operation = std::variant<Embed, RmsNorm, LayerNorm, LinearGroup, Rope, Attention, Glu,
-                               Activate, Scale, Softcap, Add, SelectOutputRows, Share>;
+                               Activate, Scale, Softcap, Add, SelectOutputRows, Share, Experts>;
 
 // An operation runs on all tokens, or on the rows whose logits were asked for.
 struct Step {
@@ -181,6 +194,7 @@ class Program {
   void add(const Rope& operation);
   void add(const Attention& operation);
   void add(const Glu& operation);
+  void add(const Experts& operation);
   void add(const Activate& operation);
   void add(const Scale& operation);
   void add(const Softcap& operation);

@@ -34,6 +34,7 @@ class Role(StrEnum):
     FFN_GATE = "ffn_gate"
     FFN_UP = "ffn_up"
     FFN_DOWN = "ffn_down"
+    ROUTER = "router"
     NORM = "norm"
     BIAS = "bias"
     ROPE = "rope"

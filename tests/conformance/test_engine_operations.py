@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,6 +16,7 @@ from lilliput.architectures.program import (
     Add,
     Attention,
     Embed,
+    Experts,
     Glu,
     KvState,
     LayerNorm,
@@ -300,6 +302,60 @@ def test_scale_and_softcap_work_in_place(instruction_set):
     expected = run_program(source, tokens, range(12))
     # The tangent errs by a few roundings of 1, times the limit.
     assert np.abs(run_engine(source, tokens, instruction_set) - expected).max() <= 2.0 * (8 * UNIT + 3e-7)
+
+
+EXPERTS = {
+    "two of four": Experts("y", "x", "r", "wg", "wu", "wd", "silu", 2, normalizes=True),
+    "all of four": Experts("y", "x", "r", "wg", "wu", "wd", "gelu_tanh", 4, normalizes=False),
+    "one of four": Experts("y", "x", "r", "wg", "wu", "wd", "relu", 1, normalizes=False),
+}
+
+
+def experts_source(experts: Experts, format_name: str) -> ProgramSource:
+    rng = np.random.default_rng(8)
+    shapes = {"wg": (4, 48, 64), "wu": (4, 48, 64), "wd": (4, 64, 48 if format_name == "f32" else 64)}
+    if format_name != "f32":
+        shapes |= {"wg": (4, 64, 64), "wu": (4, 64, 64)}
+    weights = [
+        encoded_tensor(name, (rng.standard_normal(shape) / 8).astype(np.float32), format_name)
+        for name, shape in shapes.items()
+    ]
+    # Expert 3 is chosen by few tokens, and by none of the first ones.
+    router = table("router", 4, spread=2.0).dequantize() - np.array([0, 0, 0, 5], dtype=np.float32)
+    return single(
+        [Embed("x", "tx"), Embed("r", "router"), experts],
+        {"x": 64, "r": 4, "y": 64}, [table("tx", 64), float_tensor("router", router), *weights], "y",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("format_name", ["f32", "q8_0"])
+@pytest.mark.parametrize("count", [1, 5, 90])
+def test_experts_are_within_the_bound_of_their_dot_products(instruction_set, name, format_name, count):
+    source = experts_source(EXPERTS[name], format_name)
+    tokens = tokens_of(count)
+    expected = run_program(source, tokens, range(count))
+    # Two dot products of up to 64 terms, one after the other, whose terms exceed their sum by about 8.
+    bound = 2 * (64 + 16) * UNIT * 8 * np.abs(expected).max()
+    got = run_engine(source, tokens, instruction_set)
+    assert np.abs(got - expected).max() <= bound
+    if instruction_set == INSTRUCTION_SETS[-1]:
+        np.testing.assert_array_equal(run_engine(source, tokens, instruction_set, threads=1), got)
+
+
+def test_experts_whose_sizes_do_not_fit_are_refused():
+    source = experts_source(EXPERTS["two of four"], "f32")
+    for change, message in (
+        ({"used": 5}, "5 of 4 cannot be used"),
+        ({"down": "wg"}, "wg"),
+        ({"router": "x"}, "wg: 192 rows, must be 64 times the 48 columns of wd"),
+        ({"out": "x"}, "output buffer is one of its inputs"),
+    ):
+        operations = [*source.program.operations[:-2], replace(source.program.operations[-2], **change)]
+        program = replace(source.program, operations=tuple(operations))
+        with pytest.raises(RuntimeModelError, match=message):
+            lower(program, source.tensor)
 
 
 def test_learned_positions_count_on_from_the_cache():

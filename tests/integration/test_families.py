@@ -17,6 +17,7 @@ from reference_program import ProgramSource, float_tensor, run_program
 from lilliput.architectures import architecture_for_gguf, architecture_for_huggingface
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.program import Linear, RopeFrequencies
+from lilliput.architectures.program_blocks import named_tensors
 from lilliput.architectures.sources import Computed, arranged, chosen_source
 from lilliput.records import QuantizedTensor
 from lilliput.runtime.session import EngineOptions, Session
@@ -65,6 +66,9 @@ OPT: dict[str, Json] = {"ffn_dim": 96, "init_std": 0.08}
 PHI3: dict[str, Json] = {"pad_token_id": None, "original_max_position_embeddings": 256}
 GEMMA3: dict[str, Json] = {
     "head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2, "rope_theta": 1e6, "rope_local_base_freq": 100.0,
+}  # fmt: skip
+MIXTURE: dict[str, Json] = {
+    "head_dim": 16, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
 }  # fmt: skip
 GEMMA_FREE: dict[str, object] = {"attention_softcap": None, "output_softcap": None}
 CASES = [
@@ -165,6 +169,10 @@ CASES = [
         },
         {"sliding_window": None},
     ),
+    Case("mixtral", "mixtral", MIXTURE, {"used_experts": 1}),
+    Case("mixtral-window", "mixtral", {**MIXTURE, "sliding_window": 8}, {"sliding_window": None}),
+    Case("qwen3moe", "qwen3_moe", {**MIXTURE, "norm_topk_prob": True}, {"normalizes_experts": False}),
+    Case("qwen3moe-shares", "qwen3_moe", {**MIXTURE, "attention_bias": True}, {"normalizes_experts": True}),
     Case("gemma3-bias", "gemma3_text", {**GEMMA3, "attention_bias": True, "tie_word_embeddings": False}, NO_BIAS),
 ]
 
@@ -271,8 +279,7 @@ def test_every_tensor_that_the_program_names_is_in_the_table(case: Case) -> None
     config = architecture.config_from_huggingface(source)
     shapes = {entry.name: entry.shape for entry in architecture.tensor_table(config) if entry.tied_to is None}
     program = architecture.program(config)
-    named = {getattr(operation, "weight", None) for operation in program.operations}
-    named |= {getattr(operation, "bias", None) for operation in program.operations}
+    named = {*named_tensors(program.operations), None}
     named.add(config.rope.factors if config.rope is not None else None)
     assert named - {None} == set(shapes)
     for operation in program.operations:

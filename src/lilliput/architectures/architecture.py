@@ -81,6 +81,8 @@ class ModelConfig:
     tied: the output head shares the token embedding's tensor.
     attention_bias, output_bias, ffn_bias: biases on q/k/v, on the attention output, on the linears of the ffn.
     head_bias: on the output head.  embedding_size: of the token embedding, None where it is hidden_size.
+    experts, used_experts: of each ffn, and of each token; 0 where the ffn is one.  normalizes_experts: the shares of a
+    token's experts sum to 1.
     attention_scale: factor on scores, None for 1 / sqrt(head_dim).  *_softcap: c tanh(x / c), or None.
     """
 
@@ -104,6 +106,9 @@ class ModelConfig:
     residual: Residual = "sequential"
     embedding_size: int | None = None
     has_output_norm: bool = True
+    experts: int = 0
+    used_experts: int = 0
+    normalizes_experts: bool = True
     attention_scale: float | None = None
     # Scores of layer n are divided by n + 1 as well (GPT-2's scale_attn_by_inverse_layer_idx).
     divides_scores_by_layer: bool = False

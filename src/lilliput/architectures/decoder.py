@@ -7,7 +7,7 @@ A family's file says what its config.json means where it differs; `layout` and `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lilliput.architectures.architecture import NO_ROPE, Json, ModelConfig
 from lilliput.architectures.config_fields import ConfigFields
@@ -144,6 +144,16 @@ def renamed(config: Mapping[str, Json], names: Mapping[str, str]) -> dict[str, J
     return {name: value for name, value in config.items() if name not in names} | own
 
 
+def with_experts(
+    config: ModelConfig, fields: ConfigFields, counts: tuple[str, ...], used: int, *, normalizes: bool
+) -> ModelConfig:
+    """The same with experts.  counts: the field of their number, under any of its names.  used: where none is said."""
+    name = next((name for name in counts if fields.has(name)), counts[0])
+    experts = fields.integer(name)
+    found = _used_experts(fields, "num_experts_per_tok", experts, used)
+    return replace(config, experts=experts, used_experts=found, normalizes_experts=normalizes)
+
+
 def without_rope_factors(config: ModelConfig) -> ModelConfig:
     """The same, for families whose GGUF holds no `rope_freqs.weight`: UnsupportedModelError for llama3 scaling."""
     if config.rope.factors is not None:
@@ -173,8 +183,10 @@ def read_gguf(
     shapes: canonical name -> [out, in] of every tensor in the file.
     """
     fields = ConfigFields(metadata, "GGUF metadata", f"{family}.")
-    if fields.has("expert_count") and fields.value("expert_count") != 0:
-        raise fields.error("expert_count", f"is {fields.value('expert_count')}", "0 (no experts) for this family")
+    experts = fields.integer("expert_count") if fields.value("expert_count") else 0
+    if bool(experts) != (layout.experts is not None):
+        allowed = "1 or more" if layout.experts is not None else "0 (no experts) for this family"
+        raise fields.error("expert_count", f"is {experts}", allowed)
     hidden_size = fields.integer("embedding_length")
     heads = fields.integer("attention.head_count")
     context_length = fields.integer("context_length")
@@ -199,7 +211,7 @@ def read_gguf(
         heads=heads,
         kv_heads=fields.integer("attention.head_count_kv", heads),
         head_dim=head_dim,
-        ffn_size=fields.integer("feed_forward_length"),
+        ffn_size=fields.integer("expert_feed_forward_length", fields.integer("feed_forward_length")),
         norm_epsilon=fields.number(_EPSILON_KEYS[layout.norm]),
         rope=rope,
         tied=OUTPUT not in shapes,
@@ -208,6 +220,9 @@ def read_gguf(
         ffn_bias="blk.0.ffn_down.bias" in shapes,
         head_bias="output.bias" in shapes,
         activation=_gguf_activation(fields, layout),
+        experts=experts,
+        used_experts=_used_experts(fields, "expert_used_count", experts),
+        normalizes_experts=fields.boolean("expert_weights_norm", default=True),
         attention_scale=_optional(fields, "attention.scale"),
         attention_softcap=_optional(fields, "attn_logit_softcapping"),
         output_softcap=_optional(fields, "final_logit_softcapping"),
@@ -241,6 +256,11 @@ def gguf_metadata(config: ModelConfig, layout: Layout) -> dict[str, Json]:
     ):
         if value is not None:
             metadata[prefix + name] = value
+    if config.experts:
+        metadata[prefix + "expert_count"] = config.experts
+        metadata[prefix + "expert_used_count"] = config.used_experts
+        metadata[prefix + "expert_feed_forward_length"] = config.ffn_size
+        metadata[prefix + "expert_weights_norm"] = config.normalizes_experts
     if config.activation != layout.activations[0]:
         metadata[prefix + "feed_forward_activation"] = config.activation
     if config.sliding_window is not None:
@@ -312,3 +332,12 @@ def _gguf_activation(fields: ConfigFields, layout: Layout) -> Activation:
 def _optional(fields: ConfigFields, name: str) -> float | None:
     # Zero means none to llama.cpp too.
     return fields.number(name) if fields.value(name) else None
+
+
+def _used_experts(fields: ConfigFields, name: str, experts: int, default: int | None = None) -> int:
+    if not experts:
+        return 0
+    used = fields.integer(name, default)
+    if used > experts:
+        raise fields.error(name, f"is {used}", f"up to the {experts} experts")
+    return used

@@ -13,6 +13,7 @@ from lilliput.architectures.program import (
     Add,
     Attention,
     Embed,
+    Experts,
     Glu,
     KvState,
     LayerNorm,
@@ -153,6 +154,9 @@ class _Builder:
 
     def _ffn(self, layer: int, x: str) -> None:
         config, layout, ffn = self.config, self.layout, self.config.ffn_size
+        if layout.experts is not None:
+            self._experts(layer, x)
+            return
         if layout.fuses_gate:
             self._linear("gate", x, layer, "ffn_up", rows=(0, ffn))
             self._linear("up", x, layer, "ffn_up", rows=(ffn, 2 * ffn))
@@ -165,6 +169,23 @@ class _Builder:
         else:
             self._emit(Activate("activated", "up", config.activation), ffn)
         self._linear("ffn_output", "activated", layer, "ffn_down", width=config.hidden_size)
+
+    def _experts(self, layer: int, x: str) -> None:
+        config, block = self.config, f"blk.{layer}"
+        self._emit(Linear("router", x, f"{block}.ffn_gate_inp.weight"), config.experts)
+        gate, up, down = (f"{block}.ffn_{part}_exps.weight" for part in ("gate", "up", "down"))
+        mixture = Experts(
+            out="ffn_output",
+            x=x,
+            router="router",
+            gate=gate,
+            up=up,
+            down=down,
+            activation=config.activation,
+            used=config.used_experts,
+            normalizes=config.normalizes_experts,
+        )
+        self._emit(mixture, config.hidden_size)
 
     def _linear(
         self, out: str, x: str, layer: int, part: str, *, width: int = 0, rows: tuple[int, int] | None = None

@@ -20,8 +20,10 @@ from lilliput.architectures.sources import (
     InterleavedHeads,
     Named,
     PermutedHeads,
+    Rows,
     Shifted,
     Source,
+    Stacked,
     Transposed,
 )
 from lilliput.records import Role
@@ -44,6 +46,20 @@ _ROLES: Mapping[str, Role] = {
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """What checkpoints call the parts of a mixture of experts, within a block.
+
+    router: module, whatever version wrote it.  gate, up, down: module of one expert, with {} for its number.
+    transformers 5 joins them in memory, and may save them so: `experts.gate_up_proj` and `experts.down_proj` of mlp.
+    """
+
+    router: tuple[str, ...]
+    gate: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Facts of a decoder family.
 
@@ -53,6 +69,7 @@ class Layout:
     post_attention_norm, ffn_norm, ffn_gate, ffn_up, ffn_down, post_ffw_norm -> module within the block.
     head_names: modules that an output head of its own may be; the first that a checkpoint has.
     optional_prefix: what checkpoints saved without a head leave out of every name.
+    experts: names of what takes the place of ffn_gate, ffn_up and ffn_down, which `parts` then lacks.
     norm: root mean square, or mean and variance with weight and bias.  rope: None where positions are learned.
     position_offset: row of the first position.  norm_shift: what the checkpoint's norms leave out (1 in Gemma).
     is_transposed: linears lie as [in, out].  interleaves_heads: rows of attn_qkv lie head by head.
@@ -65,6 +82,7 @@ class Layout:
     parts: Mapping[str, str]
     head_names: tuple[str, ...] = ("lm_head",)
     optional_prefix: str = ""
+    experts: ExpertNames | None = None
     norm: Literal["rms", "layer"] = "rms"
     rope: RopeStyle | None = None
     position_offset: int = 0
@@ -96,6 +114,9 @@ STANDARD_PARTS: Mapping[str, str] = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+WITHOUT_FFN: Mapping[str, str] = {
+    part: name for part, name in STANDARD_PARTS.items() if part not in ("ffn_gate", "ffn_up", "ffn_down")
 }
 ADJACENT = Layout(STANDARD_OUTER, "model.layers.{}", STANDARD_PARTS, rope="adjacent")
 HALVES = Layout(STANDARD_OUTER, "model.layers.{}", STANDARD_PARTS, rope="halves")
@@ -153,6 +174,8 @@ class _Table:
         for layer in range(config.layers):
             for part in self.layout.parts:
                 yield from self._part(layer, part)
+            if self.layout.experts is not None:
+                yield from self._experts(layer, self.layout.experts)
         if config.has_output_norm:
             yield from self._norm("output_norm", outer["output_norm"], config.hidden_size)
         if table_width != config.hidden_size:
@@ -199,6 +222,26 @@ class _Table:
             source = self._linear_source(part, f"{theirs}.bias")
             source = Named(source.name) if isinstance(source, Transposed) else source
             yield TensorEntry(f"{name}.bias", source, (self.widths[part],), Role.BIAS)
+
+    def _experts(self, layer: int, names: ExpertNames) -> Iterator[TensorEntry]:
+        config, ours, theirs = self.config, f"blk.{layer}", self.layout.block.format(layer)
+        experts, hidden, ffn = config.experts, config.hidden_size, config.ffn_size
+        router = FirstOf(tuple(Named(f"{theirs}.{name}.weight") for name in names.router))
+        yield TensorEntry(f"{ours}.ffn_gate_inp.weight", router, (experts, hidden), Role.ROUTER)
+        gate_up, down = f"{theirs}.mlp.experts.gate_up_proj", f"{theirs}.mlp.experts.down_proj"
+        for part, name, joined, rows, columns in (
+            ("ffn_gate", names.gate, Rows(gate_up, 0, ffn, 2 * ffn), ffn, hidden),
+            ("ffn_up", names.up, Rows(gate_up, ffn, 2 * ffn, 2 * ffn), ffn, hidden),
+            ("ffn_down", names.down, Named(down), hidden, ffn),
+        ):
+            apart = Stacked(tuple(f"{theirs}.{name.format(expert)}.weight" for expert in range(experts)))
+            yield TensorEntry(
+                f"{ours}.{part}_exps.weight",
+                FirstOf((apart, joined)),
+                (experts, rows, columns),
+                _ROLES[part],
+                input_group=f"{ours}.{'ffn_down_exps' if part == 'ffn_down' else 'ffn_exps'}_input",
+            )
 
     def _norm(self, name: str, theirs: str, width: int) -> Iterator[TensorEntry]:
         shift = self.layout.norm_shift

@@ -178,6 +178,26 @@ class Glu:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """out = sum over the `used` experts e of each token of p_e * down_e (activation(gate_e x) * up_e x).
+
+    router: buffer with one logit an expert; the largest are used, the lower expert of equal ones.
+    p: softmax over all logits; normalizes: divided by its sum over the used ones.
+    gate, up, down: weights [experts, out, in].
+    """
+
+    out: str
+    x: str
+    router: str
+    gate: str
+    up: str
+    down: str
+    activation: Activation
+    used: int
+    normalizes: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Activate:
     """out = activation(x)."""
 
@@ -231,6 +251,7 @@ Operation = (
     | CrossAttention
     | Share
     | Glu
+    | Experts
     | Activate
     | Scale
     | Softcap

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from lilliput.architectures.program import Linear, Operation, Program
+from lilliput.architectures.program import Experts, Linear, Operation, Program
 from lilliput.errors import UnsupportedModelError
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -67,6 +67,15 @@ def program_blocks(program: Program) -> ProgramBlocks:
         for operations, reads, gives in zip(middle, names, names[1:], strict=False)
     )
     return ProgramBlocks(tuple(first), names[0], blocks, Stretch(tuple(last), names[-2], names[-1]), tuple(head))
+
+
+def named_tensors(operations: Iterable[Operation]) -> tuple[str, ...]:
+    """Weights and biases, each once, in the order of their first use."""
+    names: dict[str, None] = {}
+    for operation in operations:
+        parts = ("gate", "up", "down") if isinstance(operation, Experts) else ("weight", "bias")
+        names |= dict.fromkeys(name for part in parts if (name := getattr(operation, part, None)) is not None)
+    return tuple(names)
 
 
 def _sole_input(operations: Sequence[Operation], program: Program) -> str:

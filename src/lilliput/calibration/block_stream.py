@@ -210,7 +210,10 @@ class BlockStream:
         def linear(run: LinearRun, x: torch.Tensor) -> torch.Tensor:
             return functional.linear(x, tensors[run.weight], None if run.bias is None else tensors[run.bias])
 
-        run = torch_program.ProgramRun(tensors.__getitem__, linear, self._rotations(tokens.shape[1]))
+        def expert(name: str, number: int, x: torch.Tensor) -> torch.Tensor:
+            return functional.linear(x, tensors[name][number])
+
+        run = torch_program.ProgramRun(tensors.__getitem__, linear, expert, self._rotations(tokens.shape[1]))
         buffers = {self._cut.stream: self._embedded(tokens, tensors.__getitem__)}
         after = (operation for part in (*self._cut.blocks, self._cut.last) for operation in part.operations)
         for step in torch_program.joined([*after, *self._cut.head]):
@@ -244,7 +247,10 @@ class BlockStream:
         def linear(run: LinearRun, x: torch.Tensor) -> torch.Tensor:
             return functional.linear(x, value(run.weight), None if run.bias is None else value(run.bias))
 
-        run = torch_program.ProgramRun(value, linear, {})
+        def expert(name: str, number: int, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError(name)
+
+        run = torch_program.ProgramRun(value, linear, expert, {})
         buffers: dict[str, torch.Tensor] = {}
         for step in torch_program.joined(self._cut.first):
             if isinstance(step, Embed):

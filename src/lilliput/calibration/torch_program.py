@@ -22,6 +22,7 @@ from lilliput.architectures.program import (
     Attention,
     CrossAttention,
     Embed,
+    Experts,
     Glu,
     LayerNorm,
     Linear,
@@ -35,6 +36,7 @@ from lilliput.architectures.program import (
     Share,
     Softcap,
 )
+from lilliput.architectures.program_blocks import named_tensors
 from lilliput.architectures.relative_bias import distance_buckets
 from lilliput.architectures.rope_frequencies import inverse_frequencies
 from lilliput.arrays import FloatArray
@@ -60,7 +62,10 @@ class LinearRun:
 
 
 class WeightHolder(torch.nn.Module):
-    """One weight, and the bias beside it. Called with x it is a linear layer, so that hooks see inputs and outputs."""
+    """One weight, and the bias beside it. Called with x it is a linear layer, so that hooks see inputs and outputs.
+
+    A stack of matrices is called with the number of one as well, for each in turn.
+    """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
@@ -70,9 +75,9 @@ class WeightHolder(torch.nn.Module):
             empty = torch.empty(shapes[kind], device="meta") if kind in shapes else None
             self.register_parameter(kind, None if empty is None else torch.nn.Parameter(empty))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X @ weight.T + bias."""
-        return functional.linear(x, self.weight, self.bias)
+    def forward(self, x: torch.Tensor, expert: int | None = None) -> torch.Tensor:
+        """The product x @ weight.T + bias."""
+        return functional.linear(x, self.weight if expert is None else self.weight[expert], self.bias)
 
 
 class ProgramModule(torch.nn.Module):
@@ -103,7 +108,7 @@ class ProgramModule(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor, *, rotations: Rotations | None = None) -> torch.Tensor:
         """[batch, tokens, width] -> the same of the buffer that is alive at the end."""
-        run = ProgramRun(self._value, self._linear, rotations or {})
+        run = ProgramRun(self._value, self._linear, self._expert, rotations or {})
         buffers = {self._first: hidden}
         for step in self._steps:
             run.step(step, buffers)
@@ -121,6 +126,11 @@ class ProgramModule(torch.nn.Module):
     def _linear(self, run: LinearRun, x: torch.Tensor) -> torch.Tensor:
         holder, _ = self._holder(run.weight)
         output: torch.Tensor = holder(x)
+        return output
+
+    def _expert(self, name: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+        holder, _ = self._holder(name)
+        output: torch.Tensor = holder(x, expert)
         return output
 
 
@@ -147,12 +157,13 @@ def rotations(
 class ProgramRun:
     """How operations get at numbers.
 
-    value: a tensor by name.  linear: x times a weight, with the bias.
+    value: a tensor by name.  linear: x times a weight, with the bias.  expert: x times one matrix of a stack.
     shared: keys and values that an encoder's program leaves to its decoder's.
     """
 
     value: Callable[[str], torch.Tensor]
     linear: Callable[[LinearRun, torch.Tensor], torch.Tensor]
+    expert: Callable[[str, int, torch.Tensor], torch.Tensor]
     rotations: Rotations
     shared: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
@@ -178,12 +189,33 @@ class ProgramRun:
                 self.shared[layer] = buffers[k], buffers[v]
             case CrossAttention(out, q, layer):
                 buffers[out] = _attended_across(step, buffers[q], *self.shared[layer])
+            case Experts():
+                buffers[step.out] = self._mixture(step, buffers[step.x], buffers[step.router])
             case SelectOutputRows(out, x):
                 buffers[out] = buffers[x]
             case Embed() | Linear():
                 raise CalibrationError(f"calibration has no operation for {type(step).__name__}")
             case _:
                 buffers[step.out] = _elementwise(step, buffers)
+
+    def _mixture(self, operation: Experts, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Each expert on the tokens that chose it, in the order of the experts."""
+        rows = x.reshape(-1, x.shape[-1]).float()
+        shares = logits.reshape(len(rows), -1).float().softmax(-1)
+        # Sorted stably, so that the lower expert of equal ones comes first.
+        chosen = torch.sort(shares, dim=-1, descending=True, stable=True)[1][:, : operation.used]
+        share = shares.gather(-1, chosen)
+        if operation.normalizes:
+            share = share / share.sum(-1, keepdim=True)
+        total = torch.zeros_like(rows)
+        for expert in range(shares.shape[-1]):
+            tokens, rank = torch.where(chosen == expert)
+            inputs = rows[tokens]
+            gate = self.expert(operation.gate, expert, inputs)
+            inner = _ACTIVATIONS[operation.activation](gate) * self.expert(operation.up, expert, inputs)
+            output = self.expert(operation.down, expert, inner)
+            total = total.index_add(0, tokens, output.to(total.dtype) * share[tokens, rank, None])
+        return total.reshape(x.shape)
 
 
 def embedded(operation: Embed, table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -215,12 +247,6 @@ def joined(operations: Sequence[Operation]) -> Iterable[Operation | LinearRun]:
             yield from run()
         pending.append(operation)
     yield from run()
-
-
-def named_tensors(operations: Iterable[Operation]) -> tuple[str, ...]:
-    """Weights and biases, each once, in the order of their first use."""
-    names = (getattr(operation, part, None) for operation in operations for part in ("weight", "bias"))
-    return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, groups: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ VECTOR_ROLES = (
     Role.POSITION_EMBEDDING,
     Role.SEGMENT_EMBEDDING,
     Role.RELATIVE_BIAS,
+    Role.ROUTER,
 )
 # Format -> what llama.cpp takes when a row does not divide into its blocks of 256; F16 when even that does not divide.
 FALLBACKS = {

@@ -17,6 +17,7 @@ from lilliput.architectures.program import (
     Attention,
     CrossAttention,
     Embed,
+    Experts,
     Glu,
     LayerNorm,
     Linear,
@@ -149,6 +150,8 @@ class _Lowering:
         match operation:
             case Glu(out, gate, up, activation):
                 self.native.glu(out=buffers[out], gate=buffers[gate], up=buffers[up], activation=activation)
+            case Experts():
+                self._experts(operation)
             case Activate(out, x, activation):
                 self.native.activate(out=buffers[out], x=buffers[x], activation=activation)
             case Scale(out, x, factor):
@@ -161,6 +164,17 @@ class _Lowering:
                 self.native.select_output_rows(out=buffers[out], x=buffers[x])
             case _:
                 raise RuntimeModelError(f"the native engine has no operation for {type(operation).__name__}")
+
+    def _experts(self, operation: Experts) -> None:
+        out, x, router = (self.buffers[name] for name in (operation.out, operation.x, operation.router))
+        gate, up, down = (self._weight(name) for name in (operation.gate, operation.up, operation.down))
+        self.native.experts(
+            buffers=(out, x, router),
+            weights=(gate, up, down),
+            activation=operation.activation,
+            used=operation.used,
+            normalizes=operation.normalizes,
+        )
 
     def _attention(self, operation: Attention) -> None:
         names = (operation.out, operation.q, operation.k, operation.v)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from lilliput import _native
-from lilliput.architectures.program import Program
+from lilliput.architectures.program import Experts, Program
 from lilliput.arrays import FloatArray, IntArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RuntimeModelError
@@ -174,6 +174,11 @@ def checked_context(wanted: int | None, model_context: int) -> int:
 def batch_size(program: Program) -> int:
     """Tokens of one pass: as many as keep the buffers within BATCH_MEMORY."""
     widths = sum(width for name, width in program.buffers.items() if name != program.output)
+    # Each expert of a token has an input or output, a gate and an up of its own, about as wide as the stream.
+    for operation in program.operations:
+        if isinstance(operation, Experts):
+            widths += operation.used * 3 * program.buffers[operation.x]
+            break
     # The widest input once more, as the kernels want it prepared.
     bytes_per_token = 4 * (widths + max(program.buffers.values()))
     fitting = BATCH_MEMORY // bytes_per_token
