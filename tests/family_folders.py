@@ -27,6 +27,11 @@ FAMILIES: dict[str, dict[str, Json]] = {
         "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8,
         "sliding_window_pattern": 2, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
     },
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_key_value_heads": 2, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True,
+        "moe_intermediate_size": 96,
+    },
 }  # fmt: skip
 SENTENCEPIECE = ("phi3", "gemma2", "gemma3_text")
 

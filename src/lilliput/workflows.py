@@ -20,6 +20,7 @@ from lilliput.architectures.architecture import Json
 from lilliput.arrays import IntArray
 from lilliput.calibration.block_stream import Precision
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
+from lilliput.calibration.expert_inputs import knows_inputs
 from lilliput.calibration.input_ranges import input_ranges
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, container_for, open_model
@@ -705,7 +706,7 @@ def _statistics_notes(source: ModelSource, plan: Plan, statistics: Statistics | 
         for row in plan.rows
         if row.method not in ("copy", "round_to_nearest")
         and row.role is not Role.TOKEN_EMBEDDING
-        and row.name not in statistics.inputs
+        and not knows_inputs(statistics, row.name)
     ]
     if without:
         notes.append(f"{len(without)} tensors have no statistics and were done without (first: {without[0]})")

@@ -7,9 +7,10 @@ meta device, which holds shapes and no numbers. torch is imported on first use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from lilliput.architectures.architecture import TensorEntry
 from lilliput.architectures.program import Embed
 from lilliput.architectures.program_blocks import Stretch, program_blocks
 from lilliput.arrays import FloatArray, IntArray
+from lilliput.calibration.expert_inputs import of_expert
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.records import QuantizedTensor, Role
@@ -29,6 +31,15 @@ if TYPE_CHECKING:
 Sums = TypeVar("Sums")
 # What products inside a block are computed in. bfloat16 takes less than half the time where the processor has it.
 Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched(Generic[Sums]):
+    """Linears that share an input, and the sums of it.  expert: of stacks, whose inputs these are; None for all."""
+
+    entries: tuple[TensorEntry, ...]
+    sums: Sums
+    expert: int | None = None
 
 
 def require_torch() -> None:
@@ -139,18 +150,28 @@ class BlockStream:
         layer: int,
         sums_of: Callable[[str], Sums],
         see: Callable[[Sums, torch.Tensor], None],
-    ) -> Iterator[list[tuple[tuple[TensorEntry, ...], Sums]]]:
+        *,
+        by_expert: bool = False,
+    ) -> Iterator[list[Watched[Sums]]]:
         """Inside the `with`, `see(sums, inputs)` for what enters each group of linears that share an input.
 
         sums_of: makes the sums of a group, given the name of its first tensor.  inputs: [tokens, width].
+        by_expert: each expert of a stack has sums of its own, in order; otherwise its experts are seen as one.
         """
-        groups: list[tuple[tuple[TensorEntry, ...], Sums]] = []
+        groups: list[Watched[Sums]] = []
         handles = []
         for module_name, entries in self.linears(layer).items():
-            sums = sums_of(entries[0].name)
-            groups.append((entries, sums))
+            experts = entries[0].shape[0] if len(entries[0].shape) > 2 else None
             module = block.get_submodule(module_name)
-            handles.append(module.register_forward_pre_hook(_seeing(sums, see)))
+            if experts is not None and by_expert:
+                each = [sums_of(of_expert(entries[0].name, expert)) for expert in range(experts)]
+                groups.extend(Watched(entries, sums, expert) for expert, sums in enumerate(each))
+                handles.append(module.register_forward_pre_hook(_seeing_each(each, see)))
+                continue
+            sums = sums_of(entries[0].name)
+            groups.append(Watched(entries, sums))
+            hook = _seeing(sums, see) if experts is None else _seeing_all(sums, see, experts)
+            handles.append(module.register_forward_pre_hook(hook))
         try:
             yield groups
         finally:
@@ -278,6 +299,28 @@ class BlockStream:
 def _seeing(sums: Sums, see: Callable[[Sums, torch.Tensor], None]) -> Callable[..., None]:
     def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         see(sums, arguments[0].float())
+
+    return hook
+
+
+def _seeing_each(sums: Sequence[Sums], see: Callable[[Sums, torch.Tensor], None]) -> Callable[..., None]:
+    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, int]) -> None:
+        see(sums[arguments[1]], arguments[0].float())
+
+    return hook
+
+
+def _seeing_all(sums: Sums, see: Callable[[Sums, torch.Tensor], None], experts: int) -> Callable[..., None]:
+    """Experts are called one after the other; the last one shows what all of them were given."""
+    parts: list[torch.Tensor] = []
+
+    def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, int]) -> None:
+        import torch
+
+        parts.append(arguments[0].float())
+        if arguments[1] == experts - 1:
+            see(sums, torch.cat(parts))
+            parts.clear()
 
     return hook
 

@@ -20,6 +20,7 @@ from lilliput.arrays import FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.data import calibration_chunks
+from lilliput.calibration.expert_inputs import of_expert
 from lilliput.calibration.input_sums import InputSums
 from lilliput.calibration.mapped_file import mapped_floats
 from lilliput.calibration.pair_inputs import answered, pair_inputs
@@ -91,15 +92,24 @@ def collect(
         hidden = stack.enter_context(_hidden_states(stream, chunks, options.memory_limit))
         arguments = stream.block_arguments(chunks.shape[1])
         for layer in range(stream.layers):
-            with stream.block(layer) as block, stream.watching(block, layer, InputSums, _see) as sums:
+            with (
+                stream.block(layer) as block,
+                stream.watching(block, layer, InputSums, _see, by_expert=True) as groups,
+            ):
                 for index in range(len(chunks)):
                     hidden[index] = stream.forward(block, layer, index, hidden[index], arguments[layer])
                     done += 1
                     if progress is not None:
                         progress(done, steps)
-            for entries, watched in sums:
-                statistics = watched.statistics()
-                inputs.update({entry.name: statistics for entry in entries})
+            for group in groups:
+                if group.expert is not None and not group.sums.tokens:
+                    # No token was routed to it.
+                    continue
+                statistics = group.sums.statistics()
+                names = (entry.name for entry in group.entries)
+                inputs |= dict.fromkeys(
+                    names if group.expert is None else (of_expert(n, group.expert) for n in names), statistics
+                )
         head = InputSums("output.weight")
         with stream.final_norm() as norm:
             for index in range(len(chunks)):
@@ -122,7 +132,8 @@ def collect_pairs(
 
 
 def _see(sums: InputSums, inputs: torch.Tensor) -> None:
-    sums.add(inputs.cpu().numpy())
+    if inputs.numel():
+        sums.add(inputs.cpu().numpy())
 
 
 @contextmanager

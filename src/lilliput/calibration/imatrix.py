@@ -2,7 +2,8 @@
 """llama.cpp's importance matrix files, which llama-imatrix writes and llama-quantize reads.
 
 gguf     keys general.type = "imatrix", imatrix.datasets [str], imatrix.chunk_count u32, imatrix.chunk_size u32; per
-         tensor `<name>.in_sum2` f32 [1, in_features], sums of squared inputs, and `<name>.counts` f32 [1, 1], tokens.
+         tensor `<name>.in_sum2` f32 [experts, in_features], sums of squared inputs, and `<name>.counts` f32
+         [experts, 1], tokens; one row where there are no experts.
 dat      the older form: entries i32; per entry name length i32, name, calls i32, values i32, f32 values that are
          mean square * calls; then calls i32 and the dataset's name, optional. A call is one chunk.
 source   llama.cpp tools/imatrix/imatrix.cpp, common/imatrix-loader.cpp
@@ -12,12 +13,14 @@ Neither form has absolute maxima: `absmax` is NaN after reading.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from lilliput.architectures.architecture import Json
 from lilliput.arrays import DoubleArray, FloatArray
+from lilliput.calibration.expert_inputs import of_expert, split_name
 from lilliput.containers.gguf_reader import GgufFile
 from lilliput.containers.gguf_writer import write_float_arrays
 from lilliput.errors import CalibrationError
@@ -39,10 +42,10 @@ def is_imatrix(path: Path) -> bool:
 def write_imatrix(path: Path, statistics: Statistics) -> None:
     """Write imatrix.gguf."""
     arrays: dict[str, FloatArray] = {}
-    for name in sorted(statistics.inputs):
-        entry = statistics.inputs[name]
-        arrays[name + SUM] = entry.sum_of_squares.astype(np.float32).reshape(1, -1)
-        arrays[name + COUNT] = np.array([[entry.tokens]], dtype=np.float32)
+    for name in sorted({split_name(name)[0] for name in statistics.inputs}):
+        entries = _rows(statistics, name)
+        arrays[name + SUM] = np.stack([sums for _, sums in entries]).astype(np.float32)
+        arrays[name + COUNT] = np.array([[tokens] for tokens, _ in entries], dtype=np.float32)
     datasets: list[Json] = list(statistics.datasets)
     metadata: dict[str, Json] = {
         "general.type": "imatrix",
@@ -51,6 +54,23 @@ def write_imatrix(path: Path, statistics: Statistics) -> None:
         "imatrix.chunk_size": statistics.chunk_size,
     }
     write_float_arrays(path, metadata, arrays)
+
+
+def _rows(statistics: Statistics, name: str) -> list[tuple[int, DoubleArray]]:
+    """Tokens and sums of a tensor, or of each expert of a stack; zeros for experts that nothing reached."""
+    if name in statistics.inputs:
+        entry = statistics.inputs[name]
+        return [(entry.tokens, entry.sum_of_squares)]
+    found = {
+        expert: entry
+        for (stack, expert), entry in ((split_name(each), entry) for each, entry in statistics.inputs.items())
+        if stack == name and expert is not None
+    }
+    nothing = np.zeros_like(next(iter(found.values())).sum_of_squares)
+    return [
+        (found[expert].tokens, found[expert].sum_of_squares) if expert in found else (0, nothing)
+        for expert in range(max(found) + 1)
+    ]
 
 
 def read_imatrix(path: Path) -> Statistics:
@@ -67,7 +87,10 @@ def _read_gguf(path: Path) -> Statistics:
             found = file.metadata.get("general.architecture") or file.metadata.get("general.type")
             raise CalibrationError(f"{path.name}: is a GGUF file of '{found}', not an imatrix")
         inputs = {
-            name.removesuffix(SUM): _entry(file, name.removesuffix(SUM)) for name in file.tensors if name.endswith(SUM)
+            name: entry
+            for stored in file.tensors
+            if stored.endswith(SUM)
+            for name, entry in _entries(file, stored.removesuffix(SUM))
         }
         datasets = file.metadata.get("imatrix.datasets")
         return _statistics(
@@ -81,7 +104,8 @@ def _read_gguf(path: Path) -> Statistics:
         file.close()
 
 
-def _entry(file: GgufFile, name: str) -> InputStatistics:
+def _entries(file: GgufFile, name: str) -> Iterator[tuple[str, InputStatistics]]:
+    """The entry of a tensor, or one of each expert that tokens reached."""
     where = f"{file.path.name}: {name}"
     arrays: list[DoubleArray] = []
     for suffix in (SUM, COUNT):
@@ -90,9 +114,14 @@ def _entry(file: GgufFile, name: str) -> InputStatistics:
             raise CalibrationError(f"{where}{suffix} is missing or not F32")
         arrays.append(file.data(name + suffix).copy().view("<f4").astype(np.float64))
     sums, counts = arrays
-    if len(counts) != 1:
-        raise CalibrationError(f"{where}: has counts for {len(counts)} experts; experts are not supported yet")
-    return _checked(where, sums, counts[0])
+    if not len(counts) or len(sums) % len(counts):
+        raise CalibrationError(f"{where}: {len(sums)} sums do not divide among {len(counts)} counts")
+    if len(counts) == 1:
+        yield name, _checked(where, sums, counts[0])
+        return
+    for expert, (row, tokens) in enumerate(zip(sums.reshape(len(counts), -1), counts, strict=True)):
+        if tokens:
+            yield of_expert(name, expert), _checked(f"{where}, expert {expert}", row, tokens)
 
 
 def _read_legacy(path: Path) -> Statistics:

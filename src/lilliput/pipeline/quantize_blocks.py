@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 from lilliput.arrays import Array, FloatArray, IntArray
-from lilliput.calibration.block_stream import BlockStream, Precision
+from lilliput.calibration.block_stream import BlockStream, Precision, Watched
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.calibration.pair_inputs import answered
 from lilliput.checkpoints.model_source import ModelSource
@@ -23,7 +23,7 @@ from lilliput.methods.retarget import retargeting
 from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.learn_block import BlockText, LearnOptions, learn_block
 from lilliput.pipeline.quantize_pairs import quantize_pairs
-from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
+from lilliput.pipeline.quantize_tensors import Done, quantize_stack, quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes.ledger import LedgerEntry
 from lilliput.recipes.plan import Plan
@@ -163,7 +163,7 @@ class _Loop:
             def see(sums: HessianSums, inputs: torch.Tensor) -> None:
                 (sums.add_float if is_float[0] else sums.add)(inputs)
 
-            with self._stream.watching(block, layer, HessianSums, see) as groups:
+            with self._stream.watching(block, layer, HessianSums, see, by_expert=True) as groups:
                 for index in range(len(self._chunks)):
                     if self._follows_float:
                         is_float[0] = True
@@ -173,13 +173,7 @@ class _Loop:
                     after[0][index] = self._stream.forward(block, layer, index, before[0][index], arguments)
                     self._advance(1)
             while groups:
-                entries, sums = groups.pop(0)
-                inputs = _inputs(sums)
-                for row in (self._rows[entry.name] for entry in entries if entry.name in self._rows):
-                    done[row.name] = quantize_tensor(
-                        self._source.tensor(row.name), row, inputs, threads=self._options.threads
-                    )
-                    self._source.release(row.name)
+                done |= self._quantize_group(groups)
             text = BlockText(before[0], after[1] if self._follows_float else after[0], arguments)
             done |= self._learned(block, layer, done, text)
             # A stream of float inputs went on when it was watched.
@@ -189,6 +183,24 @@ class _Loop:
                 for index in range(len(self._chunks)):
                     after[0][index] = self._stream.forward(block, layer, index, before[0][index], arguments)
                     self._advance(1)
+        return done
+
+    def _quantize_group(self, groups: list[Watched[HessianSums]]) -> Done:
+        """The tensors of the first group, which is taken from the list; of a stack, with those of all its experts."""
+        entries = groups[0].entries
+        inputs: list[LayerInputs] = []
+        while groups and groups[0].entries is entries:
+            inputs.append(_inputs(groups.pop(0).sums))
+        done: dict[str, tuple[QuantizedTensor, LedgerEntry]] = {}
+        for row in (self._rows[entry.name] for entry in entries if entry.name in self._rows):
+            tensor, threads = self._source.tensor(row.name), self._options.threads
+            is_stack = len(row.shape) > 2
+            done[row.name] = (
+                quantize_stack(tensor, row, inputs, threads=threads)
+                if is_stack
+                else quantize_tensor(tensor, row, inputs[0], threads=threads)
+            )
+            self._source.release(row.name)
         return done
 
     def _learned(self, block: torch.nn.Module, layer: int, done: Done, text: BlockText) -> Done:

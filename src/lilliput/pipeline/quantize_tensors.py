@@ -8,13 +8,14 @@ and one ledger entry, in plan order; a row that cannot be done raises, it is nev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import lcm
 
 import numpy as np
 
 from lilliput.arrays import Array, DoubleArray, FloatArray
+from lilliput.calibration.expert_inputs import STARVED_BELOW, expert_inputs, starved_experts, with_prior
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError, FormatError
 from lilliput.formats import BlockFormat, NumberFormat, Planes
@@ -30,6 +31,8 @@ Done = Mapping[str, tuple[QuantizedTensor, LedgerEntry]]
 
 # 16 MB of float32 a slab: large enough to keep every thread busy, small beside any model's own tensors.
 SLAB_WEIGHTS = 1 << 22
+# Experts that a note names; it counts the others.
+NAMED = 6
 
 
 def quantized_tensors(
@@ -43,7 +46,11 @@ def quantized_tensors(
         if row.name in ready:
             yield ready[row.name]
             continue
-        yield quantize_tensor(source.tensor(row.name), row, _inputs_of(row, statistics), threads=threads)
+        tensor = source.tensor(row.name)
+        if len(row.shape) > 2 and statistics is not None:
+            yield quantize_stack(tensor, row, expert_inputs(statistics, row.name, row.shape[0]), threads=threads)
+        else:
+            yield quantize_tensor(tensor, row, _inputs_of(row, statistics), threads=threads)
         # Taken and written by now: its pages of the mapped checkpoint need not stay in memory.
         source.release(row.name)
 
@@ -107,6 +114,67 @@ def quantize_tensor(
         tokens=inputs.tokens,
     )
     return QuantizedTensor(row.name, row.shape, row.format, row.format.joined_rows(chosen.planes)), entry
+
+
+def quantize_stack(
+    tensor: QuantizedTensor, row: TensorPlan, inputs: Sequence[LayerInputs], *, threads: int
+) -> tuple[QuantizedTensor, LedgerEntry]:
+    """A tensor [experts, out, in] as `row` plans it.  inputs: what each expert saw.
+
+    Starved experts are fitted with a neutral prior, and the ledger names them. A format that shares a parameter over
+    the whole tensor is fitted to all experts at once.  Raises as quantize_tensor.
+    """
+    whole = row.format.row_step is None or tensor.format.row_step is None or tensor.format.name == row.format.name
+    if whole or not any(each.tokens for each in inputs):
+        return quantize_tensor(tensor, row, NO_INPUTS, threads=threads)
+    results = [
+        quantize_tensor(expert, replace(row, shape=expert.shape), each, threads=threads)
+        for expert, each in zip(_experts(tensor), with_prior(inputs), strict=True)
+    ]
+    planes = row.format.joined_rows([part.planes for part, _ in results])
+    entry = _joined([entry for _, entry in results], row, inputs)
+    return QuantizedTensor(row.name, row.shape, row.format, planes), entry
+
+
+def _experts(tensor: QuantizedTensor) -> Iterator[QuantizedTensor]:
+    """The matrices of a stack, one at a time."""
+    planes = tensor.planes
+    if isinstance(tensor.format, BlockFormat):
+        planes = {"blocks": planes["blocks"].reshape(tensor.rows, -1)}
+    rows = tensor.shape[-2]
+    for start in range(0, tensor.rows, rows):
+        part = tensor.format.row_range(planes, start, start + rows)
+        yield QuantizedTensor(tensor.name, tensor.shape[-2:], tensor.format, part)
+
+
+def _joined(entries: Sequence[LedgerEntry], row: TensorPlan, inputs: Sequence[LayerInputs]) -> LedgerEntry:
+    """What was done to a stack, from what was done to its experts: errors are means, tokens are added up."""
+    reason = row.reason
+    fallen = [expert for expert, entry in enumerate(entries) if entry.method != row.method]
+    if fallen:
+        reason += f"; {entries[fallen[0]].method} for {len(fallen)} of {len(entries)} experts"
+    if starved := starved_experts(inputs):
+        named = ", ".join(map(str, starved[:NAMED])) + (" …" if len(starved) > NAMED else "")
+        reason += (
+            f"; {len(starved)} of {len(entries)} experts saw fewer than {STARVED_BELOW} tokens ({named}): "
+            "fitted with the mean of all experts"
+        )
+    return replace(
+        entries[0],
+        name=row.name,
+        shape=row.shape,
+        method=row.method if len(fallen) < len(entries) else entries[0].method,
+        reason=reason,
+        bytes=row.nbytes,
+        relative_error=_mean([entry.relative_error for entry in entries]),
+        weighted_error=_mean([entry.weighted_error for entry in entries]),
+        tokens=sum(each.tokens for each in inputs),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if found else None
 
 
 def _methods_to_try(row: TensorPlan, inputs: LayerInputs) -> list[str]:

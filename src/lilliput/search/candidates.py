@@ -147,9 +147,9 @@ class _Maker:
                 hidden[index] = self._stream.forward(block, layer, index, torch.from_numpy(hidden[index]), arguments)
             watching.close()
             while groups:
-                entries, sums = groups.pop(0)
-                inputs = sums.layer_inputs()
-                self._make([entry.name for entry in entries], inputs, inputs)
+                group = groups.pop(0)
+                inputs = group.sums.layer_inputs()
+                self._make([entry.name for entry in group.entries], inputs, inputs)
 
     def _outside(self, names: Sequence[str], hidden: FloatArray) -> None:
         """Embedding and output head."""
