@@ -280,6 +280,10 @@ def _conditions(config: ModelConfig, statistics_present: bool) -> Iterator[Condi
     yield "with_statistics" if statistics_present else "without_statistics"
     if config.heads >= 4 * config.kv_heads:
         yield "gqa_at_least_4"
+    if config.experts >= 4:
+        yield "experts_at_least_4"
+    if config.experts == 8:
+        yield "eight_experts"
     if config.layers == 80 and (
         config.family == "qwen2" or (config.family == "llama" and config.heads != config.kv_heads)
     ):

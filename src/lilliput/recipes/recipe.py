@@ -44,7 +44,9 @@ from lilliput.transforms import parse_transform
 
 Method = str  # a name in METHODS; the fields and functions that take one check it
 # What a rule's `when` may ask of the model or the run. llama_70b: 80 layers of Llama or Qwen2 shape.
-Condition = Literal["with_statistics", "without_statistics", "gqa_at_least_4", "llama_70b"]
+Condition = Literal[
+    "with_statistics", "without_statistics", "gqa_at_least_4", "llama_70b", "experts_at_least_4", "eight_experts"
+]
 
 _NAMED_LAYERS = ("first", "last", "first_and_last")
 FRACTION = re.compile(r"(before|from) (\d+)(?:/([1-9]\d*))?")
