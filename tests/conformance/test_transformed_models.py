@@ -75,6 +75,8 @@ def refusal(model: RandomModel, words: Sequence[str]) -> str | None:
         return "operation LayerNorm reads the residual stream|Attention reads"
     if "residual_rotation" in words and "blk.0.post_attention_norm.weight" in names:
         return "operation RmsNorm writes to the residual stream"
+    if "residual_rotation" in words and "blk.0.ffn_gate_inp.weight" in names:
+        return "operation Linear reads the residual|Experts"
     if "value_rotation" in words and "blk.0.attn_qkv.weight" in names:
         return "values are not made by a linear layer of their own"
     return None

@@ -85,7 +85,7 @@ def test_what_has_no_equivalent_here_is_refused_by_name(changes: dict[str, Json]
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"llama.expert_count": 8}, "llama.expert_count is 8"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "llama.expert_used_count is 9"),
         ({"llama.context_length": None}, "llama.context_length is missing"),
         ({"llama.attention.value_length": 8}, "llama.attention.value_length is 8"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8"),

@@ -145,12 +145,15 @@ def renamed(config: Mapping[str, Json], names: Mapping[str, str]) -> dict[str, J
 
 
 def with_experts(
-    config: ModelConfig, fields: ConfigFields, counts: tuple[str, ...], used: int, *, normalizes: bool
+    config: ModelConfig, fields: ConfigFields, counts: tuple[str, ...], *, default: tuple[int, int], normalizes: bool
 ) -> ModelConfig:
-    """The same with experts.  counts: the field of their number, under any of its names.  used: where none is said."""
+    """The same with experts.
+
+    counts: names that the field of their number has.  default: experts, and used ones, where config.json is silent.
+    """
     name = next((name for name in counts if fields.has(name)), counts[0])
-    experts = fields.integer(name)
-    found = _used_experts(fields, "num_experts_per_tok", experts, used)
+    experts = fields.integer(name, default[0])
+    found = _used_experts(fields, "num_experts_per_tok", experts, default[1])
     return replace(config, experts=experts, used_experts=found, normalizes_experts=normalizes)
 
 

@@ -24,7 +24,8 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     """Read config.json."""
     plain = decoder.without(config, *_EXPERTS)
     model = decoder.read_huggingface(plain, family, llama.MIXTURE, _DEFAULTS, Biases())
-    return decoder.with_experts(model, ConfigFields(config, "config.json"), _EXPERTS, used=2, normalizes=True)
+    fields = ConfigFields(config, "config.json")
+    return decoder.with_experts(model, fields, _EXPERTS, default=(8, 2), normalizes=True)
 
 
 def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:

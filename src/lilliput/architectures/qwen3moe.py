@@ -47,7 +47,7 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     biases = Biases(attention=has_bias, output=has_bias)
     model = decoder.without_rope_factors(decoder.read_huggingface(plain, family, LAYOUT, _DEFAULTS, biases))
     normalizes = fields.boolean("norm_topk_prob", default=False)
-    model = decoder.with_experts(model, fields, _EXPERTS, used=8, normalizes=normalizes)
+    model = decoder.with_experts(model, fields, _EXPERTS, default=(128, 8), normalizes=normalizes)
     return read_windowed_layers(model, config)
 
 
