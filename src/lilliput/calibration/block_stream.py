@@ -234,7 +234,7 @@ class BlockStream:
         def expert(name: str, number: int, x: torch.Tensor) -> torch.Tensor:
             return functional.linear(x, tensors[name][number])
 
-        run = torch_program.ProgramRun(tensors.__getitem__, linear, expert, self._rotations(tokens.shape[1]))
+        run = torch_program.ProgramRun(tensors.__getitem__, linear, self._rotations(tokens.shape[1]), expert=expert)
         buffers = {self._cut.stream: self._embedded(tokens, tensors.__getitem__)}
         after = (operation for part in (*self._cut.blocks, self._cut.last) for operation in part.operations)
         for step in torch_program.joined([*after, *self._cut.head]):
@@ -268,10 +268,7 @@ class BlockStream:
         def linear(run: LinearRun, x: torch.Tensor) -> torch.Tensor:
             return functional.linear(x, value(run.weight), None if run.bias is None else value(run.bias))
 
-        def expert(name: str, number: int, x: torch.Tensor) -> torch.Tensor:
-            raise AssertionError(name)
-
-        run = torch_program.ProgramRun(value, linear, expert, {})
+        run = torch_program.ProgramRun(value, linear, {})
         buffers: dict[str, torch.Tensor] = {}
         for step in torch_program.joined(self._cut.first):
             if isinstance(step, Embed):

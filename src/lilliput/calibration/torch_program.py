@@ -108,7 +108,7 @@ class ProgramModule(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor, *, rotations: Rotations | None = None) -> torch.Tensor:
         """[batch, tokens, width] -> the same of the buffer that is alive at the end."""
-        run = ProgramRun(self._value, self._linear, self._expert, rotations or {})
+        run = ProgramRun(self._value, self._linear, rotations or {}, expert=self._expert)
         buffers = {self._first: hidden}
         for step in self._steps:
             run.step(step, buffers)
@@ -153,6 +153,10 @@ def rotations(
     return found
 
 
+def _no_experts(name: str, _expert: int, _x: torch.Tensor) -> torch.Tensor:
+    raise CalibrationError(f"{name}: calibration has no experts in this part of a model")
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramRun:
     """How operations get at numbers.
@@ -163,9 +167,9 @@ class ProgramRun:
 
     value: Callable[[str], torch.Tensor]
     linear: Callable[[LinearRun, torch.Tensor], torch.Tensor]
-    expert: Callable[[str, int, torch.Tensor], torch.Tensor]
     rotations: Rotations
     shared: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    expert: Callable[[str, int, torch.Tensor], torch.Tensor] = _no_experts
 
     def step(self, step: Operation | LinearRun, buffers: dict[str, torch.Tensor]) -> None:
         """Run one step on the buffers."""
