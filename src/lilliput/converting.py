@@ -19,6 +19,7 @@ from lilliput.architectures.architecture import Json
 from lilliput.architectures.rope_scaling import ROPE_FACTORS_TENSOR
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, FOLDERS, container_for
+from lilliput.containers.checkpoint_folder import CheckpointFolder
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.publish import check_target, publish
 from lilliput.containers.rebuilt_folder import FolderFiles, folder_files
@@ -153,7 +154,7 @@ def convert(
         done: list[Moved] = []
         statistics = _statistics(options.guidance)
         published = publish(
-            container, contents, _tensors(source, moves, statistics, done, options, progress), target,
+            container, contents, _tensors(source, moves, statistics, done, (container, options), progress), target,
             split=options.split, overwrite=options.force,
         )  # fmt: skip
         moved = tuple(_described(item) for item in done)
@@ -226,12 +227,20 @@ def _statistics(guidance: Guidance) -> Statistics | None:
 
 def _tensors(
     source: ModelSource, moves: tuple[TensorMove, ...], statistics: Statistics | None, done: list[Moved],
-    options: ConvertOptions, progress: Progress | None,
+    chosen: tuple[Container, ConvertOptions], progress: Progress | None,
 ) -> Iterator[QuantizedTensor]:  # fmt: skip
     """Tensors for the writer, what was measured of each put into `done` without its bytes."""
     total = sum(_weights(plan) for plan in moves)
     count = 0
-    for item in moved_tensors(source, moves, statistics, threads=options.threads or default_threads()):
+    container, options = chosen
+    table = {entry.name: entry.source for entry in source.architecture.tensor_table(replace(source.config, tied=False))}
+
+    def settle(tensor: QuantizedTensor) -> QuantizedTensor:
+        if isinstance(container, CheckpointFolder) and tensor.name in table:
+            return container.settled(tensor, table[tensor.name])
+        return tensor
+
+    for item in moved_tensors(source, moves, statistics, settle, threads=options.threads or default_threads()):
         yield item.tensor
         done.append(replace(item, tensor=replace(item.tensor, planes={})))
         count += _weights(item.plan)

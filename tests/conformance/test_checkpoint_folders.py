@@ -16,7 +16,7 @@ from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.model_source import Provenance
 from lilliput.containers import container_for, open_model
 from lilliput.containers.awq import Awq
-from lilliput.containers.bitsandbytes import BitsAndBytes
+from lilliput.containers.bitsandbytes import BitsAndBytes, BitsAndBytesDouble
 from lilliput.containers.checkpoint_folder import CheckpointFolder
 from lilliput.containers.compressed_tensors import EightBitInputs
 from lilliput.containers.container import Contents, Split
@@ -34,6 +34,7 @@ HELD = (
     *((Gptq(), name) for name in ("int4_g128_asym", "int2_g16_asym", "int3_g32_asym", "int8_channel_asym")),
     *((Awq(), name) for name in ("int4_g128_asym", "int4_g32_asym", "int4_g64_asym")),
     *((EightBitInputs(), name) for name in ("int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor")),
+    *((BitsAndBytesDouble(), name) for name in ("nf4", "nf4_g128")),
     *((BitsAndBytes(), name) for name in ("nf4", "nf4_g128", "int8_channel")),
 )
 
@@ -92,8 +93,9 @@ def test_what_is_written_is_read_back_bit_for_bit(container: CheckpointFolder, k
     target = made(container, tmp_path, kind)
     assert sum(part.size for part in parts) == sum(path.stat().st_size for path in target.iterdir())
     found = open_model(target)
+    sources = {entry.name: entry.source for entry in contents.architecture.tensor_table(contents.config)}
     for name, tensor in tensors.items():
-        expected = container.packing.settled(tensor)
+        expected = container.settled(tensor, sources[name])
         again = found.tensor(name)
         assert (again.shape, again.format.name) == (tensor.shape, tensor.format.name), name
         assert {plane: array.tobytes() for plane, array in again.planes.items()} == {

@@ -44,11 +44,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "m")
 
 
-@pytest.mark.parametrize("kind", ["nf4", "nf4_g128"])
-def test_four_bit_weights_are_ours_exactly(kind: str, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [("nf4", ".bitsandbytes"), ("nf4_g128", ".bitsandbytes"), ("nf4", ".bitsandbytes-double")],
+)
+def test_four_bit_weights_are_ours_exactly(kind: str, suffix: str, tiny: Path, tmp_path: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
-    made = tmp_path / "made.bitsandbytes"
+    made = tmp_path / f"made{suffix}"
     workflows.quantize(tiny, kind, made, options=workflows.QuantizeOptions(method="round_to_nearest"))
     model = theirs(made)
     weight = model.get_submodule(DOWN).weight
@@ -57,7 +60,7 @@ def test_four_bit_weights_are_ours_exactly(kind: str, tiny: Path, tmp_path: Path
     reference = logits(theirs(write_decoded(made, tmp_path / "decoded")))
     difference = float(np.abs(logits(model) - reference).max())
     to_float = float(np.abs(logits(theirs(tiny)) - reference).max())
-    print(f"{kind}: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
+    print(f"{kind}{suffix}: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
     # Their kernels for this processor multiply in bfloat16: 8 bits.
     assert difference < 0.2 * to_float
 

@@ -236,3 +236,18 @@ def test_rope_scaling_that_a_gguf_holds_as_numbers_is_recovered_or_refused(
         written = json.loads((tmp_path / "a.gptq" / "config.json").read_text())
         assert written["rope_parameters"]["factor"] == 8.0
     assert_same_values(start, tmp_path / "a.gptq")
+
+
+def test_scales_that_the_container_keeps_in_another_unit_are_reported(tiny: Path, tmp_path: Path) -> None:
+    start = made(tiny, "nf4", tmp_path / "start.safetensors")
+    exact = convert(start, tmp_path / "a.bitsandbytes", ConvertOptions(base=tiny))
+    assert exact.is_exact
+    nearly = convert(start, tmp_path / "b.bitsandbytes-double", ConvertOptions(base=tiny))
+    changed = [tensor for tensor in nearly.tensors if not tensor.is_exact]
+    assert {tensor.move for tensor in changed} == {Move.ROUNDED}
+    old, new = open_model(start), open_model(tmp_path / "b.bitsandbytes-double")
+    for tensor in changed:
+        before, after = old.tensor(tensor.name).dequantize(), new.tensor(tensor.name).dequantize()
+        assert tensor.max_error == pytest.approx(np.abs(after - before).max() / np.abs(before).max(), rel=1e-6)
+        # 8 bits with a decade of fine steps: scales move by a few parts of a thousand.
+        assert 0.0 < tensor.rms_error < 0.01

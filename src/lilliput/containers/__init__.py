@@ -11,7 +11,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import PICKLED_SUFFIXES
 from lilliput.containers import legacy_ggml
 from lilliput.containers.awq import Awq
-from lilliput.containers.bitsandbytes import BitsAndBytes
+from lilliput.containers.bitsandbytes import BitsAndBytes, BitsAndBytesDouble
 from lilliput.containers.compressed_tensors import CompressedTensors, EightBitInputs
 from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
@@ -35,6 +35,7 @@ FOLDERS: tuple[Container, ...] = (
     Gptq(),
     Awq(),
     BitsAndBytes(),
+    BitsAndBytesDouble(),
     OnnxStandard(),
     OnnxInteger(),
     OnnxTensorRt(),

@@ -9,13 +9,13 @@ becomes when divided by 127 moves to the nearest that one does, by one unit in t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lilliput.architectures.architecture import Json
-from lilliput.arrays import Array, FloatArray
+from lilliput.arrays import Array, ByteArray, FloatArray
 from lilliput.checkpoints.bitsandbytes import METHOD, STATE, STEPS, is_bitsandbytes, swapped_nibbles
 from lilliput.containers.checkpoint_folder import PLAIN, CheckpointFolder, Linear, Stored
 from lilliput.containers.gptq import check_one_format
@@ -24,6 +24,9 @@ from lilliput.formats.nf4 import NF4, nf4_levels
 from lilliput.records import QuantizedTensor, TensorHeader
 
 _BLOCKS = (64, 128, 256)
+NESTED_BLOCK = 256
+# Longer than any quant_state with its offset.
+_STATE_BYTES = 256
 
 
 class BitsAndBytesPacking:
@@ -111,6 +114,76 @@ class BitsAndBytesPacking:
         }
 
 
+class DoublePacking(BitsAndBytesPacking):
+    """NF4 whose scales are quantized once more, to 8 bits in blocks of 256 around their mean (QLoRA, section 3).
+
+    Codes stay those of the exact scales, as bitsandbytes itself has it.
+    """
+
+    name = f"{METHOD}-double"
+    suffix = ".bitsandbytes-double"
+    holds_text = "it holds NF4, NF4_G128 and NF4_G256, and F32, F16, BF16"
+
+    def recognises(self, quantization: object) -> bool:
+        """By its method and a field."""
+        return isinstance(quantization, Mapping) and bool(
+            is_bitsandbytes(quantization) and quantization.get("bnb_4bit_use_double_quant")
+        )
+
+    def holds(self, number_format: NumberFormat) -> bool:
+        """See `holds_text`."""
+        return isinstance(number_format, NF4) and super().holds(number_format)
+
+    def arrays(self, header: TensorHeader, *, has_wide_scales: bool) -> tuple[Stored, ...]:
+        """Codes, scales on two levels, and what describes them."""
+        codes, absmax, levels, _ = super().arrays(header, has_wide_scales=has_wide_scales)
+        blocks = absmax.shape[0]
+        outer = -(-blocks // NESTED_BLOCK)
+        return (
+            codes,
+            Stored(absmax.part, "U8", (blocks,), blocks),
+            levels,
+            Stored(".weight.nested_absmax", "F32", (outer,), outer * 4),
+            Stored(".weight.nested_quant_map", "F32", (256,), 1024),
+            Stored(f".weight{STATE}nf4", "U8", (_STATE_BYTES,), _STATE_BYTES),
+        )
+
+    def stored(self, tensor: TensorHeader, planes: Planes, *, has_wide_scales: bool) -> dict[str, Array]:
+        """See `checkpoints.bitsandbytes`."""
+        single = super().stored(tensor, planes, has_wide_scales=has_wide_scales)
+        nested = _nested(np.asarray(planes["scale"]).reshape(-1))
+        fields = json.loads(_state(tensor)) | {
+            "nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": float(nested.offset),
+        }  # fmt: skip
+        # Spaces make room for any offset; the size is known before its digits are.
+        text = json.dumps(fields).ljust(_STATE_BYTES).encode()
+        return single | {
+            ".weight.absmax": nested.codes,
+            ".weight.nested_absmax": nested.outer,
+            ".weight.nested_quant_map": dynamic_map(),
+            f".weight{STATE}nf4": np.frombuffer(text, dtype=np.uint8),
+        }
+
+    def settled(self, tensor: QuantizedTensor) -> QuantizedTensor:
+        """With the scales that the two levels give."""
+        if not isinstance(tensor.format, NF4):
+            return tensor
+        scale = np.asarray(tensor.planes["scale"])
+        values = _nested(scale.reshape(-1)).values()
+        return replace(tensor, planes={**tensor.planes, "scale": values.reshape(scale.shape)})
+
+    def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
+        """quantization_config as transformers writes it."""
+        return super().quantization(layers) | {"bnb_4bit_use_double_quant": True}
+
+
+class BitsAndBytesDouble(CheckpointFolder):
+    """The same with doubly quantized scales."""
+
+    def __init__(self) -> None:
+        super().__init__(DoublePacking())
+
+
 class BitsAndBytes(CheckpointFolder):
     """A folder for transformers with bitsandbytes."""
 
@@ -138,3 +211,43 @@ def _largest_magnitudes(scale: FloatArray) -> FloatArray:
         is_nearer = np.abs(other / STEPS - scale) < np.abs(result / STEPS - scale)
         result = np.where(is_nearer, other, result)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Nested:
+    """Scales on two levels: codes uint8 [n], outer float32 [n / 256] and an offset."""
+
+    codes: ByteArray
+    outer: FloatArray
+    offset: np.float32
+
+    def values(self) -> FloatArray:
+        """float32 [n], as the reader computes them."""
+        found: FloatArray = (
+            dynamic_map()[self.codes] * np.repeat(self.outer, NESTED_BLOCK)[: self.codes.size] + self.offset
+        )
+        return found
+
+
+def _nested(scale: FloatArray) -> _Nested:
+    """Scales around their mean, each block of 256 over its largest magnitude, at the nearest of the map's numbers."""
+    table = dynamic_map()
+    middle = (table[1:] + table[:-1]) * np.float32(0.5)
+    offset = np.float32(scale.mean(dtype=np.float64))
+    apart = np.pad(scale - offset, (0, -scale.size % NESTED_BLOCK)).reshape(-1, NESTED_BLOCK)
+    outer = np.abs(apart).max(axis=1).astype(np.float32)
+    codes = np.searchsorted(middle, apart / np.where(outer > 0, outer, np.float32(1))[:, None])
+    return _Nested(codes.astype(np.uint8).reshape(-1)[: scale.size], outer, offset)
+
+
+def dynamic_map() -> FloatArray:
+    """float32 [256], ascending: seven decades of both signs, each cut twice as fine as the one below, 0 and 1.
+
+    Source: Dettmers et al., 8-bit Optimizers via Block-wise Quantization (arXiv 2110.02861), dynamic tree quantization.
+    """
+    numbers = [0.0, 1.0]
+    for decade in range(7):
+        bounds = np.linspace(0.1, 1.0, (1 << decade) + 1)
+        middles = (bounds[1:] + bounds[:-1]) / 2 * 10.0 ** (decade - 6)
+        numbers += [*middles, *-middles]
+    return np.sort(np.array(numbers)).astype(np.float32)

@@ -23,6 +23,7 @@ from lilliput.architectures.sources import (
     Named,
     PermutedHeads,
     Shifted,
+    Source,
     StoredSource,
     Transposed,
     chosen_source,
@@ -91,7 +92,7 @@ class Packing(Protocol):
         """The arrays by part; rows of `planes` are in the checkpoint's order already."""
 
     def settled(self, tensor: QuantizedTensor) -> QuantizedTensor:
-        """The tensor as the method can store it: itself, but for parameters that have another unit there."""
+        """What the reader makes of the stored tensor: itself, but for parameters that have another unit there."""
 
     def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
         """quantization_config."""
@@ -125,6 +126,19 @@ class CheckpointFolder:
         """What the method holds, and plain floats."""
         return number_format.name in PLAIN or self.packing.holds(number_format)
 
+    def settled(self, tensor: QuantizedTensor, source: Source) -> QuantizedTensor:
+        """The tensor as the folder will give it back: with scales as the method stores them, in its order of rows.
+
+        source: how the tensor comes from a checkpoint.
+        """
+        chosen = chosen_source(source, ())
+        order = None if isinstance(chosen, Computed) or len(tensor.shape) < 2 else row_order(chosen, tensor.rows)
+        if order is None or tensor.format.name in PLAIN:
+            return self.packing.settled(tensor)
+        there = in_row_order(tensor.planes, np.argsort(order).astype(np.int32))
+        settled = self.packing.settled(replace(tensor, planes=there))
+        return replace(tensor, planes=in_row_order(settled.planes, order))
+
     def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
         """All files of the folder `file_name`: shards first, then what describes them.
 
@@ -155,14 +169,10 @@ class CheckpointFolder:
 
         def stored() -> Iterator[QuantizedTensor]:
             for tensor in tensors:
-                settled = self.packing.settled(tensor)
-                # Of what memory held, to be compared with what the reader makes of the folder.
-                digests[tensor.name] = tensor_digest(settled)
                 place = places.get(tensor.name)
-                if place is None:
-                    yield settled
-                else:
-                    yield replace(settled, planes=self._stored_planes(settled, place))
+                # Of what memory held, to be compared with what the reader makes of the folder.
+                digests[tensor.name] = tensor_digest(tensor if place is None else self.settled(tensor, place.source))
+                yield tensor if place is None else replace(tensor, planes=self._stored_planes(tensor, place))
 
         try:
             (folder / parts[0].file_name).parent.mkdir()

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from lilliput.architectures.architecture import Json
-from lilliput.arrays import Array
+from lilliput.arrays import Array, ByteArray
 from lilliput.checkpoints.compressed_tensors import (
     FLOAT,
     INTEGER,
@@ -96,6 +96,8 @@ class CompressedTensorsPacking:
         number_format = tensor.format
         if isinstance(number_format, FourBitFloat):
             codes, scales = codes_and_scales(number_format, planes, tensor.columns)
+            if number_format.name == "nvfp4":
+                scales = _magnitudes(scales)
             both = {".weight_packed": codes, ".weight_scale": scales}
             return both | ({".weight_global_scale": np.ones(1, "<f4")} if number_format.name == "nvfp4" else {})
         assert isinstance(number_format, ScopedNumber)
@@ -112,8 +114,7 @@ class CompressedTensorsPacking:
         if tensor.format.name != "nvfp4":
             return tensor
         encoded = tensor.format.unpack(tensor.planes, tensor.columns)
-        magnitude = np.asarray(encoded.parameters["scale_code"]) & np.uint8(0x7F)
-        scales = np.where(magnitude == 0x7F, np.uint8(0), magnitude)
+        scales = _magnitudes(np.asarray(encoded.parameters["scale_code"]))
         return replace(tensor, planes=tensor.format.pack(Encoded(encoded.codes, {"scale_code": scales})))
 
     def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
@@ -212,6 +213,12 @@ class CompressedTensors(CheckpointFolder):
 
     def __init__(self) -> None:
         super().__init__(CompressedTensorsPacking())
+
+
+def _magnitudes(scales: ByteArray) -> ByteArray:
+    """E4M3 scales without sign; NaN is 0."""
+    magnitude = scales & np.uint8(0x7F)
+    return np.where(magnitude == 0x7F, np.uint8(0), magnitude)
 
 
 def _four_bit_arrays(number_format: FourBitFloat, header: TensorHeader) -> tuple[Stored, ...]:

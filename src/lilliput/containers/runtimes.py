@@ -113,6 +113,9 @@ ROWS: tuple[Row, ...] = (
     Row("bitsandbytes", "NF4", r"nf4(?:_g\d+)?", (
         Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_four_bit_weights_are_ours_exactly"),
     )),
+    Row("bitsandbytes-double", "NF4, scales quantized twice", r"nf4(?:_g\d+)?", (
+        Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_four_bit_weights_are_ours_exactly"),
+    )),
     Row("bitsandbytes", "int8 a row", r"int8_channel", (
         Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_eight_bit_weights_are_ours_exactly",
              "it rounds inputs to int8 as well"),

@@ -8,8 +8,8 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -26,6 +26,7 @@ from lilliput.pipeline.quantize_tensors import quantize_tensor, slab_rows
 from lilliput.recipes.plan import PLAIN_FLOATS, VECTOR_ROLES
 from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, Role, Statistics, TensorHeader, TensorPlan
 
+Settle = Callable[[QuantizedTensor], QuantizedTensor]
 _REGIONS = ("g256", "g128", "g64", "g32", "g16", "channel", "tensor")
 # Exact floats of what a container cannot hold quantized.
 _DECODED = "f32"
@@ -67,7 +68,7 @@ class TensorMove:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """One tensor in its new format, and how far its values are from the original's.
+    """One tensor in its new format, and how far the values that its file gives back are from the original's.
 
     max_error: largest difference over the largest magnitude.  rms_error: root mean square over that of the values.
     """
@@ -97,12 +98,12 @@ def plan_moves(source: ModelSource, container: Container, wanted: Wanted) -> tup
 
 
 def moved_tensors(
-    source: ModelSource, moves: Iterable[TensorMove], statistics: Statistics | None, *, threads: int
+    source: ModelSource, moves: Iterable[TensorMove], statistics: Statistics | None, settle: Settle, *, threads: int
 ) -> Iterator[Moved]:
-    """Each tensor in its new format, compared with its original, in order."""
+    """Each tensor in its new format, compared with its original, in order. settle: as the container stores it."""
     for plan in moves:
         name = plan.row.name
-        yield _moved(source.tensor(name), plan, statistics, threads)
+        yield _moved(source.tensor(name), plan, statistics, settle, threads)
         source.release(name)
 
 
@@ -213,6 +214,7 @@ _DEFAULTS = {
     "gptq": "int4_g128",
     "awq": "int4_g128_asym",
     "bitsandbytes": "nf4",
+    "bitsandbytes-double": "nf4",
 }
 
 
@@ -251,7 +253,9 @@ def _candidates(container: Container) -> list[NumberFormat]:
     return sorted(held.values(), key=lambda item: item.bits_per_weight)
 
 
-def _moved(tensor: QuantizedTensor, plan: TensorMove, statistics: Statistics | None, threads: int) -> Moved:
+def _moved(
+    tensor: QuantizedTensor, plan: TensorMove, statistics: Statistics | None, settle: Settle, threads: int
+) -> Moved:
     if plan.move is Move.REQUANTIZED:
         made, _ = quantize_tensor(tensor, plan.row, _inputs(plan.row, statistics), threads=threads)
     elif plan.move is Move.KEPT:
@@ -259,7 +263,11 @@ def _moved(tensor: QuantizedTensor, plan: TensorMove, statistics: Statistics | N
     else:
         parts = [_moved_rows(tensor, plan, part) for part in _cuts(tensor, plan.row.format)]
         made = QuantizedTensor(tensor.name, tensor.shape, plan.row.format, plan.row.format.joined_rows(parts))
-    return Moved(made, plan, *_errors(tensor, made, threads))
+    errors = _errors(tensor, settle(made), threads)
+    if errors[0] > 0.0 and plan.move in (Move.KEPT, Move.REPACKED):
+        # The container keeps scales in a unit of its own.
+        plan = replace(plan, move=Move.ROUNDED)
+    return Moved(made, plan, *errors)
 
 
 def _inputs(row: TensorPlan, statistics: Statistics | None) -> LayerInputs:
