@@ -22,8 +22,9 @@ Output = Annotated[
     Path | None,
     typer.Option(
         "--output", "-o",
-        help="The ending decides the container: .gguf, .safetensors, or a folder for other runtimes (docs/containers.md): "
-        ".compressed-tensors, .w8a8, .gptq, .awq, .bitsandbytes, .onnx … Default: <Model>-<QUANT>.gguf here.",
+        help="The ending decides the container: .gguf, .safetensors, or a folder for other runtimes "
+        "(.compressed-tensors, .w8a8, .gptq, .awq, .bitsandbytes, .onnx …: docs/containers.md). "
+        "Default: <Model>-<QUANT>.gguf here.",
     ),
 ]  # fmt: skip
 Text = Annotated[
