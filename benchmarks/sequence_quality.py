@@ -22,6 +22,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -50,24 +51,18 @@ def run_vectors(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         sentences = [s.strip() for s in SENTENCE.split(options.text.read_text()) if 30 < len(s) < 400]
         samples = [Sample(tokenizer.encode(s, add_special=True)) for s in sentences[: 8 * options.sentences : 8]]
         base = measure(source, samples, EXACT)
-        for kind in options.to.split(","):
-            for text in (None, options.calibrate):
-                if kind == "F32" or (text is None and options.calibrate and options.only_calibrated):
-                    continue
-                if text is not None or not options.only_calibrated:
-                    file = _quantized(options.model, kind, Path(folder), text, options.tokens)
-                    for arithmetic in (EXACT, EngineOptions(threads=1)):
-                        scores = _compared(base, file, samples, arithmetic)
-                        assert isinstance(scores, VectorScores)
-                        yield _line(
-                            "vectors", options.model.name, kind, file,
-                            method="feedback" if text is not None else "searched_scales",
-                            activations=arithmetic.activations, texts=len(samples),
-                            mean_cosine=scores.cosine.value, mean_cosine_stderr=scores.cosine.stderr,
-                            lowest_cosine=scores.lowest_cosine, spearman=scores.spearman,
-                        )  # fmt: skip
-                if options.calibrate is None:
-                    break
+        texts = [None] if options.calibrate is None else [None, options.calibrate]
+        for kind, text in product(options.to.split(","), texts):
+            file = _quantized(options.model, kind, Path(folder), text, options.tokens)
+            for arithmetic in (EXACT, EngineOptions(threads=1)):
+                scores = _compared(base, file, samples, arithmetic)
+                assert isinstance(scores, VectorScores)
+                yield _line(
+                    "vectors", options.model.name, kind, file, activations=arithmetic.activations, texts=len(samples),
+                    method="searched_scales" if text is None else "feedback", mean_cosine=scores.cosine.value,
+                    mean_cosine_stderr=scores.cosine.stderr, lowest_cosine=scores.lowest_cosine,
+                    spearman=scores.spearman,
+                )  # fmt: skip
 
 
 def run_spelling(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -217,7 +212,6 @@ def main() -> None:
     vectors.add_argument("model", type=Path)
     vectors.add_argument("--text", type=Path, required=True)
     vectors.add_argument("--calibrate", type=Path)
-    vectors.add_argument("--only-calibrated", action="store_true")
     vectors.add_argument("--tokens", type=int, default=8192)
     vectors.add_argument("--sentences", type=int, default=150)
     vectors.add_argument("--to", default="Q8_0,INT8_CHANNEL,Q6_K,Q4_K_M,INT4_G32")

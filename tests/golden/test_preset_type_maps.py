@@ -36,7 +36,8 @@ def expected_types(lines: dict[str, list[str]], names: list[str]) -> dict[str, s
 
 
 def test_every_preset_of_llama_quantize_is_known() -> None:
-    assert set(PRESETS) == set(preset_names())
+    # Names without a number of bits that GGUF has are ours: presets for models that are more than a stack of blocks.
+    assert set(PRESETS) == {name for name in preset_names() if not name.startswith("INT")}
 
 
 @pytest.mark.parametrize("statistics_present", [False, True], ids=["without_imatrix", "with_imatrix"])

@@ -27,7 +27,6 @@ VECTOR_ROLES = (
     Role.NORM,
     Role.BIAS,
     Role.ROPE,
-    Role.POSITION_EMBEDDING,
     Role.SEGMENT_EMBEDDING,
     Role.RELATIVE_BIAS,
     Role.ROUTER,
@@ -176,6 +175,11 @@ class _Resolver:
         if len(header.shape) < 2 or entry.role in VECTOR_ROLES:
             reason = "vectors stay F32" if len(header.shape) < 2 else f"{entry.role.value} tensors stay F32"
             number_format, method = get_format("f32"), "copy"
+        elif entry.role is Role.POSITION_EMBEDDING:
+            # llama.cpp's tools leave them alone, too; half of F32's bytes is all that is worth saving.
+            wanted = get_format(self._rule(header, entry, source_name).format)
+            number_format = wanted if wanted.name in PLAIN_FLOATS else get_format("f16")
+            method, reason = "copy", "every token reads a position: they stay plain floats"
         else:
             rule = self._rule(header, entry, source_name)
             number_format, reason = _fitting_format(rule, header)
