@@ -12,15 +12,18 @@ from pathlib import Path
 
 # Their first forward pass compiles for a minute or more otherwise. Set before torch is imported.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# It wants two workers to load a model, and gives a machine of two cores one.
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import numpy as np
 import pytest
 from decoded_folders import write_decoded
 from family_folders import write_family
-from tiny_llama import write_tiny_llama
+from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput import workflows
 from lilliput.arrays import FloatArray
+from lilliput.containers import open_model
 from lilliput.recipes.recipe import parse_recipe
 
 pytestmark = [pytest.mark.external, pytest.mark.filterwarnings("ignore")]
@@ -104,3 +107,25 @@ def test_other_families_compute_what_our_weights_say(kind: str, tmp_path: Path) 
     to_float = float(np.abs(logits(source) - reference).max())
     print(f"gptq {kind}: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
     assert difference < min(BOUND, 0.02 * to_float)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"desc_act": True, "sym": True}, "f32"), ({"desc_act": False, "sym": False}, "int4_g32_asym")],
+)
+def test_what_it_quantizes_itself_is_read_exactly(
+    options: dict[str, bool], expected: str, tiny: Path, tmp_path: Path
+) -> None:
+    import torch
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    model = GPTQModel.load(str(tiny), QuantizeConfig(bits=4, group_size=32, **options), device="cpu")
+    model.quantize([TEXT * 8] * 16, batch_size=1)
+    model.save(str(tmp_path / "saved"))
+    found = open_model(tmp_path / "saved").tensor("blk.1.ffn_down.weight")
+    on_torch(tmp_path / "saved", "torch")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float16)
+    weight = theirs.get_submodule("model.layers.1.mlp.down_proj").dequantize_weight().T.float().numpy()
+    # Columns in the order of their importance have no place in a format of groups, so they are floats here.
+    assert found.format.name == expected
+    assert np.array_equal(found.dequantize().astype(np.float16).astype(np.float32), weight)
