@@ -19,6 +19,7 @@ from lilliput.containers.gptq import Gptq
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
 from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.onnx.profiles import OnnxInteger, OnnxStandard, OnnxTensorRt
+from lilliput.containers.onnx.qonnx import Qonnx
 from lilliput.errors import CheckpointError, ContainerError
 
 __all__ = ["CONTAINERS", "FOLDERS", "container_for", "open_model"]
@@ -40,6 +41,7 @@ FOLDERS: tuple[Container, ...] = (
     OnnxInteger(),
     OnnxTensorRt(),
     Onnx(),
+    Qonnx(),
 )
 
 _HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w.-]+(?:/[\w.-]+)*))?")

@@ -146,6 +146,10 @@ ROWS: tuple[Row, ...] = (
              f"{_PROFILES}test_fp8_inputs_are_rounded_to_the_range_that_was_measured"),
         Cell("TensorRT", Reading.UNTRIED, note="held to its published rules; no engine was built"),
     )),
+    Row("qonnx", "power-of-two scales a row or tensor, fixed point", r"int[2-8]_(?:channel|tensor)_pow2|fixed\d+\.\d+", (
+        Cell("qonnx", Reading.RUNS, "external/test_qonnx.py::test_logits_are_those_of_the_program"),
+        Cell("FINN, hls4ml", Reading.UNTRIED),
+    )),
 )  # fmt: skip
 
 

@@ -33,11 +33,15 @@ class Heads:
 
 @dataclass(slots=True)
 class AttentionInputs:
-    """What all layers share, made when the first asks. mask: [batch, total] of 0 and 1.  shape: [batch, sequence]."""
+    """What all layers share, made when the first asks. mask: [batch, total] of 0 and 1.  shape: [batch, sequence].
+
+    fixed: batch and sequence where they are known and nothing is masked for padding.
+    """
 
     graph: Graph
     mask: str
     shape: str
+    fixed: tuple[int, int] | None = None
     _lengths: tuple[str, str] | None = None
     _masks: dict[tuple[int | None, bool], str] = field(default_factory=dict)
     _ages: str | None = None
@@ -55,6 +59,9 @@ class AttentionInputs:
 
     def ages(self) -> str:
         """int64 [sequence, total]: a query's position less a key's."""
+        if self._ages is None and self.fixed is not None:
+            places = np.arange(self.fixed[1])
+            self._ages = self.graph.constant(places[:, None] - places)
         if self._ages is None:
             graph = self.graph
             new = graph.add("Gather", self.shape, graph.constant(1))
@@ -66,6 +73,11 @@ class AttentionInputs:
 
     def hidden_scores(self, window: int | None, *, causal: bool) -> str:
         """float32 [batch, 1, 1, sequence or 1, total], added to scores: 0 where a query sees a key."""
+        if (window, causal) not in self._masks and self.fixed is not None:
+            places = np.arange(self.fixed[1])
+            ages = places[:, None] - places
+            is_seen = (ages >= 0) & (ages < (window or ages.size)) if causal else np.ones_like(ages, dtype=bool)
+            self._masks[window, causal] = self.graph.constant(np.where(is_seen, 0.0, _HIDDEN), "float32")
         if (window, causal) not in self._masks:
             graph = self.graph
             real = graph.add("Cast", self.mask, attributes={"to": int(ElementType.BOOL)})

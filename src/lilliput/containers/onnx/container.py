@@ -19,7 +19,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
 from lilliput.containers.onnx.genai import genai_config
 from lilliput.containers.onnx.graph import External, Graph
-from lilliput.containers.onnx.operations import AttentionKind, Half, tensors_read, translate
+from lilliput.containers.onnx.operations import AttentionKind, GraphStyle, Half, tensors_read, translate
 from lilliput.containers.onnx.reader import DECODER, ENCODER, MODEL, OnnxFile, graph_files, value_digest
 from lilliput.containers.onnx.weights import PLAIN, PlainStorage, Storage, Weights, block_storage
 from lilliput.containers.part_writer import disk_error, write_parts
@@ -77,6 +77,10 @@ class Onnx:
         """The same, with what depends on the tensor and its inputs. Raises ContainerError."""
         return storage
 
+    def graph_style(self, contents: Contents, half: Half) -> GraphStyle:
+        """What kind of graph is written."""
+        return GraphStyle(self.attention, self.has_doubles, half)
+
     def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
         """All files of the folder `file_name`: the graph, the weights, what describes them.
 
@@ -90,7 +94,7 @@ class Onnx:
         parts.append(PartLayout(f"{file_name}/{DATA}", b"", placed.tensors, placed.size))
         config: dict[str, Json] = dict(contents.provenance.huggingface_config)
         described = {"config.json": config} if config else {}
-        if contents.config.task == "next_token":
+        if contents.config.task == "next_token" and self.graph_style(contents, "whole").fixed is None:
             described["genai_config.json"] = genai_config(contents)
         parts += [_part(file_name, name, _json_bytes(value)) for name, value in described.items()]
         for path in contents.provenance.side_files:
@@ -206,7 +210,7 @@ class Onnx:
             graph = Graph()
             headers = {header.name: header for header in contents.headers}
             weights = Weights(graph, headers, placed.storages, placed.places)
-            translate(program, weights, contents.config, self.attention, has_doubles=self.has_doubles, half=half)
+            translate(program, weights, contents.config, self.graph_style(contents, half))
             for key, value in contents.metadata.items():
                 graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
             made[name] = graph

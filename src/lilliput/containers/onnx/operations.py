@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Literal
 
+import numpy as np
+
 from lilliput.architectures.architecture import ModelConfig
 from lilliput.architectures.program import (
     Activate,
@@ -55,6 +57,21 @@ _DOUBLE = {"to": int(ElementType.DOUBLE)}
 _ROWS_BY = {"token": "input_ids", "position": "position_ids", "segment": "token_type_ids"}
 
 
+@dataclass(frozen=True, slots=True)
+class GraphStyle:
+    """What kind of graph is wanted.
+
+    attention: "grouped" for ONNX Runtime's GroupQueryAttention, "standard" for operators that every tool has.
+    has_doubles: whether rotary angles are computed in float64.  half: of an encoder-decoder.
+    fixed: batch and sequence of a graph whose shapes are all known; it has no cache and no mask.
+    """
+
+    attention: AttentionKind = "standard"
+    has_doubles: bool = True
+    half: Half = "whole"
+    fixed: tuple[int, int] | None = None
+
+
 @dataclass(slots=True)
 class Translation:
     """One run of `translate`.
@@ -66,13 +83,11 @@ class Translation:
     program: Program
     graph: Graph
     weights: Weights
-    attention: AttentionKind
     context: int
+    style: GraphStyle
     inputs: AttentionInputs
     shape: str
     has_cache: bool
-    has_doubles: bool
-    half: Half
     values: dict[str, str] = field(default_factory=dict)
     flat_ids: dict[str, str] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, tuple[str, str]] = field(default_factory=dict)
@@ -80,18 +95,26 @@ class Translation:
 
     def split_heads(self, buffer: str, heads: int, width: int) -> str:
         """[tokens, heads * width] -> [batch, sequence, heads, width]."""
-        shape = self.graph.add("Concat", self.shape, self.graph.constant([heads, width]), attributes={"axis": 0})
-        return self.graph.add("Reshape", self.values[buffer], shape)
+        return self.graph.add("Reshape", self.values[buffer], self.shaped(heads, width))
 
     def with_sequences(self, value: str) -> str:
         """[tokens, width] -> [batch, sequence, width]."""
-        shape = self.graph.add("Concat", self.shape, self.graph.constant([-1]), attributes={"axis": 0})
-        return self.graph.add("Reshape", value, shape)
+        return self.graph.add("Reshape", value, self.shaped(-1))
+
+    def shaped(self, *rest: int) -> str:
+        """The shape [batch, sequence, *rest]."""
+        graph, fixed = self.graph, self.style.fixed
+        if fixed is not None:
+            return graph.constant([*fixed, *rest])
+        return graph.add("Concat", self.shape, graph.constant(list(rest)), attributes={"axis": 0})
 
     def ids(self, name: str) -> str:
         """An input of ids, [tokens]; it becomes one when the first operation asks."""
         if name not in self.flat_ids:
             graph = self.graph
+            if name == "position_ids" and self.style.fixed is not None:
+                self.flat_ids[name] = graph.constant(list(range(self.style.fixed[1])) * self.style.fixed[0])
+                return self.flat_ids[name]
             if name == "position_ids" and not self.has_cache:
                 length = graph.add("Gather", self.shape, graph.constant(1))
                 positions = graph.add("Range", graph.constant(0), length, graph.constant(1))
@@ -107,9 +130,13 @@ class Translation:
             self.graph.inputs.append(Port(name, ElementType.INT64, ("batch_size", "sequence_length")))
         return name
 
+    def rows_of_positions(self, table: str) -> str:
+        """[batch, sequence, n] of a table by position; of fixed shapes, the table holds just these rows."""
+        return table if self.style.fixed else self.graph.add("Gather", table, self.input("position_ids"))
+
     def own_states(self, layer: int) -> States:
         """Names of a layer's keys and values, past and present."""
-        part = f"{layer}.decoder" if self.half == "decoder" else str(layer)
+        part = f"{layer}.decoder" if self.style.half == "decoder" else str(layer)
         past, present = f"past_key_values.{part}", f"present.{part}"
         return f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value"
 
@@ -123,44 +150,38 @@ class Translation:
         return self.graph.add("Reshape", value, self.graph.constant([-1, width]))
 
 
-def translate(
-    program: Program,
-    weights: Weights,
-    config: ModelConfig,
-    attention: AttentionKind,
-    *,
-    has_doubles: bool = True,
-    half: Half = "whole",
-) -> None:
+def translate(program: Program, weights: Weights, config: ModelConfig, style: GraphStyle) -> None:
     """Fill the graph of `weights` with a program: inputs, operations, outputs.
 
-    attention: "grouped" for ONNX Runtime's GroupQueryAttention, "standard" for operators that every tool has.
-    has_doubles: whether rotary angles are computed in float64.
     Raises UnsupportedModelError naming an operation, or a field of one, that has no translation.
     """
-    graph = weights.graph
-    cached = {item.layer for item in program.operations if isinstance(item, Attention) and item.causal}
+    graph, fixed = weights.graph, style.fixed
+    causal = {item.layer for item in program.operations if isinstance(item, Attention) and item.causal}
+    cached = set() if fixed else causal
     total = "total_sequence_length" if cached else "sequence_length"
-    graph.inputs += [
-        Port("input_ids", ElementType.INT64, ("batch_size", "sequence_length")),
-        Port("attention_mask", ElementType.INT64, ("batch_size", total)),
-    ]
-    tokens = graph.add("Shape", "input_ids")
-    inputs = AttentionInputs(graph, "attention_mask", tokens)
-    run = Translation(
-        program, graph, weights, attention, config.context_length, inputs, tokens, bool(cached), has_doubles, half
-    )
+    graph.inputs.append(Port("input_ids", ElementType.INT64, fixed or ("batch_size", "sequence_length")))
+    if fixed is None:
+        graph.inputs.append(Port("attention_mask", ElementType.INT64, ("batch_size", total)))
+    tokens = graph.constant(list(fixed)) if fixed else graph.add("Shape", "input_ids")
+    inputs = AttentionInputs(graph, "attention_mask", tokens, fixed)
+    run = Translation(program, graph, weights, config.context_length, style, inputs, tokens, bool(cached))
     for operation in program.operations:
         check_known(operation)
         _translate(operation, run)
     own = "past_sequence_length", [state for state in program.states if state.layer in cached], run.own_states
-    theirs = "encoder_sequence_length", program.shared_states if half == "decoder" else (), run.encoder_states
-    for length, states, names in (own, theirs):
+    shared = program.shared_states if style.half == "decoder" else ()
+    for length, states, names in (own, ("encoder_sequence_length", shared, run.encoder_states)):
         for state in states:
             shape = ("batch_size", state.kv_heads, length, state.head_dim)
             graph.inputs += [Port(name, ElementType.FLOAT, shape) for name in names(state.layer)[:2]]
     width = program.buffers[program.output]
-    add_outputs(run.with_sequences(run.values[program.output]), width, inputs, config, half)
+    rows = run.with_sequences(run.values[program.output])
+    if fixed is not None:
+        name = "logits" if config.encoder is None else "last_hidden_state"
+        graph.add_many("Identity", (rows,), (name,))
+        graph.outputs.append(Port(name, ElementType.FLOAT, (*fixed, width)))
+        return
+    add_outputs(rows, width, inputs, config, style.half)
 
 
 def add_outputs(rows: str, width: int, inputs: AttentionInputs, config: ModelConfig, half: Half) -> None:
@@ -273,7 +294,7 @@ def _linear(operation: Linear, run: Translation) -> None:
 @_translate.register
 def _rope(operation: Rope, run: Translation) -> None:
     tables = _rope_tables(run, operation.frequencies)
-    if run.attention == "grouped":
+    if run.style.attention == "grouped":
         attributes = {
             "interleaved": int(operation.style == "adjacent"),
             "num_heads": operation.heads,
@@ -299,18 +320,16 @@ def _turned(run: Translation, operation: Rope, tables: tuple[str, str]) -> str:
     # Pairs lie along the last axis, or the one before it.
     pair = 4 if operation.style == "adjacent" else 3
     last = [half, 2] if operation.style == "adjacent" else [2, half]
-    shape = graph.add("Concat", run.shape, graph.constant([operation.heads, *last]), attributes={"axis": 0})
+    shape = run.shaped(operation.heads, *last)
     first, second = graph.add_many(
         "Split", (graph.add("Reshape", parts[0], shape), graph.constant([1, 1])), 2, attributes={"axis": pair}
     )
     axes = graph.constant([2, pair])
-    cosine, sine = (
-        graph.add("Unsqueeze", graph.add("Gather", table, run.input("position_ids")), axes) for table in tables
-    )
+    cosine, sine = (graph.add("Unsqueeze", run.rows_of_positions(table), axes) for table in tables)
     real = graph.add("Sub", graph.add("Mul", first, cosine), graph.add("Mul", second, sine))
     imaginary = graph.add("Add", graph.add("Mul", first, sine), graph.add("Mul", second, cosine))
     turned = graph.add("Concat", real, imaginary, attributes={"axis": pair})
-    whole = graph.add("Concat", run.shape, graph.constant([operation.heads, 2 * half]), attributes={"axis": 0})
+    whole = run.shaped(operation.heads, 2 * half)
     parts[0] = graph.add("Reshape", turned, whole)
     return parts[0] if not rest else graph.add("Concat", *parts, attributes={"axis": -1})
 
@@ -319,9 +338,12 @@ def _rope_tables(run: Translation, frequencies: RopeFrequencies) -> tuple[str, s
     """Cosine and sine [context, rotary_dim / 2] float32, computed from constants when a runtime loads the file."""
     if frequencies not in run.ropes:
         graph = run.graph
+        if run.style.fixed is not None:
+            run.ropes[frequencies] = _fixed_tables(graph, frequencies, run.style.fixed[1])
+            return run.ropes[frequencies]
         bare = dataclasses.replace(frequencies, factors=None)
         inverse, magnitude = inverse_frequencies(bare)
-        kind, cast = ("float64", _DOUBLE) if run.has_doubles else ("float32", _FLOAT)
+        kind, cast = ("float64", _DOUBLE) if run.style.has_doubles else ("float32", _FLOAT)
         angles = graph.constant(inverse, kind)
         if frequencies.factors is not None:
             factors = graph.add("Cast", run.weights.floats(frequencies.factors), attributes=cast)
@@ -334,9 +356,22 @@ def _rope_tables(run: Translation, frequencies: RopeFrequencies) -> tuple[str, s
             table = graph.add(name, turns)
             if magnitude != 1.0:
                 table = graph.add("Mul", table, graph.constant(magnitude, kind))
-            tables.append(graph.add("Cast", table, attributes=_FLOAT) if run.has_doubles else table)
+            tables.append(graph.add("Cast", table, attributes=_FLOAT) if run.style.has_doubles else table)
         run.ropes[frequencies] = (tables[0], tables[1])
     return run.ropes[frequencies]
+
+
+def _fixed_tables(graph: Graph, frequencies: RopeFrequencies, length: int) -> tuple[str, str]:
+    """Cosine and sine of the first positions, [1, length, rotary_dim / 2]."""
+    if frequencies.factors is not None:
+        raise UnsupportedModelError(
+            "a graph of fixed shapes needs rotary frequencies that are known beforehand; this model keeps them in "
+            f"'{frequencies.factors}'"
+        )
+    inverse, magnitude = inverse_frequencies(frequencies)
+    angles = np.arange(length, dtype=np.float64)[None, :, None] * inverse
+    cosine, sine = (graph.constant(magnitude * table, "float32") for table in (np.cos(angles), np.sin(angles)))
+    return cosine, sine
 
 
 @_translate.register
@@ -344,12 +379,12 @@ def _attention(operation: Attention, run: Translation) -> None:
     graph = run.graph
     heads = Heads(operation.heads, operation.kv_heads, operation.head_dim)
     states: States | None = None
-    if operation.causal:
+    if operation.causal and run.has_cache:
         states = run.own_states(operation.layer)
         for name in states[2:]:
             shape = ("batch_size", heads.kv_count, "total_sequence_length", heads.width)
             graph.outputs.append(Port(name, ElementType.FLOAT, shape))
-    if states is not None and run.attention == "grouped" and operation.bias is None:
+    if states is not None and run.style.attention == "grouped" and operation.bias is None:
         q, k, v = (run.with_sequences(run.values[name]) for name in (operation.q, operation.k, operation.v))
         out = grouped_attention(run.inputs, operation, (q, k, v), states)
     else:

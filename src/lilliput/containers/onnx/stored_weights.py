@@ -184,6 +184,46 @@ class DequantizedWeight:
         return np.broadcast_to(found.reshape(-1, groups), (rows, groups))
 
 
+@dataclass(frozen=True, slots=True)
+class GridWeight:
+    """A weight of QONNX's Quant: floats that lie on the grid of its scales. codes: the floats."""
+
+    codes: str
+    scale: str
+    width: str
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of its constants, the values first."""
+        return (self.codes, self.scale)
+
+    def shape(self, constants: Constants) -> tuple[int, ...]:
+        """[out, in]."""
+        return constants.find(self.codes).shape
+
+    def kind(self, constants: Constants) -> str:
+        """Bits of its integers."""
+        return f"fixed point, {float(constants.floats(self.width)):g} bits"
+
+    def values(self, constants: Constants) -> Iterator[FloatArray]:
+        """The floats, each an integer of so many bits times its scale. Raises ContainerError for others."""
+        values, scale = constants.floats(self.codes), constants.floats(self.scale)
+        last = 2.0 ** (float(constants.floats(self.width)) - 1)
+        for part in _row_slices(*self.shape(constants)):
+            levels = values[part] / (scale[part] if len(scale) > 1 else scale)
+            if (levels != np.rint(levels)).any() or levels.min() < -last or levels.max() > last - 1:
+                raise ContainerError(
+                    f"{constants.path.name}: '{self.codes}' does not lie on the ONNX grid that it names"
+                )
+            yield values[part].astype(np.float32)
+
+    def check(self, constants: Constants) -> None:
+        """Raise ContainerError where the arrays do not fit each other."""
+        shape, scale = constants.find(self.codes).shape, constants.find(self.scale).shape
+        if len(shape) != 2 or scale not in ((1, 1), (shape[0], 1)) or constants.floats(self.width).size != 1:
+            raise _misfit(constants, self.codes, shape)
+
+
 def find_weights(constants: Constants) -> dict[str, tuple[StoredWeight, ...]]:
     """Name -> parts in the order of their bytes, each once however many operators and shapes it is read in.
 
@@ -215,12 +255,14 @@ def find_weights(constants: Constants) -> dict[str, tuple[StoredWeight, ...]]:
 
 def _weight_of(
     node: Node, constants: Constants, producers: Mapping[str, Node], readers: Mapping[str, list[Node]]
-) -> BlockWeight | DequantizedWeight | None:
+) -> BlockWeight | DequantizedWeight | GridWeight | None:
     """The weight that a node reads, where it reads one."""
     inputs = [_behind(name, producers) for name in node.inputs]
     zero_point = inputs[2] if len(inputs) > 2 and inputs[2] else None
     if node.operation in _BLOCK_OPERATORS:
         return _block_weight(node, inputs, constants)
+    if node.operation == "Quant" and len(inputs) == 4 and inputs[0] in constants.graph.initializers:
+        return GridWeight(inputs[0], inputs[1], inputs[3])
     if node.operation == "DequantizeLinear" and inputs and inputs[0] in constants.graph.initializers:
         block = node.attributes.get("block_size", 0)
         if len(inputs) < 2 or not isinstance(block, int) or block < 0:
