@@ -46,7 +46,7 @@ def test_every_family_has_only_known_shapes_and_standard_operators(family: str, 
 def test_measured_ranges_become_powers_of_two_that_hold_them(tmp_path: Path) -> None:
     model = quantized_model(CONFIGS["llama"], "int8_channel_pow2")
     contents = replace(contents_of(model), input_ranges={"output.weight": 6.0})
-    graph = Qonnx()._graphs(contents, Qonnx()._placed(contents))["model.onnx"]
+    graph = Qonnx()._graphs(contents, Qonnx().placed(contents))["model.onnx"]
     last = [node for node in graph.nodes if node.operation == "Quant" and node.inputs[0] not in graph.initializers]
     assert len(last) == 1
     step = np.frombuffer(graph.initializers[last[0].inputs[1]].data, "<f4")[0]

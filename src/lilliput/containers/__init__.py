@@ -17,6 +17,7 @@ from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gptq import Gptq
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
+from lilliput.containers.litert.container import LiteRt
 from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.onnx.profiles import OnnxInteger, OnnxStandard, OnnxTensorRt
 from lilliput.containers.onnx.qonnx import Qonnx
@@ -42,6 +43,7 @@ FOLDERS: tuple[Container, ...] = (
     OnnxTensorRt(),
     Onnx(),
     Qonnx(),
+    LiteRt(),
 )
 
 _HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w.-]+(?:/[\w.-]+)*))?")

@@ -150,6 +150,11 @@ ROWS: tuple[Row, ...] = (
         Cell("qonnx", Reading.RUNS, "external/test_qonnx.py::test_logits_are_those_of_the_program"),
         Cell("FINN, hls4ml", Reading.UNTRIED),
     )),
+    Row("litert", "integers a row or tensor, without -128", r"int[2-8]_.*|ternary_.*|fixed\d+\.\d+", (
+        Cell("LiteRT, with and without XNNPACK", Reading.RUNS,
+             "external/test_litert.py::test_int8_is_as_near_to_its_weights_as_rounded_inputs_allow",
+             "it rounds inputs to int8 as well"),
+    )),
 )  # fmt: skip
 
 

@@ -74,10 +74,7 @@ class AttentionInputs:
     def hidden_scores(self, window: int | None, *, causal: bool) -> str:
         """float32 [batch, 1, 1, sequence or 1, total], added to scores: 0 where a query sees a key."""
         if (window, causal) not in self._masks and self.fixed is not None:
-            places = np.arange(self.fixed[1])
-            ages = places[:, None] - places
-            is_seen = (ages >= 0) & (ages < (window or ages.size)) if causal else np.ones_like(ages, dtype=bool)
-            self._masks[window, causal] = self.graph.constant(np.where(is_seen, 0.0, _HIDDEN), "float32")
+            self._masks[window, causal] = self._fixed_scores(window) if causal else self._mask_scores()
         if (window, causal) not in self._masks:
             graph = self.graph
             real = graph.add("Cast", self.mask, attributes={"to": int(ElementType.BOOL)})
@@ -91,6 +88,22 @@ class AttentionInputs:
             zero, hidden = graph.constant(0.0, "float32"), graph.constant(_HIDDEN, "float32")
             self._masks[window, causal] = graph.add("Where", seen, zero, hidden)
         return self._masks[window, causal]
+
+    def _fixed_scores(self, window: int | None) -> str:
+        """The same for causal attention whose shapes are known: [sequence, sequence]."""
+        assert self.fixed is not None
+        places = np.arange(self.fixed[1])
+        ages = places[:, None] - places
+        is_seen = (ages >= 0) & (ages < (window or ages.size))
+        return self.graph.constant(np.where(is_seen, 0.0, _HIDDEN), "float32")
+
+    def _mask_scores(self) -> str:
+        """The same for other attention, out of arithmetic alone."""
+        graph = self.graph
+        real = graph.add("Cast", self.mask, attributes={"to": int(ElementType.FLOAT)})
+        less = graph.add("Sub", real, graph.constant(1.0, "float32"))
+        scores = graph.add("Mul", less, graph.constant(-_HIDDEN, "float32"))
+        return graph.add("Unsqueeze", scores, graph.constant([1, 2, 3]))
 
     def relative_bias(self, bias: RelativeBias, table: str, kv_heads: int) -> str:
         """float32 [kv_heads, sharing, sequence, total]. table: [buckets, heads]."""

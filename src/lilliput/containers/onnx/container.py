@@ -35,7 +35,7 @@ _PAGE, _CACHE_LINE, _LARGE = 4096, 64, 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """storages: how each tensor is stored.  places: tensor and suffix -> where.  tensors: in file order."""
 
     storages: dict[str, Storage]
@@ -88,7 +88,7 @@ class Onnx:
         """
         if split.max_bytes is not None or split.max_tensors is not None:
             raise ContainerError("an ONNX model is one graph and one file of weights; leave --split-max-size out")
-        placed = self._placed(contents)
+        placed = self.placed(contents)
         graphs = self._graphs(contents, placed)
         parts = [_part(file_name, name, graph.to_bytes()) for name, graph in graphs.items()]
         parts.append(PartLayout(f"{file_name}/{DATA}", b"", placed.tensors, placed.size))
@@ -109,24 +109,26 @@ class Onnx:
     def write(self, parts: tuple[PartLayout, ...], tensors: Iterable[QuantizedTensor], folder: Path) -> Written:
         """Write the folder into `folder`, one tensor in memory at a time."""
         digests: dict[str, str] = {}
-        left_out = {placed.header.name for part in parts for placed in part.tensors if not placed.pieces}
-
-        def stored() -> Iterator[QuantizedTensor]:
-            for tensor in tensors:
-                if tensor.name in left_out:
-                    yield replace(tensor, planes={})
-                    continue
-                digests[tensor.name] = value_digest(tensor)
-                storage = self.storage(tensor.format, tensor.columns)
-                # What is of another kind than planned is refused by the writer.
-                yield replace(tensor, planes=storage.planes(tensor)) if storage else tensor
-
         try:
             (folder / parts[0].file_name).parent.mkdir()
         except OSError as failure:
             raise disk_error(str(folder), failure) from failure
-        written = write_parts(parts, stored(), folder)
+        written = write_parts(parts, self.stored(parts, tensors, digests), folder)
         return Written(written.paths, digests)
+
+    def stored(
+        self, parts: tuple[PartLayout, ...], tensors: Iterable[QuantizedTensor], digests: dict[str, str]
+    ) -> Iterator[QuantizedTensor]:
+        """Tensors laid out for the file; puts the sha256 of each one's values into `digests`."""
+        left_out = {placed.header.name for part in parts for placed in part.tensors if not placed.pieces}
+        for tensor in tensors:
+            if tensor.name in left_out:
+                yield replace(tensor, planes={})
+                continue
+            digests[tensor.name] = value_digest(tensor)
+            storage = self.storage(tensor.format, tensor.columns)
+            # What is of another kind than planned is refused by the writer.
+            yield replace(tensor, planes=storage.planes(tensor)) if storage else tensor
 
     def verify(self, written: Written) -> None:
         """Reopen each graph with our reader, decode every weight as its operators do, compare the values."""
@@ -149,12 +151,13 @@ class Onnx:
     def check_graph(self, file: OnnxFile) -> None:
         """Rules of this container beyond the values. Raises ContainerError."""
 
-    def _placed(self, contents: Contents) -> _Layout:
+    def placed(self, contents: Contents) -> Layout:
+        """Where each tensor lies among the weights. Raises ContainerError."""
         storages: dict[str, Storage] = {}
         places: dict[tuple[str, str], External] = {}
         tensors: list[PlacedTensor] = []
         position = 0
-        read = self._read(contents)
+        read = self.read_names(contents)
         for header in contents.headers:
             if header.name not in read:
                 tensors.append(PlacedTensor(header, ()))
@@ -168,11 +171,18 @@ class Onnx:
                 places[header.name, array.suffix] = External(DATA, position, array.nbytes)
                 position += array.nbytes
             tensors.append(PlacedTensor(header, tuple(pieces)))
-        return _Layout(storages, places, tuple(tensors), position)
+        return Layout(storages, places, tuple(tensors), position)
 
-    def _read(self, contents: Contents) -> frozenset[str]:
+    def programs(self, contents: Contents) -> tuple[Program, ...]:
+        """The program, or an encoder's and a decoder's."""
+        architecture, config = contents.architecture, contents.config
+        if config.task == "sequence_to_sequence" and isinstance(architecture, EncoderDecoder):
+            return architecture.encoder_program(config), architecture.program(config)
+        return (architecture.program(config),)
+
+    def read_names(self, contents: Contents) -> frozenset[str]:
         """Tensors that the graph reads. Raises ContainerError for one that it does not and that is not optional."""
-        read = frozenset[str]().union(*map(tensors_read, _programs(contents)))
+        read = frozenset[str]().union(*map(tensors_read, self.programs(contents)))
         for header in contents.headers:
             if header.name not in read and header.name not in _optional(contents):
                 raise ContainerError(
@@ -181,7 +191,7 @@ class Onnx:
         return read
 
     def _looked_up(self, contents: Contents) -> frozenset[str]:
-        operations = [item for program in _programs(contents) for item in program.operations]
+        operations = [item for program in self.programs(contents) for item in program.operations]
         return frozenset(item.weight for item in operations if isinstance(item, Embed))
 
     def _storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
@@ -200,13 +210,13 @@ class Onnx:
             f"tensor '{header.name}': an ONNX file cannot hold {kind}; {self.holds_text}; choose one of these"
         )
 
-    def _graphs(self, contents: Contents, placed: _Layout) -> dict[str, Graph]:
+    def _graphs(self, contents: Contents, placed: Layout) -> dict[str, Graph]:
         """File name -> graph."""
         halves: dict[str, Half] = {MODEL: "whole"}
         if contents.config.task == "sequence_to_sequence":
             halves = {ENCODER: "encoder", DECODER: "decoder"}
         made = {}
-        for (name, half), program in zip(halves.items(), _programs(contents), strict=True):
+        for (name, half), program in zip(halves.items(), self.programs(contents), strict=True):
             graph = Graph()
             headers = {header.name: header for header in contents.headers}
             weights = Weights(graph, headers, placed.storages, placed.places)
@@ -215,14 +225,6 @@ class Onnx:
                 graph.metadata[key] = value if isinstance(value, str) else json.dumps(value)
             made[name] = graph
         return made
-
-
-def _programs(contents: Contents) -> tuple[Program, ...]:
-    """The program, or an encoder's and a decoder's."""
-    architecture, config = contents.architecture, contents.config
-    if config.task == "sequence_to_sequence" and isinstance(architecture, EncoderDecoder):
-        return architecture.encoder_program(config), architecture.program(config)
-    return (architecture.program(config),)
 
 
 def _optional(contents: Contents) -> frozenset[str]:

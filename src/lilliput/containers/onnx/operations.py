@@ -63,7 +63,8 @@ class GraphStyle:
 
     attention: "grouped" for ONNX Runtime's GroupQueryAttention, "standard" for operators that every tool has.
     has_doubles: whether rotary angles are computed in float64.  half: of an encoder-decoder.
-    fixed: batch and sequence of a graph whose shapes are all known; it has no cache and no mask.
+    fixed: batch and sequence of a graph whose shapes are all known; it has no cache, and a mask only where attention is
+    not causal.
     """
 
     attention: AttentionKind = "standard"
@@ -127,7 +128,8 @@ class Translation:
     def input(self, name: str) -> str:
         """An input [batch, sequence] of ids."""
         if name not in (port.name for port in self.graph.inputs):
-            self.graph.inputs.append(Port(name, ElementType.INT64, ("batch_size", "sequence_length")))
+            shape = self.style.fixed or ("batch_size", "sequence_length")
+            self.graph.inputs.append(Port(name, ElementType.INT64, shape))
         return name
 
     def rows_of_positions(self, table: str) -> str:
@@ -162,6 +164,9 @@ def translate(program: Program, weights: Weights, config: ModelConfig, style: Gr
     graph.inputs.append(Port("input_ids", ElementType.INT64, fixed or ("batch_size", "sequence_length")))
     if fixed is None:
         graph.inputs.append(Port("attention_mask", ElementType.INT64, ("batch_size", total)))
+    elif any(isinstance(item, Attention) and not item.causal for item in program.operations):
+        # What follows a text cannot be seen by causal attention; other attention has to be told.
+        graph.inputs.append(Port("attention_mask", ElementType.INT64, fixed))
     tokens = graph.constant(list(fixed)) if fixed else graph.add("Shape", "input_ids")
     inputs = AttentionInputs(graph, "attention_mask", tokens, fixed)
     run = Translation(program, graph, weights, config.context_length, style, inputs, tokens, bool(cached))
@@ -397,6 +402,9 @@ def _attention(operation: Attention, run: Translation) -> None:
 
 @_translate.register
 def _share(operation: Share, run: Translation) -> None:
+    if run.style.fixed is not None:
+        # A graph of fixed shapes is of the encoder alone.
+        return
     state = next(item for item in run.program.shared_states if item.layer == operation.layer)
     shape = ("batch_size", state.kv_heads, "sequence_length", state.head_dim)
     names = run.encoder_states(operation.layer)[2:]

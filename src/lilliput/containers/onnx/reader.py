@@ -44,7 +44,7 @@ class OnnxFile:
 
     def value_digest(self, name: str) -> str:
         """sha256 of a weight's float32 values. Raises ContainerError where one is NaN or infinite."""
-        return _digest(self.values(name), name)
+        return digest_of(self.values(name), name)
 
     def nbytes(self, name: str) -> int:
         """Stored bytes of a weight."""
@@ -76,10 +76,11 @@ def graph_files(folder: Path) -> tuple[Path, ...]:
 
 def value_digest(tensor: QuantizedTensor) -> str:
     """sha256 of a tensor's float32 values. Raises ContainerError where one is NaN or infinite."""
-    return _digest(decoded_pieces(tensor), tensor.name)
+    return digest_of(decoded_pieces(tensor), tensor.name)
 
 
-def _digest(pieces: Iterable[FloatArray], name: str) -> str:
+def digest_of(pieces: Iterable[FloatArray], name: str) -> str:
+    """sha256 of values in order, however they are cut. Raises ContainerError where one is NaN or infinite."""
     digest = hashlib.sha256()
     for values in pieces:
         if not np.isfinite(values).all():
