@@ -42,7 +42,14 @@ def test_what_is_written_is_read_back(number_format: NumberFormat, tmp_path: Pat
     assert all(item.start % 64 == 0 for item in file.tensors.values())
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+WITHOUT_EXPERTS = [
+    name
+    for name, fields in CONFIGS.items()
+    if not any(len(tensor.shape) > 2 for tensor in quantized_model(fields, "f32").tensors.values())
+]
+
+
+@pytest.mark.parametrize("family", WITHOUT_EXPERTS)
 def test_every_family_can_be_written(family: str, tmp_path: Path) -> None:
     assert written(quantized_model(CONFIGS[family], "int8_channel_narrow"), tmp_path).is_file()
 

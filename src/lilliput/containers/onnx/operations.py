@@ -23,6 +23,7 @@ from lilliput.architectures.program import (
     Attention,
     CrossAttention,
     Embed,
+    Experts,
     Glu,
     LayerNorm,
     Linear,
@@ -227,6 +228,8 @@ def tensors_read(program: Program) -> frozenset[str]:
         match operation:
             case Linear() | LayerNorm():
                 found.add(operation.bias)
+            case Experts():
+                found |= {operation.gate, operation.up, operation.down}
             case Attention() if operation.bias is not None:
                 found.add(operation.bias.weight)
             case Rope():
@@ -449,6 +452,30 @@ def activated(graph: Graph, x: str, activation: str) -> str:
 
 
 @_translate.register
+def _experts(operation: Experts, run: Translation) -> None:
+    """Every expert on every token, those that are not used times zero: no standard operator chooses weights."""
+    graph, weights, x = run.graph, run.weights, run.values[operation.x]
+    chances = graph.add("Softmax", run.values[operation.router])
+    used, places = graph.add_many("TopK", (chances, graph.constant([operation.used])), 2)
+    if operation.normalizes:
+        used = graph.add("Div", used, graph.add("ReduceSum", used, graph.constant([1]), attributes={"keepdims": 1}))
+    none = graph.add("Mul", chances, graph.constant(0.0, "float32"))
+    shares = graph.add("ScatterElements", none, places, used, attributes={"axis": 1})
+    experts, inner, _ = weights.header(operation.gate).shape
+    outer = weights.header(operation.down).shape[1]
+    columns = graph.add_many("Split", (shares, graph.constant([1] * experts)), experts, attributes={"axis": 1})
+    total = ""
+    for expert, share in enumerate(columns):
+        rows = (expert * inner, (expert + 1) * inner)
+        gate = activated(graph, weights.linear(x, operation.gate, rows=rows), operation.activation)
+        both = graph.add("Mul", gate, weights.linear(x, operation.up, rows=rows))
+        down = weights.linear(both, operation.down, rows=(expert * outer, (expert + 1) * outer))
+        part = graph.add("Mul", down, share)
+        total = graph.add("Add", total, part) if total else part
+    run.values[operation.out] = total
+
+
+@_translate.register
 def _activate(operation: Activate, run: Translation) -> None:
     run.values[operation.out] = activated(run.graph, run.values[operation.x], operation.activation)
 
@@ -490,6 +517,7 @@ _FIELDS: Mapping[type[Operation], frozenset[str]] = {
     Share: frozenset({"k", "v", "layer"}),
     CrossAttention: frozenset({"out", "q", "layer", "heads", "kv_heads", "head_dim", "scale"}),
     Glu: frozenset({"out", "gate", "up", "activation"}),
+    Experts: frozenset({"out", "x", "router", "gate", "up", "down", "activation", "used", "normalizes"}),
     Activate: frozenset({"out", "x", "activation"}),
     Scale: frozenset({"out", "x", "factor"}),
     Softcap: frozenset({"out", "x", "limit"}),

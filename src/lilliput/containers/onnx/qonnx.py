@@ -21,7 +21,7 @@ from lilliput.containers.container import Contents
 from lilliput.containers.onnx.graph import Attribute, ElementType, Graph
 from lilliput.containers.onnx.operations import GraphStyle, Half
 from lilliput.containers.onnx.profiles import OnnxStandard
-from lilliput.containers.onnx.weights import PLAIN, PlainStorage, RowRange, Storage, Stored, Weights
+from lilliput.containers.onnx.weights import PLAIN, PlainStorage, RowRange, Storage, Stored, Weights, flat_shape
 from lilliput.formats import NumberFormat
 from lilliput.formats.fixed_point import FixedPoint
 from lilliput.formats.integer_power_scale import PowerScaleInteger
@@ -58,7 +58,10 @@ class FixedPointStorage:
             step = tensor.format.values(np.ones((1, 1)), {}) - tensor.format.values(np.zeros((1, 1)), {})
         else:
             step = power_of_two(np.asarray(tensor.planes["exponent"]))
-        return {"": tensor.dequantize().astype("<f4"), ".scale": np.asarray(step, dtype="<f4").reshape(-1, 1)}
+        return {
+            "": tensor.dequantize().reshape(tensor.rows, -1).astype("<f4"),
+            ".scale": np.asarray(step, dtype="<f4").reshape(-1, 1),
+        }
 
     def linear(self, weights: Weights, x: str, name: str, rows: RowRange) -> str:
         """Gemm of what Quant gives."""
@@ -82,7 +85,7 @@ class WideStorage(PlainStorage):
 
     def arrays(self, header: TensorHeader) -> tuple[Stored, ...]:
         """One array."""
-        return (Stored("", ElementType.FLOAT, header.shape, header.rows * header.columns * 4),)
+        return (Stored("", ElementType.FLOAT, flat_shape(header), header.rows * header.columns * 4),)
 
     def planes(self, tensor: QuantizedTensor) -> dict[str, Array]:
         """The same values."""

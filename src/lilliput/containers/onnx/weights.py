@@ -127,12 +127,17 @@ class Weights:
         return self.graph.add("Cast", array, attributes={"to": int(ElementType.FLOAT)})
 
 
+def flat_shape(header: TensorHeader) -> tuple[int, ...]:
+    """The shape of a vector, or [rows, columns]: stacked matrices lie below each other."""
+    return header.shape if len(header.shape) < 2 else (header.rows, header.columns)
+
+
 class PlainStorage:
     """Floats as they are."""
 
     def arrays(self, header: TensorHeader) -> tuple[Stored, ...]:
         """One array."""
-        return (Stored("", PLAIN[header.format.name], header.shape, header.nbytes),)
+        return (Stored("", PLAIN[header.format.name], flat_shape(header), header.nbytes),)
 
     def planes(self, tensor: QuantizedTensor) -> dict[str, Array]:
         """The bytes as they are."""
