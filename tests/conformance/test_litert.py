@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-""".tflite files: written and read back by our own code. tests/external/test_litert.py runs them."""
+""".tflite files: written and read back by our own code. tests/external/test_litert_runs_our_files.py runs them."""
 
 from __future__ import annotations
 

@@ -63,6 +63,7 @@ _VLLM_BITS = "int(?:4|8)_(?:g32|g64|g128|channel)"
 _ONNX, _PROFILES = "conformance/test_onnx.py::", "conformance/test_onnx_profiles.py::"
 _GENAI = "external/test_onnxruntime_genai.py::test_greedy_tokens_are_those_of_our_engine"
 _OPENVINO = "external/test_openvino.py::test_logits_are_those_of_our_weights_which_stay_compressed"
+_FIXED_POINT = r"int[2-8]_(?:channel|tensor)_pow2|fixed\d+\.\d+"
 _POSITIVE = r"int[2-8]_.*_(?:narrow|pow2)|tq1_0|ternary_.*|fixed\d+\.\d+"
 _ONNX_INTEGERS = r"int[2-8]_.*|q[458]_0|tq[12]_0|ternary_.*|fixed\d+\.\d+"
 
@@ -146,13 +147,13 @@ ROWS: tuple[Row, ...] = (
              f"{_PROFILES}test_fp8_inputs_are_rounded_to_the_range_that_was_measured"),
         Cell("TensorRT", Reading.UNTRIED, note="held to its published rules; no engine was built"),
     )),
-    Row("qonnx", "power-of-two scales a row or tensor, fixed point", r"int[2-8]_(?:channel|tensor)_pow2|fixed\d+\.\d+", (
+    Row("qonnx", "power-of-two scales a row or tensor, fixed point", _FIXED_POINT, (
         Cell("qonnx", Reading.RUNS, "external/test_qonnx.py::test_logits_are_those_of_the_program"),
         Cell("FINN, hls4ml", Reading.UNTRIED),
     )),
     Row("litert", "integers a row or tensor, without -128", r"int[2-8]_.*|ternary_.*|fixed\d+\.\d+", (
         Cell("LiteRT, with and without XNNPACK", Reading.RUNS,
-             "external/test_litert.py::test_int8_is_as_near_to_its_weights_as_rounded_inputs_allow",
+             "external/test_litert_runs_our_files.py::test_int8_is_as_near_to_its_weights_as_rounded_inputs_allow",
              "it rounds inputs to int8 as well"),
     )),
 )  # fmt: skip
