@@ -8,6 +8,8 @@ void bind_column_loops(nanobind::module_& module);
 void bind_integer_matmul(nanobind::module_& module);
 
 NB_MODULE(_native, module) {
+  // A model that is still there when the interpreter ends is a global variable, not a leak.
+  nanobind::set_leak_warnings(false);
   module.doc() = "lilliput's native core: number formats, kernels, engine";
   bind_formats(module);
   bind_engine(module);

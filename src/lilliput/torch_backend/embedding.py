@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from lilliput.errors import FormatError
@@ -22,9 +24,8 @@ class QuantizedEmbedding(StoredWeight):
         *,
         padding_idx: int | None = None,
         output_dtype: torch.dtype = torch.float32,
-        scale: float | None = None,
     ) -> None:
-        """A table without content, to be loaded. scale: what looked-up rows are multiplied by."""
+        """A table without content, to be loaded."""
         super().__init__(number_format, num_embeddings, embedding_dim)
         if number_format.row_step not in (1, None):
             raise FormatError(
@@ -33,7 +34,6 @@ class QuantizedEmbedding(StoredWeight):
             )
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
         self.output_dtype = output_dtype
-        self.scale = scale
         self.bias = None
 
     @classmethod
@@ -53,20 +53,20 @@ class QuantizedEmbedding(StoredWeight):
 
     @classmethod
     def like(cls, table: torch.nn.Embedding, number_format: NumberFormat) -> QuantizedEmbedding:
-        """A table of the same size and use, without content."""
-        return cls(
-            number_format,
-            table.num_embeddings,
-            table.embedding_dim,
-            padding_idx=table.padding_idx,
-            output_dtype=table.weight.dtype,
-            scale=scale_of(table),
-        )
+        """A table of the same size and use, without content. Tables with a forward of their own keep it."""
+        size = (table.num_embeddings, table.embedding_dim)
+        kind = cls if type(table) is torch.nn.Embedding else with_forward_of(type(table))
+        made = kind(number_format, *size, padding_idx=table.padding_idx, output_dtype=table.weight.dtype)
+        if kind is not cls:
+            ours = set(made.__dict__)
+            made.__dict__.update({key: value for key, value in table.__dict__.items() if key not in ours})
+            for name, buffer in table._buffers.items():
+                made.register_buffer(name, buffer, persistent=name not in table._non_persistent_buffers_set)
+        return made
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids [...] -> [..., embedding_dim] in `output_dtype`."""
-        found = self.dequantized_rows(ids.reshape(-1)).view(*ids.shape, self.embedding_dim).to(self.output_dtype)
-        return found if self.scale is None else found * self.scale
+        return self.dequantized_rows(ids.reshape(-1)).view(*ids.shape, self.embedding_dim).to(self.output_dtype)
 
     def _apply(self, fn: object, recurse: bool = True) -> QuantizedEmbedding:
         """Casts change the type of what is looked up, as they do for a float table."""
@@ -80,16 +80,44 @@ class QuantizedEmbedding(StoredWeight):
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.number_format.name}"
 
 
-def is_plain_embedding(module: torch.nn.Module) -> bool:
-    """Whether a module looks rows up and at most scales them; others of the kind have a forward of their own."""
-    if type(module) is torch.nn.Embedding:
-        return module.max_norm is None
-    return isinstance(module, torch.nn.Embedding) and type(module).__name__.endswith("ScaledWordEmbedding")
+def with_forward_of(table: type[torch.nn.Embedding]) -> type[QuantizedEmbedding]:
+    """A quantized table that looks up as `table` does: its forward asks torch.nn.Embedding's, which asks our weight."""
+    known = _KINDS.get(table)
+    if known is None:
+        content = {
+            "_float_class": table,
+            "__doc__": f"A {table.__name__} whose rows are stored in a number format.",
+        }
+        bases = (_OwnForward, table, QuantizedEmbedding)
+        known = _KINDS[table] = cast("type[QuantizedEmbedding]", type(f"Quantized{table.__name__}", bases, content))
+    return known
 
 
-def scale_of(table: torch.nn.Embedding) -> float | None:
-    """What an embedding multiplies its rows by: BART's and its kin's `embed_scale`; None for plain tables."""
-    scale = getattr(table, "embed_scale", None)
-    if isinstance(scale, torch.Tensor):
-        return float(scale.item())
-    return float(scale) if isinstance(scale, int | float) and scale != 1 else None
+_KINDS: dict[type[torch.nn.Embedding], type[QuantizedEmbedding]] = {}
+
+
+class _OwnForward:
+    """Goes before a table's class, so that its constructor is not run again."""
+
+    _float_class: type[torch.nn.Embedding]
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        QuantizedEmbedding.__init__(cast("QuantizedEmbedding", self), *arguments, **options)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """Shape and format."""
+        return QuantizedEmbedding.extra_repr(cast("QuantizedEmbedding", self))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuilt, (self._float_class,), cast("QuantizedEmbedding", self).__getstate__())
+
+
+def _rebuilt(table: type[torch.nn.Embedding]) -> QuantizedEmbedding:
+    """An instance that is to be given its state, for copies and pickles."""
+    kind = with_forward_of(table)
+    return kind.__new__(kind)
+
+
+def is_embedding(module: torch.nn.Module) -> bool:
+    """Whether a module looks rows up, and leaves the table as it is while doing so."""
+    return isinstance(module, torch.nn.Embedding) and module.max_norm is None

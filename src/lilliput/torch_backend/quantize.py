@@ -21,7 +21,7 @@ from lilliput.errors import CalibrationError, FormatError, RecipeError
 from lilliput.formats import NumberFormat, Planes
 from lilliput.formats.families import fitting_sibling
 from lilliput.torch_backend.calibrate_modules import CalibrationData, observe_inputs
-from lilliput.torch_backend.embedding import QuantizedEmbedding, is_plain_embedding
+from lilliput.torch_backend.embedding import QuantizedEmbedding, is_embedding
 from lilliput.torch_backend.linear import QuantizedLinear, float_weight
 from lilliput.torch_backend.module_recipe import Kind, ModuleRecipe, read_recipe
 from lilliput.torch_backend.module_report import ModuleReport, size_report
@@ -200,7 +200,7 @@ def _replacement(
 def _kind(module: torch.nn.Module) -> Kind | None:
     if type(module) is torch.nn.Linear or _is_transposed(module):
         return "linear"
-    return "embedding" if is_plain_embedding(module) else None
+    return "embedding" if is_embedding(module) else None
 
 
 def _is_transposed(module: torch.nn.Module) -> bool:

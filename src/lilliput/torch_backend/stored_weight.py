@@ -286,12 +286,18 @@ class StoredWeight(torch.nn.Module):
 class WeightView:
     """Stands where a float weight would: knows its type and shape, and decodes when a function wants its values."""
 
+    # transformers asks before it initializes the weights of a module that looks like one of torch's.
+    _is_hf_initialized = True
+
     def __init__(self, owner: StoredWeight) -> None:
         self._owner = owner
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of computing, which is the bias's, or float32."""
+        """Of computing: what an embedding gives, what a bias has, or float32."""
+        looked_up = getattr(self._owner, "output_dtype", None)
+        if isinstance(looked_up, torch.dtype):
+            return looked_up
         bias = getattr(self._owner, "bias", None)
         return bias.dtype if isinstance(bias, torch.Tensor) else torch.float32
 
@@ -321,13 +327,17 @@ class WeightView:
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Run a function of PyTorch on the decoded weight."""
+        """Run a function of PyTorch on the decoded weight; of an embedding only on the rows that are looked up."""
 
         def plain(value: object) -> object:
             if isinstance(value, WeightView):
                 return value._owner.dequantized_weight().to(value.dtype)
             return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
 
+        if func is torch.nn.functional.embedding and isinstance(args[1], WeightView):
+            ids, view = cast("torch.Tensor", args[0]), args[1]
+            found = view._owner.dequantized_rows(ids.reshape(-1)).to(view.dtype)
+            return found.view(*ids.shape, view._owner.columns)
         return func(*map(plain, args), **{name: plain(value) for name, value in (kwargs or {}).items()})
 
 
