@@ -61,6 +61,15 @@ inline void store_uint8(std::uint8_t* p, Int a) {
       _mm_packs_epi32(_mm256_castsi256_si128(raw(a)), _mm256_extracti128_si256(raw(a), 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
 }
+inline void store_uint8_block(std::uint8_t* p, const Int (&a)[8]) {
+  const __m256i order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
+  for (int i = 0; i < 2; ++i) {
+    const __m256i words01 = _mm256_packus_epi32(raw(a[4 * i]), raw(a[4 * i + 1]));
+    const __m256i words23 = _mm256_packus_epi32(raw(a[4 * i + 2]), raw(a[4 * i + 3]));
+    const __m256i bytes = _mm256_packus_epi16(words01, words23);
+    store_int(p + 32 * i, as_int(_mm256_permutevar8x32_epi32(bytes, order)));
+  }
+}
 inline Float load_half(const std::uint8_t* p) {
   return as_float(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

@@ -45,6 +45,13 @@ inline void store_int8(std::int8_t* p, Int a) {
 inline void store_uint8(std::uint8_t* p, Int a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(raw(a)));
 }
+inline void store_uint8_block(std::uint8_t* p, const Int (&a)[4]) {
+  const __m512i words01 = _mm512_packus_epi32(raw(a[0]), raw(a[1]));
+  const __m512i words23 = _mm512_packus_epi32(raw(a[2]), raw(a[3]));
+  // Dword l of the 128-bit parts 0..3 belongs to vector l.
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(words01, words23)));
+}
 inline Float load_half(const std::uint8_t* p) {
   return as_float(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }

@@ -62,6 +62,9 @@ inline void store_int8(std::int8_t* p, Int a) {
 inline void store_uint8(std::uint8_t* p, Int a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<std::uint8_t>(a[i]);
 }
+inline void store_uint8_block(std::uint8_t* p, const Int (&a)[16]) {
+  for (int i = 0; i < 16; ++i) store_uint8(p + 4 * i, a[i]);
+}
 inline Float load_half(const std::uint8_t* p) {
   Float a;
   for (int i = 0; i < 4; ++i)

@@ -121,13 +121,31 @@ std::int32_t put_codes(const Span& span, const IntegerInput& input, const Line& 
   constexpr std::int64_t kBlockColumns = 4 * kQuadBlock;
   Int sum{};
   std::int32_t uncounted = 0;
-  each_vector<type>(span, [&](std::int64_t column, std::int64_t n, Float x) {
-    // Cutting before rounding is cutting after it: the limits are whole numbers.
+  // Cutting before rounding is cutting after it: the limits are whole numbers.
+  const auto code_of = [&](Float x) {
     const Float cut = simd::min(simd::max(x * inverse, lowest), highest);
-    const Int code = simd::round_to_int(cut) + zero_point;
+    return simd::round_to_int(cut) + zero_point;
+  };
+  const auto place_of = [&](std::int64_t column) {
+    return bytes + column / kBlockColumns * (kBlockColumns * kInputTile) + column % kBlockColumns;
+  };
+  Span rest = span;
+  if (span.begin % kBlockColumns == 0) {
+    constexpr int kVectors = kBlockColumns / kLanes;
+    for (; rest.begin + kBlockColumns <= rest.end; rest.begin += kBlockColumns) {
+      Int codes[kVectors];
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        codes[i] = code_of(load_values<type>(span.row, rest.begin + i * kLanes));
+        sum += codes[i];
+      }
+      simd::store_uint8_block(place_of(rest.begin), codes);
+    }
+  }
+  each_vector<type>(rest, [&](std::int64_t column, std::int64_t n, Float x) {
+    const Int code = code_of(x);
     sum += code;
-    std::uint8_t* place =
-        bytes + column / kBlockColumns * (kBlockColumns * kInputTile) + column % kBlockColumns;
+    std::uint8_t* place = place_of(column);
     simd::store_uint8(place, code);
     // Columns past the end have no weight, and must not be counted either.
     for (std::int64_t i = n; i < kLanes; ++i) {
