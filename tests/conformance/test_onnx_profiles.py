@@ -163,6 +163,15 @@ def test_static_inputs_are_rounded_to_the_range_that_was_measured(
     assert (np.abs(found - expected) <= bound).all()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_whole_models_with_dynamic_inputs_stay_near_their_weights(family: str, tmp_path: Path) -> None:
+    model = quantized_model(CONFIGS[family], "int8_channel")
+    found = Runner(write(model, tmp_path / "m.int8.onnx", OnnxInteger())).forward(TOKENS)
+    expected, _ = expected_and_bound(model, TOKENS)
+    # A rounding to 1/255 of the range of all tokens is about 1 % of an input, through some ten products in a row.
+    assert 0.0 < np.sqrt(np.mean((found - expected) ** 2)) < 0.1 * np.std(expected)
+
+
 def test_fp8_inputs_are_rounded_to_the_range_that_was_measured(tmp_path: Path) -> None:
     import ml_dtypes
 
