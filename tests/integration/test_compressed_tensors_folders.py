@@ -82,4 +82,4 @@ def test_other_families_come_back_with_every_value(kind: str, tmp_path: Path) ->
     assert any("norm" in name for name in plain)
     for name in plain:
         assert np.array_equal(before.tensor(name).dequantize(), after.tensor(name).dequantize()), name
-    assert {header.format.name for header in after.headers.values()} == {"f32", "int8_channel"}
+    assert "int8_channel" in {header.format.name for header in after.headers.values()}
