@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from family_folders import write_family
+from safetensors.numpy import load_file, save_file
 from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput import workflows
 from lilliput.containers import open_model
+from lilliput.containers.gptq import GptqPacking
 from lilliput.errors import ContainerError
 from lilliput.evaluation.model_logits import EvaluationOptions
+from lilliput.formats import Encoded, get_format
 from lilliput.generating import GenerateOptions, generate
+from lilliput.records import TensorHeader
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +87,33 @@ def test_other_families_come_back_with_every_value(kind: str, tmp_path: Path) ->
     for name in plain:
         assert np.array_equal(before.tensor(name).dequantize(), after.tensor(name).dequantize()), name
     assert "int8_channel" in {header.format.name for header in after.headers.values()}
+
+
+@pytest.mark.parametrize("kinds", [("int4_g32",), ("int4_g32", "int4_g16")])
+def test_experts_that_are_quantized_one_by_one_are_read_together(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    source = write_family(tmp_path / "m", "mixtral")
+    arrays = load_file(source / "model.safetensors")
+    packing, expected = GptqPacking(), {}
+    for number, name in enumerate(sorted(name for name in arrays if ".experts." in name)):
+        weight, number_format = arrays.pop(name), get_format(kinds[number % len(kinds)])
+        parameters = number_format.widest_parameters(weight)
+        planes = number_format.pack(Encoded(number_format.nearest_codes(weight, parameters), parameters))
+        expected[name] = number_format.dequantize(planes, weight.shape[1])
+        header = TensorHeader(name, weight.shape, number_format)
+        module = name.removesuffix(".weight")
+        stored = packing.stored(header, planes, has_wide_scales=False)
+        arrays |= {module + part: np.ascontiguousarray(array) for part, array in stored.items()}
+    assert expected
+    save_file(arrays, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}
+    (source / "config.json").write_text(json.dumps(config))
+    found = open_model(source)
+    name = next(name for name in found.headers if "ffn_down_exps" in name)
+    stack = found.tensor(name)
+    assert stack.format.name == (kinds[0] if len(kinds) == 1 else "f32")
+    own = sorted(
+        key for key in expected if f"layers.{name.split('.')[1]}." in key and expected[key].shape == stack.shape[1:]
+    )
+    own = [key for key in own if ".w2." in key or "down_proj" in key]
+    assert np.array_equal(stack.dequantize(), np.stack([expected[key] for key in own]))

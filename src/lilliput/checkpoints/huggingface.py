@@ -18,6 +18,7 @@ from lilliput.architectures.sources import (
     Named,
     PermutedHeads,
     Shifted,
+    Stacked,
     StoredSource,
     arranged,
     chosen_source,
@@ -44,7 +45,7 @@ from lilliput.checkpoints.sentence_transformers import described_modules
 from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.checkpoints.table_check import checked_table
 from lilliput.errors import CheckpointError
-from lilliput.formats import NumberFormat, get_format
+from lilliput.formats import NumberFormat, Planes, get_format
 from lilliput.formats.eight_bit_float import EightBitFloat
 from lilliput.records import QuantizedTensor, Role, TensorHeader
 from lilliput.text.huggingface import load_vocabulary, padded
@@ -123,7 +124,9 @@ class HuggingFaceModel:
         header = self.headers[name]
         source = self._sources[name]
         packed = self._packed_weight(source)
-        if packed is not None:
+        if isinstance(source, Stacked) and packed is not None:
+            planes = self._stacked_planes(source, header.format)
+        elif packed is not None:
             order = None if isinstance(source, Computed) else row_order(source, header.rows)
             planes = packed.planes(self._files)
             planes = planes if order is None else in_row_order(planes, order)
@@ -255,7 +258,7 @@ class HuggingFaceModel:
                 f"{self.path.name}: tensor '{source}' has shape {list(found)}, config.json implies {list(shape)}"
             )
         if packed is not None:
-            if not isinstance(expression, Named | PermutedHeads | InterleavedHeads):
+            if not isinstance(expression, Named | PermutedHeads | InterleavedHeads | Stacked):
                 raise CheckpointError(
                     f"{self.path.name}: tensor '{source}' is quantized, and {self.architecture.family} keeps it in "
                     "another layout than its rows; use the original checkpoint"
@@ -270,6 +273,10 @@ class HuggingFaceModel:
     def _format(self, name: str) -> NumberFormat:
         source = self._sources[name]
         packed = self._packed_weight(source)
+        if isinstance(source, Stacked) and packed is not None:
+            formats = {self._packed[each].format.name for each in source.names if each in self._packed}
+            is_one = len(formats) == 1 and all(each in self._packed for each in source.names)
+            return packed.format if is_one and packed.format.row_step is not None else get_format("f32")
         if packed is not None:
             return packed.format
         if isinstance(source, Computed | Shifted):
@@ -279,6 +286,20 @@ class HuggingFaceModel:
 
     def _packed_weight(self, source: StoredSource | Computed) -> PackedWeight | None:
         return next((self._packed[each] for each in source_names(source) if each in self._packed), None)
+
+    def _stacked_planes(self, source: Stacked, number_format: NumberFormat) -> Planes:
+        """Experts below each other: in their own format where it is one for all, else as floats."""
+        parts: list[Planes] = []
+        for name in source.names:
+            packed = self._packed.get(name)
+            if packed is None:
+                parts.append({"blocks": np.ascontiguousarray(self._float32(name)).view(np.uint8)})
+            elif packed.format.name == number_format.name:
+                parts.append(packed.planes(self._files))
+            else:
+                values = packed.format.dequantize(packed.planes(self._files), packed.shape[-1])
+                parts.append({"blocks": np.ascontiguousarray(values).view(np.uint8)})
+        return number_format.joined_rows(parts)
 
     def _scale_name(self, source: str) -> str | None:
         if self._stored(source).dtype not in FP8:
