@@ -30,10 +30,11 @@ VARIANTS: dict[str, dict[str, Json]] = {
     "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "qwen3-biases": {"model_type": "qwen3", "attention_bias": True},
 }
+EXPERT_MODELS = ("mixtral", "qwen3_moe")
 EXPERTS: dict[str, Json] = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 CONFIGS: dict[str, dict[str, Json]] = {
     **{
-        name: {"model_type": name, **(EXPERTS if name in ("mixtral", "qwen3_moe") else {})}
+        name: {"model_type": name, **(EXPERTS if name in EXPERT_MODELS else {})}
         for family in ARCHITECTURES
         for name in family.huggingface_types
         if not hasattr(family, "encoder_program")

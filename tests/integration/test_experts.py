@@ -91,7 +91,7 @@ def test_statistics_of_experts_survive_their_files_and_merge(tmp_path: Path, suf
     assert split_name("blk.0.ffn_up.weight") == ("blk.0.ffn_up.weight", None)
 
 
-@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
 def test_the_ledger_names_starved_experts(folder: Path, tmp_path: Path, effort: str) -> None:
     text, output = tmp_path / "text.txt", tmp_path / "tiny.gguf"
     text.write_text("Once upon a time there was a little model.\n" * 9)

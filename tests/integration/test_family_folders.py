@@ -12,6 +12,7 @@ from lilliput import workflows
 from lilliput.containers import open_model
 from lilliput.errors import ContainerError
 from lilliput.runtime.session import EngineOptions, Session
+from lilliput.text.tokenizer import Tokenizer
 from lilliput.workflows import Guidance, QuantizeOptions
 
 torch = pytest.importorskip("torch")
@@ -50,23 +51,21 @@ def test_a_checkpoint_and_its_file_give_the_logits_of_transformers(
     assert file.vocabulary() == folder.vocabulary()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# One of each kind: learned positions, side by side, norms around branches, experts.
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "gemma3_text", "mixtral"])
 def test_effort_balanced_comes_closer_than_fast(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     guidance, found = Guidance(text=(text,)), {}
     source = open_model(folders[name])
-    tokens = source.vocabulary()
-    assert tokens.tokens
-    ids = np.random.default_rng(5).integers(3, 300, 100)
+    ids = np.array(Tokenizer(source.vocabulary()).encode(TEXT)[:200])
     exact = log_probabilities(source, ids)
     for effort in ("fast", "balanced"):
         output = tmp_path / f"{effort}{suffix(name)}"
         workflows.quantize(folders[name], "Q4_0", output, guidance=guidance, options=QuantizeOptions(effort=effort))
         other = log_probabilities(open_model(output), ids)
         found[effort] = float((np.exp(exact) * (exact - other)).sum(axis=1).mean())
-    # The text is not what the model is asked about, so that balanced may not win; both must be near the model.
-    assert 0 < found["balanced"] < max(2 * found["fast"], 0.3)
+    assert 0 < found["balanced"] < found["fast"]
 
 
 def log_probabilities(source: object, ids: np.ndarray) -> np.ndarray:

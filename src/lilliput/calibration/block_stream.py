@@ -232,7 +232,7 @@ class BlockStream:
             return functional.linear(x, tensors[run.weight], None if run.bias is None else tensors[run.bias])
 
         def expert(name: str, number: int, x: torch.Tensor) -> torch.Tensor:
-            return functional.linear(x, tensors[name][number])
+            return functional.linear(x, tensors[name].reshape(self._table[name].shape)[number])
 
         run = torch_program.ProgramRun(tensors.__getitem__, linear, self._rotations(tokens.shape[1]), expert=expert)
         buffers = {self._cut.stream: self._embedded(tokens, tensors.__getitem__)}

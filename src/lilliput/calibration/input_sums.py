@@ -92,8 +92,10 @@ class HessianSums:
     Given the float model's inputs x_f as well, also E[x_f x^T], of the chunks that methods see.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, pairs: bool = True) -> None:
+        """pairs: whether the float model's inputs belong to the same tokens; those of an expert do not."""
         self.squares = InputSums(name)
+        self._pairs = pairs
         self._float_inputs: torch.Tensor | None = None
         self._cross: torch.Tensor | None = None
         self._chunk = 0
@@ -103,7 +105,8 @@ class HessianSums:
 
     def add_float(self, inputs: torch.Tensor) -> None:
         """The float model's inputs for the chunk that `add` gets next."""
-        self._float_inputs = inputs.reshape(-1, inputs.shape[-1])
+        if self._pairs:
+            self._float_inputs = inputs.reshape(-1, inputs.shape[-1])
 
     def add(self, inputs: torch.Tensor) -> None:
         """One chunk: [..., in_features] float32, of no token too. Raises CalibrationError for NaN or Inf."""

@@ -121,7 +121,8 @@ class _Learning:
         import torch
 
         device = self._stream.device
-        state = self._fixed | {self._names[name]: value.to(device) for name, value in values.items()}
+        shapes = {name: self._fixed[self._names[name]].shape for name in values}
+        state = self._fixed | {self._names[name]: v.to(device).reshape(shapes[name]) for name, v in values.items()}
         inputs, wanted = (states[chunk].to(device).clone() for states in (self._text.inputs, self._text.outputs))
         found: torch.Tensor = torch.func.functional_call(self._block, state, (inputs[None],), self._arguments)
         difference = found[0] - wanted

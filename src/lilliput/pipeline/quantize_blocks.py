@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from lilliput.arrays import Array, FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream, Precision, Watched
+from lilliput.calibration.expert_inputs import split_name
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.calibration.pair_inputs import answered
 from lilliput.checkpoints.model_source import ModelSource
@@ -163,7 +164,10 @@ class _Loop:
             def see(sums: HessianSums, inputs: torch.Tensor) -> None:
                 (sums.add_float if is_float[0] else sums.add)(inputs)
 
-            with self._stream.watching(block, layer, HessianSums, see, by_expert=True) as groups:
+            def sums_of(name: str) -> HessianSums:
+                return HessianSums(name, pairs=split_name(name)[1] is None)
+
+            with self._stream.watching(block, layer, sums_of, see, by_expert=True) as groups:
                 for index in range(len(self._chunks)):
                     if self._follows_float:
                         is_float[0] = True
