@@ -184,7 +184,7 @@ class Onnx:
         """Tensors that the graph reads. Raises ContainerError for one that it does not and that is not optional."""
         if any(isinstance(step, Experts) for program in self.programs(contents) for step in program.operations):
             raise ContainerError(
-                f"{contents.config.family}: ONNX graphs have no operation for mixtures of experts yet; give -o NAME.gguf"
+                f"{contents.config.family}: ONNX has no operation for mixtures of experts yet; give -o NAME.gguf"
             )
         read = frozenset[str]().union(*map(tensors_read, self.programs(contents)))
         for header in contents.headers:
