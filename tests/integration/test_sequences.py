@@ -134,3 +134,20 @@ def test_statistics_make_four_bits_better(run: Run, folder: Path, text: Path, tm
     first, second = json.loads(out)["files"]
     name = next(name for name in ("mean_cosine", "agreement", "same_top") if name in first)
     assert second[name] >= first[name]
+
+
+def test_fit_says_that_it_compares_next_tokens(run: Run, folder: Path, text: Path, tmp_path: Path) -> None:
+    code, _, err = run("fit", folder, "--bpw", 6, "--text", text, "-o", tmp_path / "fitted.gguf")
+    assert code != 0
+    assert "fit compares predictions of the next token" in err
+
+
+def test_bench_times_a_whole_text(run: Run, folder: Path) -> None:
+    words = ("bench", folder, "--prefill", 16, "--decode", 0, "--threads", 1, "--json")
+    code, out, err = run(*words)
+    if json.loads((folder / "config.json").read_text())["model_type"] == "bart":
+        assert code != 0
+        assert "only a whole text's pass can be measured" in err
+    else:
+        assert code == 0, err
+        assert json.loads(out)

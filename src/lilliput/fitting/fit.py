@@ -119,6 +119,7 @@ def fit(
     """
     options = options or FitOptions()
     with workflows.opened(model, options.revision) as source:
+        _check_task(source)
         target = Path(output) if output is not None else _default_name(source, goal, options)
         folder = options.work or target.with_name(target.name + ".fit")
         fitting = _Fitting(str(model), source, tuple(text), goal, options, folder, target, stages or _silent)
@@ -131,12 +132,22 @@ def fit(
             return fitting.run()
 
 
+def _check_task(source: ModelSource) -> None:
+    """Raise RecipeError for a model whose loss the search cannot measure."""
+    if source.config.task != "next_token":
+        raise RecipeError(
+            f"{source.path.name}: fit compares predictions of the next token, and this model's task is "
+            f"{source.config.task}; quantize it to several presets and compare them with `lilliput eval`"
+        )
+
+
 def plan_fit(
     model: workflows.PathLike, goal: Goal, *, text: Sequence[Path], options: FitOptions | None = None
 ) -> FitPlan:
     """What `fit` will take, from headers and the text. Raises RecipeError for a goal out of reach."""
     options = options or FitOptions()
     with workflows.opened(model, options.revision) as source:
+        _check_task(source)
         target = _default_name(source, goal, options)
         return _Fitting(str(model), source, tuple(text), goal, options, target, target, _silent).plan()
 

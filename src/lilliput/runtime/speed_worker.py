@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import open_model
 from lilliput.errors import LilliputError, RuntimeModelError
+from lilliput.runtime.encoder_session import EncoderSession
 from lilliput.runtime.session import EngineOptions, Session
 from lilliput.runtime.speed import SpeedTest, Timed
 
@@ -38,6 +40,8 @@ def measure(model: str, test: SpeedTest) -> Timed:
             f"{test.n} tokens at depth {test.depth} are longer than the model's context of "
             f"{source.config.context_length}"
         )
+    if source.config.task != "next_token":
+        return _measure_encoder(source, test)
     session = Session(source, EngineOptions(threads=test.threads, context=context))
     tokens = np.random.default_rng(0).integers(0, session.vocab_size, test.depth + test.n, dtype=np.int32)
     session.forward(tokens[: test.depth], "none")
@@ -51,6 +55,23 @@ def measure(model: str, test: SpeedTest) -> Timed:
             # The first repetition only warms up: a few tokens do.
             for token in tokens[test.depth :][: None if repetition else 4]:
                 session.forward([token])
+        seconds.append(time.perf_counter() - start)
+    return Timed(tuple(seconds[1:]), peak_resident_bytes())
+
+
+def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
+    """One pass over `n` tokens, as often as asked: there is no cache to fill, and nothing to decode."""
+    if test.test != "prefill" or test.depth or source.config.encoder is None:
+        raise RuntimeModelError(
+            f"{source.path.name}: of a model for {source.config.task.replace('_', ' ')} only a whole text's pass can "
+            "be measured; give --decode 0 --depth 0, and no encoder-decoder"
+        )
+    session = EncoderSession(source, EngineOptions(threads=test.threads, context=test.n))
+    tokens = np.random.default_rng(0).integers(0, source.config.vocab_size, test.n, dtype=np.int32)
+    seconds = []
+    for _ in range(test.repeat + 1):
+        start = time.perf_counter()
+        session.run(tokens)
         seconds.append(time.perf_counter() - start)
     return Timed(tuple(seconds[1:]), peak_resident_bytes())
 
