@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How weights of torch modules become planes: searched scales, but plain absmax for eight bits.
 
-The search gains a tenth of the error of 8-bit rows and would take most of the time of `quantize_`.
+Squared error of the search over absmax on normal weights [768, 768]: 0.996 for int8_channel, 0.929 for int8_g128, at
+about ten times the time (2026-11).
 """
 
 from __future__ import annotations

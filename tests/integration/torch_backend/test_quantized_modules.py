@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,31 @@ def test_an_embedding_looks_up_the_rows_of_its_decoded_table(name: str) -> None:
     table = lt.QuantizedEmbedding.from_float(torch.nn.Embedding(30, 64), name)
     rows = torch.tensor([[0, 29], [7, 7]])
     assert torch.equal(table(rows), table.dequantized_weight()[rows])
+
+
+class ShiftedTable(torch.nn.Embedding):
+    """Looks up in a way of its own, as BART's positions do."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(rows + 2, columns)
+        self.offset = 2
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return super().forward(numbers + self.offset) * 3
+
+
+def test_a_table_with_a_forward_of_its_own_keeps_it() -> None:
+    torch.manual_seed(8)
+    model = torch.nn.Sequential(ShiftedTable(30, 64))
+    lt.quantize_(model, "int8_channel/int8_token")
+    rows = torch.tensor([[0, 29], [7, 7]])
+    assert isinstance(model[0], ShiftedTable)
+    assert torch.equal(model(rows), model[0].dequantized_weight()[rows + 2] * 3)
+    kept = io.BytesIO()
+    torch.save(model, kept)
+    kept.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(kept, weights_only=False)):
+        assert torch.equal(twin(rows), model(rows))
 
 
 def test_an_embedding_whose_rows_share_scales_is_refused() -> None:
