@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_models import Runner, contents_of, expected_and_bound, quantized_model, write
-from random_models import CONFIGS, EXPERT_MODELS, RandomModel
+from random_models import CONFIGS, RandomModel
 from reference_program import encoded_tensor, float_tensor
 
 from lilliput.architectures import program as operations
@@ -66,17 +66,10 @@ def assert_computes(path: Path, model: RandomModel, padding: int = 0) -> None:
 
 
 @CONTAINERS
-@pytest.mark.parametrize("family", [name for name in CONFIGS if name not in EXPERT_MODELS])
+@pytest.mark.parametrize("family", CONFIGS)
 def test_every_family_computes_the_same_as_its_program(family: str, container: Onnx, tmp_path: Path) -> None:
     model = quantized_model(CONFIGS[family], "int4_g32")
     assert_computes(write(model, tmp_path / "m.onnx", container), model)
-
-
-@pytest.mark.parametrize("family", EXPERT_MODELS)
-def test_mixtures_of_experts_are_refused_by_name(family: str, tmp_path: Path) -> None:
-    model = quantized_model(CONFIGS[family], "f32")
-    with pytest.raises(ContainerError, match="no operation for mixtures of experts yet"):
-        write(model, tmp_path / "m.onnx")
 
 
 @CONTAINERS

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_models import Runner, contents_of, expected_and_bound, quantized_model, write
-from random_models import CONFIGS, EXPERT_MODELS, RandomModel
+from random_models import CONFIGS, RandomModel
 from reference_program import encoded_tensor, float_tensor
 
 from lilliput.architectures import program as operations
@@ -67,7 +67,7 @@ def test_dequantized_weights_are_ours_in_every_format_held(number_format: Number
     assert_computes(path, model)
 
 
-@pytest.mark.parametrize("family", [name for name in CONFIGS if name not in EXPERT_MODELS])
+@pytest.mark.parametrize("family", CONFIGS)
 def test_every_family_goes_through_standard_operators(family: str, tmp_path: Path) -> None:
     model = quantized_model(CONFIGS[family], "int8_channel")
     path = write(model, tmp_path / "m.qdq.onnx", OnnxStandard())

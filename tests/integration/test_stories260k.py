@@ -9,6 +9,7 @@ import pytest
 
 from lilliput import workflows
 from lilliput.containers import open_model
+from lilliput.generating import GenerateOptions, generate
 from lilliput.runtime.speed import SpeedTest, measure_speed
 
 
@@ -25,14 +26,14 @@ def test_greedy_text_is_exactly_the_published_one(
 ) -> None:
     file = tmp_path / f"stories260K-{format_name}.gguf"
     workflows.quantize(stories_folder, format_name, file)
-    result = workflows.generate(file, "", options=workflows.GenerateOptions(max_tokens=256))
+    result = generate(file, "", options=GenerateOptions(max_tokens=256))
     assert len(result.token_ids) == 256
     assert result.text.strip() == published_text.strip()
 
 
 def test_a_prompt_from_the_text_continues_as_the_text_does(stories_folder: Path, published_text: str) -> None:
     prompt = "Once upon a time, there was a little girl"
-    result = workflows.generate(stories_folder, prompt, options=workflows.GenerateOptions(max_tokens=40))
+    result = generate(stories_folder, prompt, options=GenerateOptions(max_tokens=40))
     assert published_text.startswith(prompt + result.text)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lilliput.architectures.architecture import EncoderDecoder, Json
-from lilliput.architectures.program import Embed, Experts, Program
+from lilliput.architectures.program import Embed, Program
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
 from lilliput.containers.onnx.genai import genai_config
@@ -182,10 +182,6 @@ class Onnx:
 
     def read_names(self, contents: Contents) -> frozenset[str]:
         """Tensors that the graph reads. Raises ContainerError for one that it does not and that is not optional."""
-        if any(isinstance(step, Experts) for program in self.programs(contents) for step in program.operations):
-            raise ContainerError(
-                f"{contents.config.family}: ONNX has no operation for mixtures of experts yet; give -o NAME.gguf"
-            )
         read = frozenset[str]().union(*map(tensors_read, self.programs(contents)))
         for header in contents.headers:
             if header.name not in read and header.name not in _optional(contents):
