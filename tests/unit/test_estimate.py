@@ -6,7 +6,7 @@ import pytest
 from header_models import header_model
 
 from lilliput.recipes import machine
-from lilliput.recipes.estimate import FIRST_READERS, CostEstimate, TextWork, estimate
+from lilliput.recipes.estimate import ATTENTION_OPERATIONS, FIRST_READERS, CostEstimate, TextWork, estimate
 from lilliput.recipes.machine import MachineSpeeds, MethodCost
 from lilliput.recipes.plan import Plan, resolve, weights_of
 from lilliput.records import Role
@@ -17,14 +17,14 @@ class KnownSpeeds(MachineSpeeds):
 
     def _speeds(self, name: str, count: int, measure: object) -> tuple[float, ...]:
         if name.startswith("q"):
-            return (1e-6, 1e-9, 1e-10)[:count]
+            return (1e-6, 1e-9)[:count]
         return ({"start": 4.0, "write": 1e8, "decode": 1e7}.get(name, 1e9),)
 
 
 def one_pass(plan: Plan, tokens: int) -> float:
     """Seconds at 1e9 operations a second: matrices of the blocks, and attention over half a chunk of 512."""
     blocks = [row for row in plan.rows if row.name.startswith("blk.") and len(row.shape) > 1]
-    attention = sum(512 * row.shape[-1] for row in blocks if row.role is Role.ATTENTION_OUTPUT)
+    attention = sum(ATTENTION_OPERATIONS * 512 * row.shape[-1] for row in blocks if row.role is Role.ATTENTION_OUTPUT)
     return 2 * (sum(map(weights_of, blocks)) + attention) * tokens / 1e9
 
 
@@ -63,7 +63,7 @@ def test_hessians_cost_their_sums_and_one_factorization_for_all_that_share_an_in
     assert len(chosen) > len(first) > 4
     expected = sum(weights_of(row) * 1e-6 for row in matrices)
     expected += sum(weights_of(row) * row.shape[-1] * 1e-9 for row in chosen)
-    expected += sum(row.shape[-1] ** 3 * 1e-10 for row in first)
+    expected += sum(row.shape[-1] ** 3 / 1e9 for row in first)
     vectors = plan.weights - sum(map(weights_of, matrices))
     assert cost.seconds["quantize"] == pytest.approx(expected + vectors / 1e7 + 2 * plan.weights / 1e7)
 
@@ -78,7 +78,7 @@ def test_following_the_float_model_and_tuning_are_counted(tmp_path: Path) -> Non
 
     plain, both = cost(TextWork(1000, passes=2)), cost(TextWork(1000, passes=3))
     assert both.seconds["calibrate"] - plain.seconds["calibrate"] == pytest.approx(one_pass(plan, 1000))
-    tuned = cost(TextWork(1000, tuned_epochs=6, tuned_bytes_per_weight=56))
+    tuned = cost(TextWork(1000, sees_hessians=True, tuned_epochs=6, tuned_bytes_per_weight=56))
     assert tuned.seconds["tune"] == pytest.approx(6 * 4 * 2 * plan.weights * 1000 / 1e9)
     assert tuned.peak_ram_bytes > 56 * plan.weights
     assert "tune" not in plain.seconds
@@ -129,7 +129,7 @@ def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_a_method_cost_splits_into_what_grows_with_columns_and_what_does_not() -> None:
-    assert MethodCost(2.0, 0.5, 100.0).seconds(3, 4) == 3 * 4 * (2.0 + 4 * 0.5)
+    assert MethodCost(2.0, 0.5).seconds(3, 4) == 3 * 4 * (2.0 + 4 * 0.5)
 
 
 def test_probes_of_a_method_are_within_sense_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,17 @@ from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.divergence import log_probabilities, row_divergences
 from lilliput.fitting.texts import Texts
 from lilliput.formats import get_format
+from lilliput.methods import METHODS
 from lilliput.recipes.estimate import (
     FIRST_READERS,
     FLOAT32_BYTES,
+    IMPORT_SECONDS,
     PROCESS_BYTES,
     TORCH_BYTES,
     CostEstimate,
     TextWork,
     block_bytes,
+    factor_seconds,
     method_seconds,
     text_seconds,
 )
@@ -87,7 +90,7 @@ def estimate_fit(source: ModelSource, search: Search, speeds: MachineSpeeds) -> 
     chosen = _near(rows, search)
     read = sum(header.nbytes for header in source.headers.values()) / speeds.bytes_hashed_per_second()
     seconds = {
-        "start": speeds.seconds_to_start() + read,
+        "start": IMPORT_SECONDS + speeds.seconds_to_start() + read,
         "candidates": _candidates(source, rows, search, speeds),
         "sensitivity": _sensitivity(source, chosen, search, speeds),
         "measuring": _measuring(source, rows, search, speeds),
@@ -120,9 +123,9 @@ def _candidates(source: ModelSource, rows: Sequence[TensorPlan], search: Search,
         header, columns = source.headers[row.name], row.shape[-1]
         cost = speeds.method_cost(row, header)
         seconds += cost.seconds(weights_of(row) // columns, columns)
-        if row.role in FIRST_READERS and cost.factor and row.name not in factored:
+        if row.role in FIRST_READERS and METHODS[row.method].needs == "hessian" and row.name not in factored:
             factored.add(row.name)
-            seconds += cost.factor * float(columns) ** 3
+            seconds += factor_seconds(columns, speeds)
         seconds += 2.0 * weights_of(row) * columns / speeds.flops(columns)
         # Read, and decoded once more with its codes: for its own error and for its loss.
         seconds += 4 * weights_of(row) / speeds.weights_decoded_per_second()

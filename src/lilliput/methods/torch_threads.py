@@ -22,9 +22,18 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def linear_product(x: FloatArray, weight: FloatArray) -> Callable[[], object]:
-    """X [tokens, columns] times weight [rows, columns], as a layer of a torch model runs it: call the answer."""
+def layer_pass(x: FloatArray, weight: FloatArray) -> Callable[[], object]:
+    """One layer of a float model, x [tokens, width] and weight [width, width]: call the answer to run it.
+
+    A norm, the product, a gate and the residual stream: what a linear layer has around it in a block, on average.
+    """
     import torch
 
     inputs, matrix = torch.from_numpy(x), torch.from_numpy(weight)
-    return lambda: torch.nn.functional.linear(inputs, matrix)
+
+    def run() -> object:
+        with torch.inference_mode():
+            output = torch.nn.functional.linear(torch.nn.functional.rms_norm(inputs, inputs.shape[-1:]), matrix)
+            return torch.addcmul(inputs, torch.nn.functional.silu(output), output)
+
+    return run

@@ -20,10 +20,17 @@ SLAB_WEIGHTS = 1 << 22
 SLAB_ARRAYS = 4
 # JSON of one ledger entry: 443 bytes on average for Q4_K_M of stories260K, rounded up for longer names.
 LEDGER_ENTRY_BYTES = 600
-# torch and transformers loaded and used, over the rest of the process.
+# torch loaded and used, over the rest of the process.
 TORCH_BYTES = 150_000_000
 FLOAT32_BYTES = 4
 BLOCKS = "blk."
+# Bytes for each number of a Hessian that is being factorized, and float32 operations for each columns^3 that take as
+# long: measured at 8,192 columns.
+FACTOR_BYTES, FACTOR_OPERATIONS = 20, 1.0
+# The products of attention and its softmax take as long as so many times their operations in a linear layer.
+ATTENTION_OPERATIONS = 4.0
+# Until a command of ours begins to work, torch aside (Zen 4, 2026-11).
+IMPORT_SECONDS = 1.2
 # Of the linears that share an input, the one whose plan row stands for it.
 FIRST_READERS = (
     Role.ATTENTION_Q,
@@ -82,7 +89,7 @@ def estimate(
     text = text or TextWork()
     seconds: dict[str, float] = {}
     if text.tokens:
-        seconds["start"] = speeds.seconds_to_start()
+        seconds["start"] = IMPORT_SECONDS + speeds.seconds_to_start()
     seconds["read"] = sum(header.nbytes for header in headers.values()) / speeds.bytes_hashed_per_second()
     if text.tokens:
         seconds["calibrate"] = text_seconds(plan.rows, text, speeds)
@@ -94,15 +101,21 @@ def estimate(
         seconds["tune"] = 8.0 * weights * text.tokens * text.tuned_epochs / speeds.flops()
     seconds["write"] = file_bytes / speeds.bytes_written_per_second()
     seconds["verify"] = weights / speeds.weights_decoded_per_second()
-    ram = PROCESS_BYTES + max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
-    if text.tokens:
-        ram += (
-            TORCH_BYTES
-            + weights * text.tuned_bytes_per_weight
-            + block_bytes(plan.rows, sees_hessians=text.sees_hessians)
-        )
+    tensor = max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
+    ram = PROCESS_BYTES + max(tensor, _text_bytes(plan.rows, text, tensor) if text.tokens else 0)
     disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
     return CostEstimate(ram, disk, seconds)
+
+
+def _text_bytes(rows: Sequence[TensorPlan], text: TextWork, tensor: int) -> int:
+    """Memory of a run with text, torch included. tensor: of one tensor under way."""
+    blocks = block_bytes(rows, sees_hessians=text.sees_hessians)
+    if text.sees_hessians:
+        # Slabs of a tensor beside its block; the head and the embedding after all blocks. States lie in a file.
+        weights = sum(weights_of(row) for row in rows)
+        slabs = min(SLAB_WEIGHTS, max(weights_of(row) for row in rows)) * FLOAT32_BYTES * SLAB_ARRAYS
+        return TORCH_BYTES + max(blocks + slabs, tensor) + weights * text.tuned_bytes_per_weight
+    return TORCH_BYTES + max(blocks + text.tokens * text.width * FLOAT32_BYTES, tensor)
 
 
 def text_seconds(rows: Sequence[TensorPlan], text: TextWork, speeds: MachineSpeeds) -> float:
@@ -116,7 +129,7 @@ def text_seconds(rows: Sequence[TensorPlan], text: TextWork, speeds: MachineSpee
         work = 2.0 * weights_of(row) * text.passes
         if row.role is Role.ATTENTION_OUTPUT:
             # Queries with keys, and weights with values: each token with half of its chunk, on average.
-            work += 2.0 * columns * text.chunk * text.passes
+            work += ATTENTION_OPERATIONS * 2.0 * columns * text.chunk * text.passes
         if text.sees_hessians and row.role in FIRST_READERS:
             work += 2.0 * columns**2
         seconds += work * text.tokens / speeds.flops(columns)
@@ -125,9 +138,14 @@ def text_seconds(rows: Sequence[TensorPlan], text: TextWork, speeds: MachineSpee
 
 def method_seconds(row: TensorPlan, header: TensorHeader, speeds: MachineSpeeds) -> float:
     """Of choosing the codes of one tensor, and of the factorization where it is the first to need it."""
-    cost, columns = speeds.method_cost(row, header), row.shape[-1]
-    shared = cost.factor * columns**3 if row.role in FIRST_READERS else 0.0
-    return cost.seconds(weights_of(row) // columns, columns) + shared
+    columns = row.shape[-1]
+    shared = factor_seconds(columns, speeds) if _sees_hessian(row) and row.role in FIRST_READERS else 0.0
+    return speeds.method_cost(row, header).seconds(weights_of(row) // columns, columns) + shared
+
+
+def factor_seconds(columns: int, speeds: MachineSpeeds) -> float:
+    """Of factorizing one Hessian."""
+    return FACTOR_OPERATIONS * columns**3 / speeds.flops(columns)
 
 
 def block_bytes(rows: Sequence[TensorPlan], *, sees_hessians: bool) -> int:
@@ -140,9 +158,9 @@ def block_bytes(rows: Sequence[TensorPlan], *, sees_hessians: bool) -> int:
         if sees_hessians and row.role in FIRST_READERS:
             hessians[block] = hessians.get(block, 0) + row.shape[-1] ** 2
     floats = max((size for name, size in blocks.items() if name.startswith(BLOCKS)), default=0)
-    # One Hessian for the methods and one held out; Cholesky's input and output in float64, the result in float32.
+    # One Hessian for the methods and one held out; a factorization goes through float64.
     largest = max((row.shape[-1] ** 2 for row in rows if _sees_hessian(row)), default=0)
-    return FLOAT32_BYTES * (floats + 2 * max(hessians.values(), default=0)) + 28 * largest
+    return FLOAT32_BYTES * (floats + 2 * max(hessians.values(), default=0)) + FACTOR_BYTES * largest
 
 
 def _sees_hessian(row: TensorPlan) -> bool:
@@ -160,5 +178,5 @@ def _tensor_bytes(row: TensorPlan, header: TensorHeader) -> int:
         return header.nbytes
     shares_over_rows = row.format.row_step is None or header.format.row_step is None
     slab = weights_of(row) if shares_over_rows else min(weights_of(row), SLAB_WEIGHTS)
-    # The input's own pages, or a copy of them where rows are reordered on the way.
-    return slab * FLOAT32_BYTES * SLAB_ARRAYS + 2 * row.nbytes + header.nbytes
+    # The input's pages are the file's own; the few tensors whose rows are reordered are far from the largest.
+    return slab * FLOAT32_BYTES * SLAB_ARRAYS + 2 * row.nbytes

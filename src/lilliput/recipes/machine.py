@@ -25,16 +25,16 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.formats import NumberFormat, get_format
 from lilliput.methods import METHODS
-from lilliput.methods.torch_threads import linear_product, torch_threads
+from lilliput.methods.torch_threads import layer_pass, torch_threads
 from lilliput.records import NO_INPUTS, LayerInputs, TensorHeader, TensorPlan
 
 # A random matrix this large shows what a method takes; smaller ones show the cost of starting it.
 SAMPLE_ROWS, SAMPLE_COLUMNS = 64, 1024
-# Rows and columns of two matrices of equal size: what the second takes longer is the part that grows with columns.
-FLAT, STEEP = (256, 256), (64, 1024)
+# Rows and columns of two matrices: what a weight of the second takes longer is the part that grows with columns.
+FLAT, STEEP = (1024, 256), (1024, 1024)
 # Tokens and most columns of the product that stands for a forward pass.
 PASS_TOKENS, PASS_COLUMNS = 512, 2048
-SECONDS_PER_PROBE = 0.1
+SECONDS_PER_PROBE = 0.05
 WRITE_SAMPLE_BYTES = 16_000_000
 HASH_SAMPLE_BYTES = 4_000_000
 
@@ -43,15 +43,14 @@ HASH_SAMPLE_BYTES = 4_000_000
 class MethodCost:
     """Seconds of quantizing one tensor [rows, columns]: rows * columns * (weight + columns * column).
 
-    factor: seconds per columns^3, once for all tensors that share an input.
+    What is factorized once for all tensors that share an input is not in it.
     """
 
     weight: float
     column: float = 0.0
-    factor: float = 0.0
 
     def seconds(self, rows: int, columns: int) -> float:
-        """Without the factorization."""
+        """Of one tensor."""
         return rows * columns * (self.weight + columns * self.column)
 
 
@@ -75,7 +74,7 @@ class MachineSpeeds:
         name = f"{row.format.name} {row.method} {'guided' if self._guided else 'unguided'}"
         if METHODS[row.method].needs != "hessian":
             return MethodCost(*self._speeds(name, 1, lambda: _seconds_per_weight(row, self._guided, self._threads)))
-        return MethodCost(*self._speeds(name, 3, lambda: _hessian_costs(row, self._threads)))
+        return MethodCost(*self._speeds(name, 2, lambda: _hessian_costs(row, self._threads)))
 
     def weights_decoded_per_second(self) -> float:
         """How fast stored weights become float32 and are compared."""
@@ -87,7 +86,7 @@ class MachineSpeeds:
         return self._speed("hash", lambda: _rate(HASH_SAMPLE_BYTES, lambda: hashlib.sha256(block).digest()))
 
     def flops(self, columns: int = PASS_COLUMNS) -> float:
-        """Float32 multiplications and additions a second of torch, in products of a layer of that width."""
+        """Float32 multiplications and additions a second of torch, in a layer of that width and what surrounds it."""
         columns = min(1 << max(columns - 1, 1).bit_length(), PASS_COLUMNS)
         return self._speed(f"flops {columns}", lambda: _product_speed(columns, self._threads))
 
@@ -100,7 +99,7 @@ class MachineSpeeds:
         return self._speed(f"engine {number_format.name}", lambda: _engine_speed(number_format, self._threads))
 
     def seconds_to_start(self) -> float:
-        """What loading torch and transformers takes."""
+        """What loading torch takes."""
         return self._speed("start", _import_seconds)
 
     def bytes_written_per_second(self) -> float:
@@ -135,21 +134,18 @@ def _seconds_per_weight(row: TensorPlan, guided: bool, threads: int) -> tuple[fl
     return (1 / _rate(weight.size, lambda: work.quantize(row.format, weight, inputs, threads=threads)),)
 
 
-def _hessian_costs(row: TensorPlan, threads: int) -> tuple[float, float, float]:
-    """Per weight; per weight and column; per columns^3 of one factorization."""
-    method, taken, fresh = METHODS[row.method], [], 0.0
+def _hessian_costs(row: TensorPlan, threads: int) -> tuple[float, float]:
+    """Per weight; per weight and column."""
+    method, taken = METHODS[row.method], []
     with torch_threads(threads):
         for rows, columns in (FLAT, STEEP):
-            weight, inputs = _sample(rows, columns), _hessian_inputs(columns)
-            start = time.perf_counter()
-            method.quantize(row.format, weight, inputs, threads=threads)
-            fresh = time.perf_counter() - start
-            # The factorization is kept with the inputs, so it is not in this.
-            again = partial(method.quantize, row.format, weight, inputs, threads=threads)
-            taken.append(1 / _rate(weight.size, again))
-        factor = max(fresh - taken[1] * STEEP[0] * STEEP[1], 0.0) / STEEP[1] ** 3
+            # The factorization is kept with the inputs, so only the run that warms up does it.
+            run = partial(
+                method.quantize, row.format, _sample(rows, columns), _hessian_inputs(columns), threads=threads
+            )
+            taken.append(1 / _rate(rows * columns, run))
     column = max(taken[1] - taken[0], 0.0) / (STEEP[1] - FLAT[1])
-    return max(taken[0] - column * FLAT[1], 1e-12), column, factor
+    return max(taken[0] - column * FLAT[1], 1e-12), column
 
 
 def _hessian_inputs(columns: int) -> LayerInputs:
@@ -167,7 +163,7 @@ def _decode_speed() -> float:
 
 def _product_speed(columns: int, threads: int) -> float:
     with torch_threads(threads):
-        run = linear_product(_sample(PASS_TOKENS, columns), _sample(columns, columns))
+        run = layer_pass(_sample(PASS_TOKENS, columns), _sample(columns, columns))
         return _rate(2 * PASS_TOKENS * columns**2, run)
 
 
@@ -183,7 +179,7 @@ def _engine_speed(number_format: NumberFormat, threads: int) -> float:
 
 
 def _import_seconds() -> float:
-    code = "import torch; from transformers import AutoModelForCausalLM"
+    code = "import torch"
     start = time.perf_counter()
     if "torch" in sys.modules:
         subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
