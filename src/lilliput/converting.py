@@ -24,7 +24,7 @@ from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.publish import check_target, publish
 from lilliput.containers.rebuilt_folder import FolderFiles, folder_files
 from lilliput.containers.runtimes import reading_warnings
-from lilliput.errors import ContainerError, TokenizerError
+from lilliput.errors import ContainerError, TextError, TokenizerError
 from lilliput.evaluation.model_logits import EvaluationOptions
 from lilliput.formats import get_format
 from lilliput.pipeline.repack import Move, Moved, TensorMove, Wanted, moved_tensors, plan_moves
@@ -32,7 +32,7 @@ from lilliput.recipes.ledger import Ledger, entry_for, ledger_path
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.records import QuantizedTensor, Statistics, TensorHeader
 from lilliput.runtime.processors import default_threads
-from lilliput.workflows import Guidance, PathLike, Progress, evaluate, opened
+from lilliput.workflows import Guidance, PathLike, Progress, evaluate, located, opened
 
 # Long enough for a KL with an interval, short enough for a minute on a small model.
 KL_TOKENS = 16_384
@@ -131,6 +131,8 @@ def convert(
     Raises LilliputError with one clear line; nothing is left behind then.
     """
     options = options or ConvertOptions()
+    if options.text is not None and not options.text.is_file():
+        raise TextError(f"--text {options.text}: no such file; the KL is measured on a text file of yours")
     target = Path(output)
     container = _container(options.to, target)
     wanted = Wanted(get_format(options.format) if options.format else None, options.requantize)
@@ -141,7 +143,7 @@ def convert(
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-")))
         files = FolderFiles(source.provenance, source.config)
         if container in FOLDERS:
-            files = folder_files(source, None if options.base is None else str(options.base), work)
+            files = folder_files(source, None if options.base is None else located(options.base), work)
         if files.config.rope.factors is None:
             # All ones, which say nothing; a folder has no place for them.
             moves = tuple(plan for plan in moves if plan.row.name != ROPE_FACTORS_TENSOR)

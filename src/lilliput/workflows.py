@@ -458,12 +458,12 @@ def evaluate(
 
 def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
     """Metadata and tensors of a file or folder, from headers alone."""
-    return inspect_file(Path(_location(file)))
+    return inspect_file(Path(located(file)))
 
 
 def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None) -> list[SpeedRow]:
     """Prefill and decode speed of a file on this machine, one process per row."""
-    return measure_speed(_location(model), tests, progress=progress)
+    return measure_speed(located(model), tests, progress=progress)
 
 
 def chosen_seed(seed: int | None) -> int:
@@ -520,11 +520,11 @@ def parse_bytes(text: str) -> int:
 @contextmanager
 def opened(model: PathLike, revision: str | None = None) -> Iterator[ModelSource]:
     """Open a model by path, hub id, or the built-in name 'gulliver'; release its maps at the end."""
-    with closing(open_model(_location(model), revision=revision)) as source:
+    with closing(open_model(located(model), revision=revision)) as source:
         yield source
 
 
-def _location(model: PathLike) -> str:
+def located(model: PathLike) -> str:
     """The path or hub id that a model's name stands for; only the built-in one's differs."""
     name = str(model)
     # A folder of that name in the working directory is what its owner means.

@@ -49,7 +49,7 @@ def write_parts(parts: tuple[PartLayout, ...], tensors: Iterable[QuantizedTensor
 def disk_error(name: str, failure: OSError) -> PublishError:
     """One line for an operating-system error while writing `name`."""
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
-        return PublishError(f"{name}: the disk is full; free some space or choose another place with -o")
+        return PublishError(f"{name}: the disk is full; free some space or choose another place")
     return PublishError(f"{name}: cannot be written: {failure.strerror or failure}")
 
 

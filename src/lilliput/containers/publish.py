@@ -78,20 +78,20 @@ def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise PublishError(f"{nearest} is a file, not a folder; choose another place with -o")
+        raise PublishError(f"{nearest} is a file, not a folder; choose another place")
     needed = sum(part.size for part in parts) + _SPARE_BYTES
     free = shutil.disk_usage(nearest).free
     if needed > free:
         raise PublishError(
             f"{target.name} needs {needed / 1e9:.2f} GB, {nearest} has {free / 1e9:.2f} GB free; "
-            "free some space or choose another place with -o"
+            "free some space or choose another place"
         )
 
 
 def _check_absent(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
     existing = [part.file_name for part in parts if (target.parent / part.file_name).exists()]
     if existing and not overwrite:
-        raise PublishError(f"{existing[0]} exists already; pass --force to replace it or choose another name with -o")
+        raise PublishError(f"{existing[0]} exists already; pass --force to replace it or choose another output")
     if parts[0].file_name == f"{target.name}/{Path(parts[0].file_name).name}":
         _check_folder(target, {Path(part.file_name).name for part in parts})
 
@@ -99,12 +99,12 @@ def _check_absent(target: Path, parts: tuple[PartLayout, ...], *, overwrite: boo
 def _check_folder(target: Path, names: set[str]) -> None:
     """Refuse to replace a folder that holds anything but an earlier output. Raises PublishError."""
     if target.is_file():
-        raise PublishError(f"{target} is a file, and the output is a folder; choose another name with -o")
+        raise PublishError(f"{target} is a file, and the output is a folder; choose another output")
     earlier = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|model\.safetensors(\.index\.json)?")
     inside = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
     strange = [name for name in inside if name not in names and not earlier.fullmatch(name)]
     if strange:
-        raise PublishError(f"{target} holds {strange[0]}, which is no part of the output; choose another name with -o")
+        raise PublishError(f"{target} holds {strange[0]}, which is no part of the output; choose another output")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lilliput import workflows
@@ -69,3 +69,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+        # A run that was refused before it began leaves nothing.
+        with suppress(OSError):
+            folder.rmdir()

@@ -166,16 +166,17 @@ def fit_again(
     holds no search.
     """
     request = read_records(work, IDENTITY).get("request")
+    unfinished = f"{work}: holds no finished search; run `lilliput fit MODEL ...` first and keep its work folder"
     if not isinstance(request, dict):
-        raise RecipeError(
-            f"{work}: holds no finished search; run `lilliput fit MODEL ...` first and keep its work folder"
-        )
+        raise RecipeError(unfinished)
     try:
         earlier = _earlier_options(request, options or FitOptions())
         text = [Path(str(path)) for path in cast("list[str]", request["text"])]
         model = str(request["model"])
     except (KeyError, TypeError) as missing:
         raise RecipeError(f"{work}: written by another version of lilliput ({missing}); search anew") from missing
+    if not (work / FRONTIER).is_file():
+        raise RecipeError(unfinished)
     return fit(model, goal, output, text=text, options=replace(earlier, work=work), stages=stages)
 
 
@@ -296,13 +297,13 @@ class _Fitting:
 
     def run(self) -> FitResult:
         """Search, quantize, measure, publish."""
-        self._claim_folder()
         if self.goal.min_speed is not None and self.container in FOLDERS:
             raise RecipeError(
                 f"--min-speed is measured with this engine, which says nothing of {self.options.runtime}; leave it out"
             )
         # Sizes are known from headers: a budget that nothing meets is refused before any work.
         self._limits(Problem(self.choices, no_costs(self.choices), self._overhead()))
+        self._claim_folder()
         found = self._explore()
         problem, meter = found.corrected, found.meter
         limits = self._limits(problem)
