@@ -207,22 +207,37 @@ def plan(
     """
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as original:
-        wanted = container_for(Path(output)) if output else None
-        source, found = _planned(original, to, wanted, guidance, options)
-        notes = _container_notes(found) if wanted is None else _reading_notes(wanted, found)
-        found = replace(found, warnings=(*found.warnings, *notes))
-        contents, _ = _contents(source, found, guidance)
-        # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
-        keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance), 0)
-        contents = replace(contents, metadata={**keys, **contents.metadata})
-        container = wanted or _default_container(found, source.config.family)
-        parts = container.layout(contents, f"model{container.suffix}", options.split)
-        size = sum(part.size for part in parts)
+        source, found, size = _sized(original, to, output, guidance, options)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
         limit = options.tokens or (STREAM_TOKENS if needs_stream(found) else None)
         text = text_work(options, found, _tokens_to_calibrate(source, guidance, limit), source.config.hidden_size)
         cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, text=text)
         return PlanReport(found, size, cost)
+
+
+def planned_bytes(
+    model: PathLike, to: str | Recipe, output: PathLike, *, guidance: Guidance, options: QuantizeOptions
+) -> int:
+    """Exact size of what `quantize` would write, without asking what that takes."""
+    with opened(model, options.revision) as original:
+        return _sized(original, to, output, guidance, options)[2]
+
+
+def _sized(
+    original: ModelSource, to: str | Recipe, output: PathLike | None, guidance: Guidance, options: QuantizeOptions
+) -> tuple[ModelSource, Plan, int]:
+    """The model as it will be quantized, the plan, and the bytes of all files."""
+    wanted = container_for(Path(output)) if output else None
+    source, found = _planned(original, to, wanted, guidance, options)
+    notes = _container_notes(found) if wanted is None else _reading_notes(wanted, found)
+    found = replace(found, warnings=(*found.warnings, *notes))
+    contents, _ = _contents(source, found, guidance)
+    # As many bytes as the real keys will have: hashes and numbers are of one width whatever they say.
+    keys = _own_keys("0" * 64, found, guidance, _expected_statistics(guidance), 0)
+    contents = replace(contents, metadata={**keys, **contents.metadata})
+    container = wanted or _default_container(found, source.config.family)
+    parts = container.layout(contents, f"model{container.suffix}", options.split)
+    return source, found, sum(part.size for part in parts)
 
 
 def quantize(

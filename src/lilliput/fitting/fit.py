@@ -282,7 +282,7 @@ class _Fitting:
 
     def plan(self) -> FitPlan:
         """What `run` will take."""
-        problem = Problem(self.choices, no_costs(self.choices), self._overhead())
+        problem = Problem(self.choices, no_costs(self.choices), self._overhead)
         smallest, largest = reachable(self.choices, problem.overhead)
         # What KL or speed leave room for is not known before anything is measured: the middle, then.
         expected = min(self._limits(problem).file_bytes, largest)
@@ -302,7 +302,7 @@ class _Fitting:
                 f"--min-speed is measured with this engine, which says nothing of {self.options.runtime}; leave it out"
             )
         # Sizes are known from headers: a budget that nothing meets is refused before any work.
-        self._limits(Problem(self.choices, no_costs(self.choices), self._overhead()))
+        self._limits(Problem(self.choices, no_costs(self.choices), self._overhead))
         self._claim_folder()
         found = self._explore()
         problem, meter = found.corrected, found.meter
@@ -365,7 +365,7 @@ class _Fitting:
             )  # fmt: skip
             costs = self._costs(candidates, meter)
             speed = self._speed(candidates) if self.goal.min_speed is not None else None
-            problem = Problem(self.choices, costs, self._overhead(), speed)
+            problem = Problem(self.choices, costs, self._overhead, speed)
             exact = [problem.solve(Limits(size)) for size in frontier_sizes(problem, FRONTIER_POINTS)]
             drawn = _random_configurations(problem, RANDOM_CONFIGURATIONS)
             with self.stages("measuring") as advance:
@@ -408,6 +408,7 @@ class _Fitting:
         with self.stages("measuring speed") as advance:
             return speed_table(self.source, self.choices, seconds_of, known, progress=advance)
 
+    @cached_property
     def _overhead(self) -> int:
         """Bytes of the file beside the chosen tensors: exactly for names as long as the longest.
 
@@ -421,7 +422,7 @@ class _Fitting:
     def _planned_bytes(self, recipe: Recipe) -> int:
         """Exact size of the result."""
         options = self._quantize_options()
-        return workflows.plan(self.model, recipe, self.target, guidance=self._guidance(), options=options).bytes
+        return workflows.planned_bytes(self.model, recipe, self.target, guidance=self._guidance(), options=options)
 
     def _exactly_within(self, problem: Problem, limits: Limits, picks: Picks) -> Picks:
         """A folder describes its layers in as many bytes as the choice itself needs: choose again within the rest."""
