@@ -257,7 +257,7 @@ class _Fitting:
     def explored(self) -> Chunks:
         """The part of the selection text that configurations are compared on."""
         chunks = self.texts.selection
-        weights = sum(header.rows * header.columns for header in self.source.headers.values())
+        weights = _weights(self.source)
         windows = max(FEWEST_EXPLORED, int(MEASURED_WORK / (weights * chunks.context)))
         return Chunks(chunks.token_ids[:windows])
 
@@ -470,8 +470,7 @@ class _Fitting:
                 )
             sizes.append(left)
         if goal.bits_per_weight is not None:
-            headers = self.source.headers.values()
-            weights = sum(header.rows * header.columns for header in headers)
+            headers, weights = self.source.headers.values(), _weights(self.source)
             chosen = {name for choice in self.choices for name in choice.names}
             vectors = sum(4 * h.rows * h.columns for h in headers if h.name not in chosen)
             sizes.append(int(goal.bits_per_weight * weights / 8) - vectors + problem.overhead)
@@ -743,7 +742,7 @@ def _key(source: ModelSource, texts: Texts, method: Method) -> str:
 
 
 def _default_name(source: ModelSource, goal: Goal, options: FitOptions) -> Path:
-    weights = sum(header.rows * header.columns for header in source.headers.values())
+    weights = _weights(source)
     words = [
         f"{goal.size or goal.ram}B" if goal.size or goal.ram else "",
         f"{goal.bits_per_weight:g}bpw" if goal.bits_per_weight else "",
@@ -753,6 +752,11 @@ def _default_name(source: ModelSource, goal: Goal, options: FitOptions) -> Path:
     name = Path(file_name(source.provenance.general, weights, "-".join(["FIT", *filter(None, words)])))
     suffix = _runtime(options.runtime).container(None).suffix
     return name.with_name(name.name.removesuffix(".gguf") + suffix)
+
+
+def _weights(source: ModelSource) -> int:
+    """Of all tensors."""
+    return sum(header.rows * header.columns for header in source.headers.values())
 
 
 def _interval(measured: MeasuredKl) -> Interval:
