@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,14 +21,15 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, FOLDERS, container_for
 from lilliput.containers.checkpoint_folder import CheckpointFolder
 from lilliput.containers.container import Container, Contents, Split
+from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.publish import check_target, publish
 from lilliput.containers.rebuilt_folder import FolderFiles, folder_files
-from lilliput.containers.runtimes import reading_warnings
+from lilliput.containers.runtimes import reading_warnings, runtimes_of
 from lilliput.errors import ContainerError, TextError, TokenizerError
 from lilliput.evaluation.model_logits import EvaluationOptions
-from lilliput.formats import get_format
+from lilliput.formats import NumberFormat, get_format
 from lilliput.pipeline.repack import Move, Moved, TensorMove, Wanted, moved_tensors, plan_moves
-from lilliput.recipes.ledger import Ledger, entry_for, ledger_path
+from lilliput.recipes.ledger import Ledger, LedgerEntry, entry_for, ledger_path
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.records import QuantizedTensor, Statistics, TensorHeader
 from lilliput.runtime.processors import default_threads
@@ -45,7 +46,7 @@ class ConvertOptions:
     to: a container by name; None means what the output's name says.  format: of quantized layers, None for the smallest
     exact one.  requantize: choose codes anew where none can be kept.  statistics, imatrix: for those.
     base: Hugging Face folder or id whose config and tokenizer files a folder gets; None means the source's own, or
-    rebuilt ones.  text: measure the KL from the source on it.
+    rebuilt ones.  text: measure the KL from the source on it.  is_unmade: as in `pipeline.repack.Wanted`.
     """
 
     to: str | None = None
@@ -55,6 +56,7 @@ class ConvertOptions:
     base: PathLike | None = None
     text: Path | None = None
     force: bool = False
+    is_unmade: bool = False
     split: Split = field(default_factory=Split)
     threads: int | None = None
     revision: str | None = None
@@ -63,7 +65,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True, slots=True)
 class MovedTensor:
-    """What became of one tensor; errors as `pipeline.repack.Moved` has them."""
+    """What became of one tensor; errors and their bound as `pipeline.repack.Moved` has them."""
 
     name: str
     source_format: str
@@ -71,6 +73,7 @@ class MovedTensor:
     move: Move
     max_error: float
     rms_error: float
+    bound: float | None = 0.0
 
     @property
     def is_exact(self) -> bool:
@@ -87,13 +90,20 @@ class MovedTensor:
             "exact": self.is_exact,
             "max_relative_error": self.max_error,
             "rms_relative_error": self.rms_error,
+            "bound": self.bound,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """What `convert` wrote. mean_kl: in nats, with its standard error, from the source; None without a text."""
+    """What `convert` wrote.
 
+    target: file or folder.  output: its files.
+    mean_kl: in nats, with its standard error, from the source; None without a text.
+    runtimes: that run the file or decode it, as tests show.
+    """
+
+    target: Path
     output: tuple[Path, ...]
     bytes: int
     container: str
@@ -101,11 +111,28 @@ class ConvertResult:
     ledger: Path
     notes: tuple[str, ...] = ()
     mean_kl: tuple[float, float] | None = None
+    runtimes: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:
         """Whether every value of the model is the same."""
         return all(tensor.is_exact for tensor in self.tensors)
+
+    @property
+    def max_error(self) -> float:
+        """Of the tensor that is farthest from its original, over its largest magnitude."""
+        return max((tensor.max_error for tensor in self.tensors), default=0.0)
+
+    @property
+    def bound(self) -> float | None:
+        """What `max_error` cannot exceed; None where codes were chosen anew."""
+        bounds = [tensor.bound for tensor in self.tensors]
+        return None if None in bounds else max((bound for bound in bounds if bound is not None), default=0.0)
+
+    @property
+    def is_within_bound(self) -> bool:
+        """Whether every tensor is as near to its original as its move allows."""
+        return all(tensor.bound is None or tensor.max_error <= tensor.bound for tensor in self.tensors)
 
     def to_json(self) -> dict[str, Json]:
         """The contract of `lilliput convert --json`."""
@@ -114,6 +141,10 @@ class ConvertResult:
             "bytes": self.bytes,
             "container": self.container,
             "exact": self.is_exact,
+            "max_relative_error": self.max_error,
+            "bound": self.bound,
+            "within_bound": self.is_within_bound,
+            "runs_in": list(self.runtimes),
             "tensors": [tensor.to_json() for tensor in self.tensors],
             "ledger": str(self.ledger),
             "notes": list(self.notes),
@@ -130,41 +161,123 @@ def convert(
     progress: called with (weights done, weights in all).
     Raises LilliputError with one clear line; nothing is left behind then.
     """
+    return convert_all(model, [output], options, progress=progress)[0]
+
+
+def convert_all(
+    model: PathLike,
+    outputs: Sequence[PathLike],
+    options: ConvertOptions | None = None,
+    *,
+    made: Ledger | None = None,
+    progress: Progress | None = None,
+) -> list[ConvertResult]:
+    """Write `model` into several containers. All are planned before the first is written.
+
+    made: what was done to the model's tensors before, for the ledgers.
+    """
     options = options or ConvertOptions()
     if options.text is not None and not options.text.is_file():
         raise TextError(f"--text {options.text}: no such file; the KL is measured on a text file of yours")
-    target = Path(output)
-    container = _container(options.to, target)
-    wanted = Wanted(get_format(options.format) if options.format else None, options.requantize)
+    if options.to is not None and len(outputs) > 1:
+        raise ContainerError("--to names one container, and there are several outputs; name them by their endings")
     with ExitStack() as stack:
         source = stack.enter_context(opened(model, options.revision))
-        moves = plan_moves(source, container, wanted)
-        _check_quantized(source, moves)
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-")))
-        files = FolderFiles(source.provenance, source.config)
-        if container in FOLDERS:
-            files = folder_files(source, None if options.base is None else located(options.base), work)
-        if files.config.rope.factors is None:
-            # All ones, which say nothing; a folder has no place for them.
-            moves = tuple(plan for plan in moves if plan.row.name != ROPE_FACTORS_TENSOR)
-        contents, more = _contents(source, moves, files)
-        more += reading_warnings(container.name, (plan.row.format for plan in moves))
-        parts = container.layout(contents, target.name, options.split)
-        check_target(target, parts, overwrite=options.force)
+        jobs = planned_outputs(source, outputs, options, stack)
         if options.announce is not None:
-            options.announce(summary([(plan.source_format.name, plan.row.format.name, plan.move) for plan in moves]))
-        done: list[Moved] = []
-        statistics = _statistics(options.guidance)
-        published = publish(
-            container, contents, _tensors(source, moves, statistics, done, (container, options), progress), target,
-            split=options.split, overwrite=options.force,
-        )  # fmt: skip
-        moved = tuple(_described(item) for item in done)
-        result = ConvertResult(
-            published.paths, published.nbytes, container.name, moved, ledger_path(target), (*files.notes, *more)
+            for job in jobs:
+                words = summary([(plan.source_format.name, plan.row.format.name, plan.move) for plan in job.moves])
+                options.announce(words if len(jobs) == 1 else f"{job.target.name}: {words}")
+        results = [job.run(source, made, progress) for job in jobs]
+    if options.text is None:
+        return results
+    return [
+        replace(result, mean_kl=_mean_kl(model, job.target, options)) for job, result in zip(jobs, results, strict=True)
+    ]
+
+
+def planned_outputs(
+    source: ModelSource, outputs: Sequence[PathLike], options: ConvertOptions, stack: ExitStack
+) -> list[Conversion]:
+    """Each output with everything decided and checked that can be before the work; reads headers only.
+
+    stack: keeps rebuilt side files until it is closed.  Raises LilliputError.
+    """
+    names = [Path(output).resolve() for output in outputs]
+    if len(set(names)) < len(names):
+        raise ContainerError("two outputs have the same name; give each its own")
+    return [_planned(source, Path(output), options, stack) for output in outputs]
+
+
+def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: ExitStack) -> Conversion:
+    container = _container(options.to, target)
+    if options.text is not None and isinstance(container, Onnx):
+        raise ContainerError(
+            f"{target.name}: --text runs the output here, and {container.name} files are not run here; leave it out"
         )
-        _write_ledger(source, done, result, published.digests)
-    return result if options.text is None else replace(result, mean_kl=_mean_kl(model, target, options))
+    wanted = Wanted(_asked_format(options.format), options.requantize, options.is_unmade)
+    moves = plan_moves(source, container, wanted)
+    _check_quantized(source, moves)
+    work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-")))
+    files = FolderFiles(source.provenance, source.config)
+    if container in FOLDERS:
+        files = folder_files(source, None if options.base is None else located(options.base), work)
+    if files.config.rope.factors is None:
+        # All ones, which say nothing; a folder has no place for them.
+        moves = tuple(plan for plan in moves if plan.row.name != ROPE_FACTORS_TENSOR)
+    contents, notes = _contents(source, moves, files)
+    formats = [plan.row.format for plan in moves]
+    notes += reading_warnings(container.name, formats)
+    notes += _unused(options, moves)
+    parts = container.layout(contents, target.name, options.split)
+    check_target(target, parts, overwrite=options.force)
+    return Conversion(target, container, moves, contents, (*files.notes, *notes), options)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """One output, planned and not yet written."""
+
+    target: Path
+    container: Container
+    moves: tuple[TensorMove, ...]
+    contents: Contents
+    notes: tuple[str, ...]
+    options: ConvertOptions
+
+    def run(self, source: ModelSource, made: Ledger | None, progress: Progress | None) -> ConvertResult:
+        """Write, reopen, compare, publish. made: as `convert_all` takes it."""
+        done: list[Moved] = []
+        tensors = _tensors(
+            source, self.moves, _statistics(self.options.guidance), done, (self.container, self.options), progress
+        )
+        published = publish(
+            self.container, self.contents, tensors, self.target, split=self.options.split, overwrite=self.options.force
+        )
+        result = ConvertResult(
+            self.target,
+            published.paths,
+            published.nbytes,
+            self.container.name,
+            tuple(_described(item) for item in done),
+            ledger_path(self.target),
+            self.notes,
+            runtimes=runtimes_of(self.container.name, [plan.row.format for plan in self.moves]),
+        )
+        _write_ledger(source, done, result, made)
+        return result
+
+
+def _asked_format(name: str | None) -> NumberFormat | None:
+    return get_format(name) if name else None
+
+
+def _unused(options: ConvertOptions, moves: Sequence[TensorMove]) -> list[str]:
+    """Of what was given and changes nothing."""
+    given = options.guidance.statistics or options.guidance.imatrix
+    if given is None or any(plan.move is Move.REQUANTIZED for plan in moves):
+        return []
+    return [f"{given.name} is not used: no codes are chosen anew"]
 
 
 def summary(moves: list[tuple[str, str, Move]]) -> str:
@@ -258,23 +371,47 @@ def _weights(plan: TensorMove) -> int:
 def _described(item: Moved) -> MovedTensor:
     plan = item.plan
     return MovedTensor(
-        plan.row.name, plan.source_format.name, plan.row.format.name, plan.move, item.max_error, item.rms_error
-    )
+        plan.row.name, plan.source_format.name, plan.row.format.name, plan.move, item.max_error, item.rms_error,
+        item.bound,
+    )  # fmt: skip
 
 
-def _write_ledger(source: ModelSource, done: list[Moved], result: ConvertResult, digests: Mapping[str, str]) -> None:
+def _write_ledger(source: ModelSource, done: list[Moved], result: ConvertResult, made: Ledger | None) -> None:
     rows = [item.plan.row for item in done]
     weights = sum(_weights(item.plan) for item in done)
-    Ledger(
+    entries = tuple(entry_for(item.plan.row, errors=(item.rms_error**2, None)) for item in done)
+    ledger = Ledger(
         recipe=f"convert to {result.container}",
         model=source.path.name,
         output=tuple(path.name for path in result.output),
         bits_per_weight=sum(row.nbytes for row in rows) * 8 / max(weights, 1),
         bytes=result.bytes,
         fingerprints={"model": source.fingerprint()},
-        entries=tuple(entry_for(item.plan.row, errors=(item.rms_error**2, None)) for item in done),
+        entries=entries,
         notes=result.notes,
-    ).write(result.ledger)
+    )
+    if made is not None:
+        # What chose the codes is what a reader of the ledger wants to know; this run only carried them.
+        earlier = {entry.name: entry for entry in made.entries}
+        ledger = replace(
+            made,
+            output=ledger.output,
+            bits_per_weight=ledger.bits_per_weight,
+            bytes=ledger.bytes,
+            entries=tuple(_carried(earlier[entry.name], entry) for entry in entries),
+            notes=(*made.notes, *ledger.notes),
+        )
+    ledger.write(result.ledger)
+
+
+def _carried(made: LedgerEntry, moved: LedgerEntry) -> LedgerEntry:
+    return replace(
+        made,
+        planned_format=moved.planned_format,
+        format=moved.format,
+        bytes=moved.bytes,
+        reason=f"{made.reason}; {moved.reason}",
+    )
 
 
 def _mean_kl(model: PathLike, target: Path, options: ConvertOptions) -> tuple[float, float]:

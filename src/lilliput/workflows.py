@@ -102,6 +102,7 @@ class QuantizeOptions:
     inputs: what those methods fit each layer to, see `StreamOptions`; None means "both" for effort "best", else
     "quantized".  precision: of their forward passes.  split: parts of a split set.
     threads: None means all.  announce: called with the plan before any work.
+    float_roles: stay floats where a number format alone is asked for, beside those of the output's container.
     """
 
     force: bool = False
@@ -115,6 +116,7 @@ class QuantizeOptions:
     device: str = "cpu"
     threads: int | None = None
     revision: str | None = None
+    float_roles: tuple[Role, ...] = ()
     announce: Callable[[Plan], None] | None = None
 
     @property
@@ -187,8 +189,8 @@ def _planned(
     has_statistics = guidance.is_given and not guidance.text
     check_guidance(transforms, has_text=bool(guidance.text), has_statistics=has_statistics)
     source = outlined(source, transforms)
-    if container is not None:
-        recipe = with_float_roles(recipe, container.float_roles, source)
+    roles = (*(container.float_roles if container is not None else ()), *options.float_roles)
+    recipe = with_float_roles(recipe, roles, source)
     plan = resolve(source, recipe, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
     return source, replace(plan, transforms=transform_plans(source))
 

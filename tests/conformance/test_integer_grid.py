@@ -15,6 +15,7 @@ NAMES = (
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q6_k", "q3_k"),
     *("int4_g32", "int4_g128", "int4_g32_asym", "int4_g128_asym", "int4_channel", "int4_tensor", "int4_g64_affine"),
     *("int8_g32", "int8_channel", "int8_channel_asym", "int3_g16", "int2_g64_asym", "int6_g16", "int5_g128"),
+    *("int8_channel_narrow", "int4_g32_narrow", "ternary_channel", "ternary_g128", "int8_channel_pow2"),
 )
 ROWS, COLUMNS = 3, 512
 
@@ -62,6 +63,13 @@ def test_values_move_as_the_structure_says(source: str, target: str) -> None:
         ("q4_1", "int4_g32_asym", None),
         ("int8_channel", "q8_0", Fit.ROUNDED),
         ("int4_tensor", "int4_channel", Fit.EXACT),
+        ("int8_channel_narrow", "int8_channel", Fit.EXACT),
+        ("int8_channel", "int8_channel_narrow", None),
+        ("int8_channel_narrow", "q8_0", Fit.ROUNDED),
+        ("int8_channel_pow2", "q8_0", Fit.EXACT),
+        ("int8_channel", "int8_channel_pow2", None),
+        ("int4_g32", "int5_g32_narrow", Fit.EXACT),
+        ("ternary_g128", "q4_0", Fit.EXACT),
         ("int4_channel", "int4_tensor", None),
         ("q6_k", "int6_g16", Fit.ROUNDED),
         ("int6_g16", "q6_k", None),

@@ -14,7 +14,10 @@ from lilliput.cli.output import human_bytes, print_json, progress, say, tell, wa
 
 def command(
     model: options.Model,
-    output: Annotated[Path, typer.Argument(help="File or folder to write; its ending decides the container.")],
+    outputs: Annotated[
+        list[Path],
+        typer.Argument(help="Files or folders to write, as many as wanted; each ending decides a container."),
+    ],
     to: Annotated[
         str | None,
         typer.Option("--to", help="A container by name (gguf, gptq, awq …), whatever the ending."),
@@ -39,10 +42,11 @@ def command(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Move a quantized model into another container, without rounding wherever the number formats agree."""
+    """Move a quantized model into other containers, without rounding wherever the number formats agree."""
     from lilliput import workflows
+    from lilliput.cli.outputs import tell_outputs
     from lilliput.containers.container import Split
-    from lilliput.converting import ConvertOptions, convert
+    from lilliput.converting import ConvertOptions, convert_all
 
     split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
     chosen = ConvertOptions(
@@ -50,9 +54,13 @@ def command(
         guidance=workflows.Guidance((), statistics, imatrix), threads=threads, revision=revision, announce=say,
     )  # fmt: skip
     with progress("converting") as advance:
-        result = convert(model, output, chosen, progress=advance)
-    for note in result.notes:
+        results = convert_all(model, outputs, chosen, progress=advance)
+    for note in dict.fromkeys(note for result in results for note in result.notes):
         warn(note)
+    if len(results) > 1:
+        tell_outputs(results, reference=model, as_json=json)
+        return
+    (result,) = results
     if json:
         print_json(result.to_json())
         return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -20,7 +21,14 @@ def command(
     bpw: options.Bpw = None,
     max_kld: options.MaxKld = None,
     min_speed: options.MinSpeed = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .gguf file; default: named here.")] = None,
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="What --for loads, such as a .gguf file; default: named here. Repeatable: the same codes in each.",
+        ),
+    ] = None,
     text: options.Text = None,
     selection: Annotated[
         Path | None, typer.Option("--selection", help="Text to compare on, not a part of --text.")
@@ -50,6 +58,7 @@ def command(
 ) -> None:
     """Find the best mix of formats within a budget by measuring, and quantize with it."""
     from lilliput import fitting
+    from lilliput.cli.outputs import tell_outputs
     from lilliput.errors import RecipeError
 
     goal = options.goal(size, ram, context, bpw, max_kld, min_speed)
@@ -60,6 +69,12 @@ def command(
         tokens=tokens, threads=threads, revision=revision, work=work, selection=selection, held_out=held_out,
         force=force,
     )  # fmt: skip
+    output = outputs[0] if outputs else None
+    several = outputs is not None and len(outputs) > 1
+    if outputs is not None and several:
+        from lilliput import exporting
+
+        chosen = replace(chosen, formats=exporting.shared_formats(outputs, chosen))
     if from_ is not None:
         if model is not None or output is None:
             raise RecipeError("--from WORK knows its model: leave MODEL out, and say where to write with -o")
@@ -72,10 +87,17 @@ def command(
         result = fitting.fit(model, goal, output, text=text, options=chosen, stages=progress)
     for note in result.notes:
         warn(note)
-    if json:
+    if json and not several:
         print_json(result.to_json())
         return
-    _tell(result)
+    if not json:
+        _tell(result)
+    if outputs is not None and several:
+        with progress("converting") as advance:
+            others = exporting.move_all(result.output, outputs[1:], model, chosen, advance)
+        for note in dict.fromkeys(note for other in others for note in other.notes):
+            warn(note)
+        tell_outputs(others, reference=str(result.output), as_json=json, earlier=result.to_json())
 
 
 def _tell(result: object) -> None:

@@ -27,6 +27,15 @@ Output = Annotated[
         "Default: <Model>-<QUANT>.gguf here.",
     ),
 ]  # fmt: skip
+Outputs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output", "-o",
+        help="The ending decides the container: .gguf, .safetensors, .tflite, or a folder for other runtimes "
+        "(.compressed-tensors, .w8a8, .gptq, .awq, .bitsandbytes, .onnx …: docs/containers.md). Repeatable: "
+        "the same codes in every file. Default: <Model>-<QUANT>.gguf here.",
+    ),
+]  # fmt: skip
 Text = Annotated[
     list[Path] | None,
     typer.Option("--text", help="Text, JSONL or chat file to calibrate on (gzip too); repeatable; 'builtin' for ours."),

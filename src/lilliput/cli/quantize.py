@@ -15,7 +15,7 @@ from lilliput.cli.output import human_bytes, print_json, progress, say, tell, wa
 def command(
     model: options.Model,
     to: options.To = "Q4_K_M",
-    output: options.Output = None,
+    outputs: options.Outputs = None,
     text: options.Text = None,
     statistics: options.StatisticsFile = None,
     imatrix: options.ImatrixFile = None,
@@ -32,8 +32,9 @@ def command(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Quantize a model into one file (or a split set), verified and published atomically."""
+    """Quantize a model into a file, verified and published atomically; or, with several -o, into several."""
     from lilliput import workflows
+    from lilliput.cli.outputs import tell_outputs
     from lilliput.containers.container import Split
     from lilliput.recipes.plan import Plan
 
@@ -50,6 +51,16 @@ def command(
         device=device, threads=threads, revision=revision, announce=announce, inputs=workflows.stream_inputs(inputs),
         precision=workflows.forward_precision(precision),
     )  # fmt: skip
+    if outputs is not None and len(outputs) > 1:
+        from lilliput.exporting import quantize_all
+
+        with progress("quantizing") as advance:
+            made = quantize_all(model, to, outputs, guidance=guidance, options=chosen, progress=advance)
+        for warning in dict.fromkeys((*made.warnings, *(note for output in made.outputs for note in output.notes))):
+            warn(warning)
+        tell_outputs(made.outputs, reference=f"{model} in {to}", as_json=json)
+        return
+    output = outputs[0] if outputs else None
     with progress("quantizing") as advance:
         result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)
     for warning in result.warnings:

@@ -102,9 +102,11 @@ class CheckpointFolder:
     """A folder of one method, as a container."""
 
     float_roles: tuple[Role, ...] = (Role.TOKEN_EMBEDDING, Role.OUTPUT)
+    needs_quantized = True
 
     def __init__(self, packing: Packing) -> None:
         self.packing = packing
+        self.holds_text = packing.holds_text
         self.name = packing.name
         self.suffix = packing.suffix
         self.has_one_format = packing.has_one_format

@@ -165,6 +165,18 @@ def row_of(container: str, number_format: NumberFormat) -> Row | None:
     return next((row for row in rows if re.fullmatch(row.pattern, number_format.name)), None)
 
 
+def runtimes_of(container: str, formats: Iterable[NumberFormat]) -> tuple[str, ...]:
+    """Runtimes that, as tests show, run or decode every one of these formats in this container."""
+    rows = {item.name: row for item in formats if (row := row_of(container, item)) is not None}
+    read = [
+        {cell.runtime for cell in row.cells if cell.reading in (Reading.RUNS, Reading.DECODES)} for row in rows.values()
+    ]
+    if not read:
+        return ()
+    shared = set.intersection(*read)
+    return tuple(cell.runtime for cell in next(iter(rows.values())).cells if cell.runtime in shared)
+
+
 def reading_warnings(container: str, formats: Iterable[NumberFormat]) -> list[str]:
     """What users of these formats in this container should know before the work."""
     used = {item.name: item for item in formats}

@@ -18,12 +18,15 @@ import numpy as np
 from lilliput.arrays import Array, FloatArray
 from lilliput.formats.integer import SymmetricInteger
 from lilliput.formats.integer_affine import AffineInteger
+from lilliput.formats.integer_power_scale import PowerScaleInteger
 from lilliput.formats.integer_zero_point import ZeroPointInteger
+from lilliput.formats.levels import Levels
 from lilliput.formats.number_format import Encoded, NumberFormat, Parameters, Planes
+from lilliput.formats.region_search import power_of_two
 from lilliput.formats.scale_and_minimum import ScaleAndMinimum
 from lilliput.formats.scale_search import to_half
 from lilliput.formats.scaled_scales import ScaledScales
-from lilliput.formats.scoped_number import ScopedNumber
+from lilliput.formats.scoped_number import ScaledLevels, ScopedNumber
 from lilliput.formats.single_scale import SingleScale
 
 
@@ -77,6 +80,12 @@ def grid_shape(number_format: NumberFormat) -> GridShape | None:
         case SymmetricInteger(code_bits=bits):
             half = 1 << (bits - 1)
             return _scoped(number_format, GridShape(bits, -half, half - 1, None, "fixed", has_half_scale=False))
+        case PowerScaleInteger(grid=levels):
+            # Powers of two are fp16 numbers between 2^-24 and 2^15, where scales of weights lie.
+            shape = _leveled(levels.first, levels.last, None, has_half_scale=True)
+            return replace(shape, group=number_format.region.columns, is_whole_tensor=number_format.region.rows is None)
+        case ScaledLevels(grid=Levels() as levels) if levels.is_integer_run:
+            return _scoped(number_format, _leveled(levels.first, levels.last, None, has_half_scale=False))
         case ScaleAndMinimum() | AffineInteger():
             bits, top = number_format.last_code.bit_length(), number_format.last_code
             is_half = not isinstance(number_format, AffineInteger) or number_format.has_half_scales
@@ -94,8 +103,9 @@ def fit(source: NumberFormat, target: NumberFormat, columns: int) -> Fit | None:
     if source.name == target.name:
         return Fit.EXACT
     found, wanted = grid_shape(source), grid_shape(target)
-    # Blocks of scaled scales cannot be built from group scales.
-    if found is None or wanted is None or isinstance(target, ScaledScales) or columns % target.block_size:
+    # Blocks of scaled scales and exponents cannot be built from group scales.
+    is_built = not isinstance(target, ScaledScales | PowerScaleInteger)
+    if found is None or wanted is None or not is_built or columns % target.block_size:
         return None
     if (found.group or columns) % (wanted.group or columns) or (wanted.is_whole_tensor and not found.is_whole_tensor):
         return None
@@ -103,6 +113,18 @@ def fit(source: NumberFormat, target: NumberFormat, columns: int) -> Fit | None:
     if exact is None:
         return None
     return Fit.EXACT if exact and (found.has_half_scale or not wanted.has_half_scale) else Fit.ROUNDED
+
+
+def rounding_bound(source: NumberFormat, target: NumberFormat) -> float:
+    """Largest difference over the largest magnitude, where scales and minimums are rounded and codes stay.
+
+    fp16 numbers have 11 bits. A minimum may be as large as all codes together, on either side of zero.
+    Where the formats are one, a container keeps scales in another unit: one step of float32.
+    """
+    if source.name == target.name:
+        return 2.0**-23
+    wanted = grid_shape(target)
+    return (3 if wanted is not None and wanted.zero == "minimum" else 1) * 2.0**-11
 
 
 def _zero_fits(found: GridShape, wanted: GridShape) -> bool | None:
@@ -114,8 +136,8 @@ def _zero_fits(found: GridShape, wanted: GridShape) -> bool | None:
         return True if found.zero != "minimum" and found.bits <= wanted.bits else None
     if found.bits > wanted.bits:
         return None
-    # A fixed zero is a power of two times the scale; that of a group is any multiple, and 11 bits may not hold it.
-    return found.zero != "integer"
+    # A power of two times the scale is an fp16 number too; 11 bits may not hold any other multiple.
+    return found.zero == "minimum" or (found.zero == "fixed" and (-found.first).bit_count() == 1)
 
 
 def moved(planes: Planes, source: NumberFormat, target: NumberFormat, columns: int) -> Planes:
@@ -166,6 +188,8 @@ def _read(planes: Planes, source: NumberFormat, columns: int) -> Grid:
     scale: FloatArray
     if isinstance(source, ScaledScales):
         scale = np.asarray(source.group_scale(parameters), dtype=np.float32)
+    elif isinstance(source, PowerScaleInteger):
+        scale = np.asarray(power_of_two(parameters["exponent"]), dtype=np.float32)
     else:
         scale = np.asarray(parameters["scale"]).astype(np.float32)
     scale = np.broadcast_to(scale, (codes.shape[0], scale.shape[1]))
@@ -186,12 +210,12 @@ def _repeated(grid: Grid, repeats: int) -> Grid:
     return Grid(grid.codes, np.repeat(grid.scale, repeats, axis=1), spread(grid.zero_point), spread(grid.minimum))
 
 
-def _leveled(first: float, last: float, group: int, *, has_half_scale: bool) -> GridShape:
+def _leveled(first: float, last: float, group: int | None, *, has_half_scale: bool) -> GridShape:
     bits = int(last - first).bit_length()
     return GridShape(bits, int(first), int(last), group, "fixed", has_half_scale=has_half_scale)
 
 
-def _scoped(number_format: SymmetricInteger | ZeroPointInteger, shape: GridShape) -> GridShape:
+def _scoped(number_format: ScaledLevels | ZeroPointInteger, shape: GridShape) -> GridShape:
     region = number_format.region
     is_half = number_format.parameters["scale"].dtype == np.float16
     return replace(shape, group=region.columns, has_half_scale=is_half, is_whole_tensor=region.rows is None)

@@ -19,7 +19,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Container
 from lilliput.errors import ContainerError
 from lilliput.formats import FORMATS, NumberFormat, Planes, find_format, get_format
-from lilliput.formats.integer_grid import Fit, fit, moved
+from lilliput.formats.integer_grid import Fit, fit, moved, rounding_bound
 from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
 from lilliput.pipeline.quantize_tensors import quantize_tensor, slab_rows
@@ -28,6 +28,8 @@ from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, Role, Stat
 
 Settle = Callable[[QuantizedTensor], QuantizedTensor]
 _REGIONS = ("g256", "g128", "g64", "g32", "g16", "channel", "tensor")
+# Half a step, over the number.
+_FLOAT_ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8}
 # Exact floats of what a container cannot hold quantized.
 _DECODED = "f32"
 
@@ -51,10 +53,12 @@ class Wanted:
     """What was asked for.
 
     format: of quantized layers, None for the smallest exact one.  may_requantize: where no codes can be kept.
+    is_unmade: the model is still to be quantized, so that advice is about what to.
     """
 
     format: NumberFormat | None = None
     may_requantize: bool = False
+    is_unmade: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,16 @@ class Moved:
     def is_exact(self) -> bool:
         """Whether every value is the same."""
         return self.max_error == 0.0
+
+    @property
+    def bound(self) -> float | None:
+        """What `max_error` cannot exceed; None where codes were chosen anew."""
+        move = self.plan.move
+        if move is Move.REQUANTIZED:
+            return None
+        if move is Move.DECODED:
+            return _FLOAT_ROUNDING.get(self.plan.row.format.name, 0.0)
+        return rounding_bound(self.plan.source_format, self.plan.row.format) if move is Move.ROUNDED else 0.0
 
 
 def plan_moves(source: ModelSource, container: Container, wanted: Wanted) -> tuple[TensorMove, ...]:
@@ -193,7 +207,7 @@ def _place(
             return asked, _move(header.format, asked, found)
         if wanted.may_requantize:
             return _dividing(asked, header), Move.REQUANTIZED
-        raise _no_place(container, header, asked)
+        raise _no_place(container, header, asked, wanted)
     if container.holds(header.format):
         return header.format, Move.KEPT
     for level in (Fit.EXACT, Fit.ROUNDED):
@@ -202,7 +216,7 @@ def _place(
                 return candidate, _move(header.format, candidate, level)
     if wanted.may_requantize:
         return _dividing(_default_format(container), header), Move.REQUANTIZED
-    raise _no_place(container, header, None)
+    raise _no_place(container, header, None, wanted)
 
 
 # What layers are rounded to where nothing was asked for.
@@ -234,19 +248,33 @@ def _move(source: NumberFormat, target: NumberFormat, found: Fit) -> Move:
     return Move.REPACKED if found is Fit.EXACT else Move.ROUNDED
 
 
-def _no_place(container: Container, header: TensorHeader, asked: NumberFormat | None) -> ContainerError:
+def _no_place(container: Container, header: TensorHeader, asked: NumberFormat | None, wanted: Wanted) -> ContainerError:
     where = f"as {asked.name.upper()}" if asked is not None else f"in a {container.name} output"
+    fact = f"tensor '{header.name}' is {header.format.name.upper()}, whose codes have no place {where}"
+    held = getattr(container, "holds_text", "")
+    if wanted.is_unmade:
+        return ContainerError(f"{fact}; {held}; choose a format with --to that every output holds")
+    # Folders of quantized weights are refused by their readers where no layer is quantized.
+    floats = "" if getattr(container, "needs_quantized", False) else "--format F16 to store floats, "
     return ContainerError(
-        f"tensor '{header.name}' is {header.format.name.upper()}, whose codes have no place {where}; "
-        "pass --requantize to choose codes anew (better from the original model: lilliput quantize), --format F16 to "
-        "store floats, or another --to"
+        f"{fact}; pass --requantize to choose codes anew (better from the original model: lilliput quantize), "
+        f"{floats}or another container" + (f"; {held}" if held else "")
     )
+
+
+def has_place(number_format: NumberFormat, container: Container) -> bool:
+    """Whether codes of a format can be kept in a container, exactly or with rounded scales."""
+    if number_format.name in PLAIN_FLOATS or container.holds(number_format):
+        return True
+    # Rows of every format's blocks.
+    columns = 4096
+    return any(fit(number_format, candidate, columns) is not None for candidate in _candidates(container))
 
 
 def _candidates(container: Container) -> list[NumberFormat]:
     """Integer formats that the container holds, the smallest first; of one size the simplest first."""
-    names = [f"int{bits}_{region}{kind}" for kind in ("", "_asym", "_affine") for bits in range(2, 9)
-             for region in _REGIONS if kind != "_affine" or region.startswith("g")]  # fmt: skip
+    names = [f"int{bits}_{region}{kind}" for kind in ("", "_narrow", "_asym", "_affine")
+             for bits in range(2, 9) for region in _REGIONS if kind != "_affine" or region.startswith("g")]  # fmt: skip
     made = [find_format(name) for name in names]
     known = [*FORMATS.values(), *(number_format for number_format in made if number_format is not None)]
     held = {item.name: item for item in known if item.name not in PLAIN_FLOATS and container.holds(item)}
