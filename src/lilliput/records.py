@@ -42,6 +42,8 @@ class Role(StrEnum):
     POOLER = "pooler"
     CLASSIFIER = "classifier"
     OTHER = "other"
+    # Left as it is stored, whatever its shape.
+    KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True)

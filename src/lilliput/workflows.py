@@ -23,7 +23,7 @@ from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.expert_inputs import knows_inputs
 from lilliput.calibration.input_ranges import input_ranges
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.containers import CONTAINERS, container_for, open_model
+from lilliput.containers import CONTAINERS, FOLDERS, container_for, open_model
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gguf_metadata import file_name
@@ -160,6 +160,7 @@ class PlanReport:
         return {
             "tensors": list(self.plan.json_rows()),
             "transforms": self.plan.json_transforms(),
+            "assumed": [item.to_json() for item in self.plan.assumed],
             "bytes": self.bytes,
             "bits_per_weight": self.plan.bits_per_weight,
             "peak_ram_bytes": self.cost.peak_ram_bytes,
@@ -184,6 +185,11 @@ def _planned(
     source: ModelSource, to: str | Recipe, container: Container | None, guidance: Guidance, options: QuantizeOptions
 ) -> tuple[ModelSource, Plan]:
     """The model as its transforms will leave it, headers only, and the plan for that."""
+    if source.config.unknown is not None and guidance.text:
+        raise CalibrationError(
+            f"{source.config.unknown.model_type}: lilliput cannot run this architecture, so it cannot look at its "
+            "inputs on a text; leave --text out, or give --statistics or --imatrix by the checkpoint's tensor names"
+        )
     recipe = find_recipe(to) if isinstance(to, str) else to
     transforms = [parse_transform(words) for words in (*recipe.transforms, *options.transforms)]
     has_statistics = guidance.is_given and not guidance.text
@@ -343,7 +349,7 @@ class _Job:
             },
             entries=tuple(entries),
             datasets=statistics.datasets if statistics else (),
-            notes=warnings,
+            notes=(*warnings, *(item.to_text() for item in self.plan.assumed)),
             transforms=self.edges,
         ).write(result.ledger)
         return replace(result, output=published.paths, bytes=published.nbytes, warnings=warnings)
@@ -648,7 +654,13 @@ def _default_name(source: ModelSource, contents: Contents, plan: Plan) -> Path:
 
 
 def _reading_notes(container: Container, plan: Plan) -> list[str]:
-    return reading_warnings(container.name, (row.format for row in plan.rows))
+    notes = reading_warnings(container.name, (row.format for row in plan.rows))
+    if plan.assumed and container in FOLDERS:
+        notes.append(
+            "where transformers' code of this architecture reads a layer's weight itself (Falcon, Mamba), load with "
+            "quantization_config=CompressedTensorsConfig(dequantize=True)"
+        )
+    return notes
 
 
 def _container_notes(plan: Plan) -> list[str]:

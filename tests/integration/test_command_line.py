@@ -182,9 +182,14 @@ def test_a_folder_without_config_is_refused(run: Run, tmp_path: Path) -> None:
     check_refused(run, tmp_path, ("quantize", tmp_path / "empty", "--to", "Q8_0"), "config.json")
 
 
-def test_an_unknown_architecture_is_named_with_the_known_ones(run: Run, model: Path, tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_named_where_gguf_cannot_hold_it(run: Run, model: Path, tmp_path: Path) -> None:
     folder = with_config(model, tmp_path, model_type="sphinx", architectures=["SphinxForCausalLM"])
-    check_refused(run, tmp_path, ("quantize", folder, "--to", "Q8_0"), "sphinx", "llama", "qwen3")
+    check_refused(run, tmp_path, ("quantize", folder, "--to", "Q8_0"), "sphinx", ".safetensors")
+
+
+def test_a_config_without_a_model_type_is_refused_with_the_known_ones(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = with_config(model, tmp_path, model_type="")
+    check_refused(run, tmp_path, ("quantize", folder, "--to", "Q8_0"), "model_type", "llama", "qwen3")
 
 
 def test_truncated_weights_are_refused(run: Run, model: Path, tmp_path: Path) -> None:

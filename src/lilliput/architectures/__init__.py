@@ -26,11 +26,19 @@ from lilliput.architectures import (
     roberta,
     smollm3,
     t5,
+    unknown,
 )
 from lilliput.architectures.architecture import Architecture, Json
 from lilliput.errors import UnsupportedModelError
 
-__all__ = ["ARCHITECTURES", "NOT_IN_GGUF", "architecture_for_gguf", "architecture_for_huggingface"]
+__all__ = [
+    "ARCHITECTURES",
+    "NOT_IN_GGUF",
+    "architecture_for_gguf",
+    "architecture_for_huggingface",
+    "architecture_of",
+    "is_known",
+]
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     llama,
@@ -55,7 +63,18 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     t5,
 )
 # Families that GGUF has no name for: their models travel in our own layout.
-NOT_IN_GGUF = (opt.family, bart.family, mbart.family, marian.family)
+NOT_IN_GGUF = (opt.family, bart.family, mbart.family, marian.family, unknown.family)
+
+
+def is_known(config: Mapping[str, Json]) -> bool:
+    """Whether a config.json is of a family here, or names none, which is an error that wants to be told."""
+    model_type = config.get("model_type")
+    return not model_type or any(model_type in architecture.huggingface_types for architecture in ARCHITECTURES)
+
+
+def architecture_of(family: str) -> Architecture:
+    """The architecture of a `ModelConfig.family`, unknown ones included. Raises UnsupportedModelError."""
+    return unknown if family == unknown.family else architecture_for_gguf({"general.architecture": family})
 
 
 def architecture_for_huggingface(config: Mapping[str, Json]) -> Architecture:

@@ -74,6 +74,27 @@ class DecoderTraits:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedTensor:
+    """A tensor of an architecture that is not known here. assumed: what it was taken for, and why, for the user."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    assumed: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownTraits:
+    """What is known of an architecture that has no family: its name, and a list of tensors in place of a table.
+
+    model_type: of config.json.
+    """
+
+    model_type: str
+    tensors: tuple[ListedTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Hyper-parameters, whatever container they came from. Sizes in elements, positions in tokens.
 
@@ -125,6 +146,7 @@ class ModelConfig:
     window_rope: RopeFrequencies | None = None
     encoder: EncoderTraits | None = None
     decoder: DecoderTraits | None = None
+    unknown: UnknownTraits | None = None
 
     @property
     def task(self) -> Task:
@@ -147,6 +169,7 @@ class TensorEntry:
     shape: [out, in] or [n].  input_group: linears that read the same input share this key (one Hessian, one imatrix).
     runtime_group: tensors that fusing runtimes need in one format.  tied_to: canonical name whose bytes it shares.
     optional: may be absent from a checkpoint (rope_freqs).
+    assumed: of an unknown architecture, what the tensor was taken for and why.
     """
 
     name: str
@@ -157,6 +180,7 @@ class TensorEntry:
     runtime_group: str | None = None
     tied_to: str | None = None
     optional: bool = False
+    assumed: str = ""
 
 
 class Architecture(Protocol):

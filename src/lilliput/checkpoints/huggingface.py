@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lilliput.architectures import architecture_for_huggingface
+from lilliput.architectures import architecture_for_huggingface, is_known, unknown
 from lilliput.architectures.architecture import Json, TensorEntry
 from lilliput.architectures.sources import (
     Computed,
@@ -26,6 +26,7 @@ from lilliput.architectures.sources import (
     source_names,
     stored_shape,
 )
+from lilliput.architectures.unknown import FoundTensor
 from lilliput.arrays import Array, ByteArray, FloatArray, IntArray
 from lilliput.checkpoints.answer_tokens import described_answers
 from lilliput.checkpoints.eight_bit_floats import SCALE_SUFFIXES
@@ -53,6 +54,8 @@ from lilliput.text.vocabulary import Vocabulary
 
 # safetensors dtype -> our format. FP8 times its scale is kept as F32: nothing but the product's last bit is rounded.
 _FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f32", "F8_E5M2": "f32", "F64": "f32"}
+# Buffers that only architectures without a family keep: what a known one needs is known.
+_WHOLE_NUMBERS = {"I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8"}
 # Buffers that old checkpoints saved and every runtime recomputes.
 _IGNORED = re.compile(
     r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|attn\.bias|embeddings\.(position|token_type)_ids)$"
@@ -79,8 +82,9 @@ class HuggingFaceModel:
         check_quantization(quantization)
         self._block = block_shape(quantization)
         config: Mapping[str, Json] = described  # type: ignore[assignment]
-        self.architecture = architecture_for_huggingface(config)
-        beside = {**described_modules(folder), **described_answers(folder)}
+        has_family = is_known(config)
+        self.architecture = architecture_for_huggingface(config) if has_family else unknown
+        beside = {**described_modules(folder), **described_answers(folder)} if has_family else {}
         self.config = self.architecture.config_from_huggingface({**config, **beside})
         self.provenance = read_provenance(folder, config, repository)
         self._fingerprint: str | None = None
@@ -91,6 +95,8 @@ class HuggingFaceModel:
         try:
             # Weights of a quantized checkpoint, by the name that they have in a float one.
             self._packed: Mapping[str, PackedWeight] = packed_weights(quantization, self._files)
+            if not has_family:
+                self.config = unknown.with_tensors(self.config, config, self._found_tensors())
             table = checked_table(self.architecture, self.config, folder, len(self._files), CheckpointError)
             if self.config.tied and self._has_own_output():
                 self.config = replace(self.config, tied=False)
@@ -159,6 +165,19 @@ class HuggingFaceModel:
 
     def _stored(self, source: str) -> StoredTensor:
         return self._files[source].tensors[source]
+
+    def _found_tensors(self) -> tuple[FoundTensor, ...]:
+        """What the files hold under the names of the float checkpoint, for an architecture without a table."""
+        arrays = {stored for packed in self._packed.values() for stored in packed.arrays.values()}
+        packed = [FoundTensor(name, weight.shape, is_quantized=True) for name, weight in self._packed.items()]
+        scales = {self._scale_name(name) for name in self._files}
+        plain = [
+            FoundTensor(name, self._stored(name).shape, is_float=self._stored(name).dtype in _FORMATS)
+            for name in self._files
+            if name not in arrays | scales and not name.endswith(IGNORED_SUFFIXES)
+        ]
+        # Masks of old checkpoints, which every runtime makes itself.
+        return tuple(item for item in (*packed, *plain) if item.is_float or not _IGNORED.search(item.name))
 
     def _has_own_output(self) -> bool:
         """Whether a checkpoint that claims a tied output stores one, and with other values: then it is not tied.
@@ -265,7 +284,7 @@ class HuggingFaceModel:
                 )
             return
         stored = self._stored(source)
-        if stored.dtype not in _FORMATS:
+        if stored.dtype not in (_FORMATS if self.config.unknown is None else {**_FORMATS, **_WHOLE_NUMBERS}):
             raise CheckpointError(
                 f"{self.path.name}: tensor '{source}' is {stored.dtype}; weights may be {', '.join(_FORMATS)}"
             )
@@ -281,7 +300,8 @@ class HuggingFaceModel:
             return packed.format
         if isinstance(source, Computed | Shifted):
             return get_format("f32")
-        dtypes = {_FORMATS[self._stored(each).dtype] for each in source_names(source)}
+        kinds = {**_FORMATS, **_WHOLE_NUMBERS}
+        dtypes = {kinds[self._stored(each).dtype] for each in source_names(source)}
         return get_format(dtypes.pop() if len(dtypes) == 1 else "f32")
 
     def _packed_weight(self, source: StoredSource | Computed) -> PackedWeight | None:
@@ -311,6 +331,9 @@ class HuggingFaceModel:
         source = self._sources[name]
         if isinstance(source, Computed):
             return np.asarray(source.values, dtype=np.float32).view(np.uint8)
+        if self._format(name).name in _WHOLE_NUMBERS.values():
+            stored = next(iter(source_names(source)))
+            return self._files[stored].data(stored)
         is_float32 = self._format(name).name == "f32"
         values = arranged(source, self._float32 if is_float32 else self._halves)
         data: ByteArray = np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -27,10 +27,18 @@ def command(
         return
     print_table(file, ("key", "value"), [(key, _short(value)) for key, value in found.metadata.items()])
     rows = [
-        (tensor.name, "x".join(map(str, tensor.shape)), tensor.format.upper(), human_bytes(tensor.nbytes))
+        (
+            tensor.name,
+            "x".join(map(str, tensor.shape)),
+            tensor.format.upper(),
+            human_bytes(tensor.nbytes),
+            tensor.assumed,
+        )
         for tensor in found.tensors
     ]
-    print_table(f"\n{len(rows)} tensors", ("tensor", "shape", "format", "size"), rows, numeric=(1, 3))
+    headings = ("tensor", "shape", "format", "size", "taken for")
+    width = 5 if any(tensor.assumed for tensor in found.tensors) else 4
+    print_table(f"\n{len(rows)} tensors", headings[:width], [row[:width] for row in rows], numeric=(1, 3))
 
 
 def _short(value: object) -> str:

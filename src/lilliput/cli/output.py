@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lilliput.architectures.architecture import Json
 from lilliput.errors import LilliputError
+from lilliput.recipes.assumptions import Assumption
 
 Advance = Callable[[int, int], None]
 # Between the columns of a table.
@@ -77,6 +78,16 @@ def print_table(
     shown.print(_line(headings, widths, numeric), style="bold")
     for row in rows:
         shown.print(_line(row, widths, numeric))
+
+
+def print_assumptions(model: str, assumed: Sequence[Assumption]) -> None:
+    """What the tensors of an unknown architecture were taken for; nothing for a known one."""
+    if not assumed:
+        return
+    rows = [(item.kind, item.tensors, str(item.count), item.shape_text, item.reason) for item in assumed]
+    headings = ("taken for", "tensors", "count", "shape", "why")
+    title = f"\nno family here knows {model}: what its tensors were taken for, by name and shape (# is a number)"
+    print_table(title, headings, rows, numeric=(2, 3))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import human_bytes, human_seconds, print_json, print_table, tell, warn
+from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, tell, warn
 
 if TYPE_CHECKING:
     from lilliput.fitting import FitPlan
@@ -81,8 +81,8 @@ def command(
         )
         for row in report.plan.rows
     ]
-    headings = ("tensor", "shape", "format", "size", "reason")
-    print_table(f"{model} -> {to}", headings, rows, numeric=(1, 3))
+    print_table(f"{model} -> {to}", ("tensor", "shape", "format", "size", "reason"), rows, numeric=(1, 3))
+    print_assumptions(model, report.plan.assumed)
     for item in report.plan.transforms:
         strength = "" if item.strength is None else f" at strength {item.strength:g}"
         skipped = "".join(f"; not at {edge}: {reason}" for edge, reason in item.skipped.items())

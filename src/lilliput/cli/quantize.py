@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lilliput.cli import options
-from lilliput.cli.output import human_bytes, print_json, progress, say, tell, warn
+from lilliput.cli.output import human_bytes, print_assumptions, print_json, progress, say, tell, warn
 
 
 def command(
@@ -39,6 +39,8 @@ def command(
     from lilliput.recipes.plan import Plan
 
     def announce(plan: Plan) -> None:
+        if not json:
+            print_assumptions(model, plan.assumed)
         counts = Counter(row.format.name.upper() for row in plan.rows)
         mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         mix = "".join(f"{item.name}, then " for item in plan.transforms) + mix

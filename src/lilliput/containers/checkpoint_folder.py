@@ -44,6 +44,8 @@ from lilliput.records import QuantizedTensor, Role, TensorHeader
 # Tensor bytes of a shard where nobody asks for another number: what the hub takes without a special protocol.
 SHARD_BYTES = 5_000_000_000
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+# And buffers of architectures that are not known.
+AS_IT_IS = {**PLAIN, "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer of the checkpoint. module: its name there.  format: None where it is not in the file."""
+    """A linear layer of the checkpoint. module: its name there.  format: None where it is not in the file.
+
+    is_assumed: nobody knows which other linear layers the model has, so readers must be told this one's name.
+    """
 
     module: str
     format: NumberFormat | None
+    is_assumed: bool = False
 
 
 class Packing(Protocol):
@@ -99,8 +105,9 @@ class Packing(Protocol):
 
 
 class CheckpointFolder:
-    """A folder of one method, as a container."""
+    """A folder of one method, as a container. takes_unknown: its config can name each layer that is quantized."""
 
+    takes_unknown = False
     float_roles: tuple[Role, ...] = (Role.TOKEN_EMBEDDING, Role.OUTPUT)
     needs_quantized = True
 
@@ -135,7 +142,7 @@ class CheckpointFolder:
         """
         chosen = chosen_source(source, ())
         order = None if isinstance(chosen, Computed) or len(tensor.shape) < 2 else row_order(chosen, tensor.rows)
-        if order is None or tensor.format.name in PLAIN:
+        if order is None or tensor.format.name in AS_IT_IS:
             return self.packing.settled(tensor)
         there = in_row_order(tensor.planes, np.argsort(order).astype(np.int32))
         settled = self.packing.settled(replace(tensor, planes=there))
@@ -200,6 +207,11 @@ class CheckpointFolder:
                 f"a {self.name} folder takes config.json and the tokenizer's files from the model's Hugging Face "
                 "folder; quantize from that folder, or give another output, such as -o NAME.gguf"
             )
+        if contents.config.unknown is not None and not self.takes_unknown:
+            raise ContainerError(
+                f"{contents.config.unknown.model_type}: readers of a {self.name} folder must know the architecture; "
+                "give -o NAME.compressed-tensors, which names each layer, or -o NAME.safetensors"
+            )
         # An untied table also names the head of a tied model, which its readers must be told to ignore.
         table = {entry.name: entry for entry in _untied_table(contents)}
         for header in contents.headers:
@@ -211,7 +223,7 @@ class CheckpointFolder:
             self._check_tensor(header, entry, has_sidecars=bool(contents.sidecars.get(header.name)))
         found = {header.name: table[header.name] for header in contents.headers}
         _check_fused(contents.headers, found)
-        quantized = [header for header in contents.headers if header.format.name not in PLAIN]
+        quantized = [header for header in contents.headers if header.format.name not in AS_IT_IS]
         if not quantized:
             raise ContainerError(
                 f"no tensor of this plan is quantized in a way that {self.name} holds; {self.packing.holds_text}; "
@@ -223,7 +235,7 @@ class CheckpointFolder:
     def _check_tensor(self, header: TensorHeader, entry: TensorEntry, *, has_sidecars: bool) -> None:
         shown = f"tensor '{header.name}' ({_source_name(entry)})"
         source = chosen_source(entry.source, ())
-        is_float = header.format.name in PLAIN
+        is_float = header.format.name in AS_IT_IS
         # What is added to a norm can be taken off again; in fewer bits than float32 it could not.
         is_shifted = isinstance(source, Shifted) and header.format.name == "f32"
         is_turned = isinstance(source, Transposed) and is_float
@@ -232,12 +244,13 @@ class CheckpointFolder:
                 f"{shown}: a checkpoint of this family keeps it {type(source).__name__.lower()}, which cannot be "
                 "written back; give -o NAME.gguf or NAME.safetensors instead"
             )
-        if not self.holds(header.format):
+        is_buffer = entry.role is Role.KEPT and is_float
+        if not (is_buffer or self.holds(header.format)):
             raise ContainerError(
                 f"{shown}: a {self.name} folder cannot hold {header.format.name.upper()}; {self.packing.holds_text}; "
                 "choose one of these, or give -o NAME.safetensors for lilliput's own layout"
             )
-        if header.format.name not in PLAIN and not _is_linear(entry):
+        if header.format.name not in AS_IT_IS and not _is_linear(entry):
             raise ContainerError(
                 f"{shown}: readers of {self.name} quantize only linear layers, and this would be "
                 f"{header.format.name.upper()}; keep it in F32, F16 or BF16, "
@@ -250,11 +263,16 @@ class CheckpointFolder:
         """config.json of the source with what changed."""
         formats = {header.name: header.format for header in contents.headers}
         layers = [
-            Linear(_source_name(entry).removesuffix(".weight"), formats.get(entry.name))
+            Linear(
+                _source_name(entry).removesuffix(".weight"),
+                formats.get(entry.name),
+                is_assumed=contents.config.unknown is not None,
+            )
             for entry in filter(_is_linear, _untied_table(contents))
         ]
         config = dict(contents.provenance.huggingface_config)
-        config["tie_word_embeddings"] = contents.config.tied
+        if contents.config.unknown is None:
+            config["tie_word_embeddings"] = contents.config.tied
         config["quantization_config"] = self.packing.quantization(layers)
         return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
@@ -271,7 +289,7 @@ class CheckpointFolder:
                 name: array.reshape(count, -1) if len(tensor.shape) == 1 else array for name, array in planes.items()
             }
             planes = in_row_order(planes, np.argsort(order).astype(np.int32))
-        if tensor.format.name in PLAIN:
+        if tensor.format.name in AS_IT_IS:
             return {"": _arranged_back(place, planes["blocks"])}
         return self.packing.stored(place.header, planes, has_wide_scales=place.has_wide_scales)
 
@@ -304,16 +322,16 @@ class _Folder:
     def stored_name(self, header: TensorHeader, array: Stored) -> str:
         """The checkpoint's name of an array."""
         name = _source_name(self.entries[header.name])
-        return name if header.format.name in PLAIN else name.removesuffix(".weight") + array.part
+        return name if header.format.name in AS_IT_IS else name.removesuffix(".weight") + array.part
 
     def arrays(self, header: TensorHeader) -> tuple[Stored, ...]:
         """What a tensor is in the folder, in file order; nothing for what readers compute themselves."""
         if isinstance(self.entries[header.name].source, Computed):
             return ()
-        if header.format.name in PLAIN:
+        if header.format.name in AS_IT_IS:
             source = chosen_source(self.entries[header.name].source, ())
             shape = header.shape[::-1] if isinstance(source, Transposed) else header.shape
-            return (Stored("", PLAIN[header.format.name], shape, header.nbytes),)
+            return (Stored("", AS_IT_IS[header.format.name], shape, header.nbytes),)
         return self.packing.arrays(header, has_wide_scales=self.has_wide_scales)
 
 
@@ -349,7 +367,7 @@ def _untied_table(contents: Contents) -> tuple[TensorEntry, ...]:
 
 
 def _is_linear(entry: TensorEntry) -> bool:
-    return len(entry.shape) == 2 and entry.role is not Role.TOKEN_EMBEDDING
+    return len(entry.shape) == 2 and entry.role not in (Role.TOKEN_EMBEDDING, Role.KEPT)
 
 
 def _source_name(entry: TensorEntry) -> str:

@@ -126,11 +126,12 @@ class CompressedTensorsPacking:
                 quantized.setdefault(layer.format.name, (layer.format, []))[1].append(layer.module)
             else:
                 ignored.append(layer.module)
+        is_plain = len(quantized) == 1 and not any(layer.is_assumed for layer in layers)
         groups: dict[str, Json] = {}
         for number, (number_format, modules) in enumerate(quantized.values()):
             groups[f"group_{number}"] = {
                 # One group is spelled as everybody spells it; several are told apart by exact names.
-                "targets": ["Linear"] if len(quantized) == 1 else modules,
+                "targets": ["Linear"] if is_plain else modules,
                 "weights": _weights(number_format),
                 "input_activations": None,
                 "output_activations": None,
@@ -204,12 +205,16 @@ class EightBitInputsPacking(CompressedTensorsPacking):
 class EightBitInputs(CheckpointFolder):
     """A compressed-tensors folder whose readers compute in 8 bits."""
 
+    takes_unknown = True
+
     def __init__(self) -> None:
         super().__init__(EightBitInputsPacking())
 
 
 class CompressedTensors(CheckpointFolder):
     """A folder: shards with an index, config.json with its quantization_config, side files."""
+
+    takes_unknown = True
 
     def __init__(self) -> None:
         super().__init__(CompressedTensorsPacking())

@@ -42,8 +42,9 @@ class Gguf:
     def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
         """Headers and places. Raises ContainerError for a format that is no ggml type, or a sidecar."""
         if contents.config.family in NOT_IN_GGUF:
+            name = contents.config.unknown.model_type if contents.config.unknown else contents.config.family
             raise ContainerError(
-                f"GGUF has no name for {contents.config.family} models, so nothing but lilliput could read the file; "
+                f"GGUF has no name for {name} models, so nothing but lilliput could read the file; "
                 "give -o NAME.safetensors for lilliput's own layout"
             )
         for header in contents.headers:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lilliput.architectures import is_known
 from lilliput.architectures.architecture import Json
+from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.checkpoints.safetensors_reader import SafetensorsFile
 from lilliput.checkpoints.shards import open_shards, read_json
 from lilliput.containers import legacy_ggml
@@ -16,7 +19,7 @@ from lilliput.containers.gguf_model import open_parts
 from lilliput.containers.gguf_types import MAGIC
 from lilliput.containers.lilliput_safetensors import LilliputModel, LilliputSafetensors
 from lilliput.containers.onnx.reader import OnnxFile, graph_files
-from lilliput.errors import CheckpointError
+from lilliput.errors import CheckpointError, LilliputError
 
 # Longer lists (a vocabulary) are shown as their length and first entries.
 _SHOWN = 16
@@ -24,12 +27,16 @@ _SHOWN = 16
 
 @dataclass(frozen=True, slots=True)
 class InspectedTensor:
-    """One tensor as its file spells it. shape: [out, in].  format: lower case, as everywhere in lilliput."""
+    """One tensor as its file spells it. shape: [out, in].  format: lower case, as everywhere in lilliput.
+
+    assumed: what a tensor of an unknown architecture is taken for, and why.
+    """
 
     name: str
     shape: tuple[int, ...]
     format: str
     nbytes: int
+    assumed: str = ""
 
     @property
     def weights(self) -> int:
@@ -54,6 +61,7 @@ class Inspection:
                 "format": tensor.format,
                 "bytes": tensor.nbytes,
                 "bits_per_weight": tensor.nbytes * 8 / tensor.weights if tensor.weights else None,
+                **({"assumed": tensor.assumed} if tensor.assumed else {}),
             }
             for tensor in self.tensors
         ]
@@ -141,7 +149,21 @@ def _inspect_folder(folder: Path) -> Inspection:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json here; this is not a Hugging Face model folder")
     config: dict[str, Json] = read_json(folder / "config.json")  # type: ignore[assignment]
-    return Inspection("huggingface", config, _stored(open_shards(folder)))
+    found = _stored(open_shards(folder))
+    if not is_known(config):
+        found = _with_assumptions(folder, found)
+    return Inspection("huggingface", config, found)
+
+
+def _with_assumptions(folder: Path, found: tuple[InspectedTensor, ...]) -> tuple[InspectedTensor, ...]:
+    """Tensors with what they are taken for, where the folder opens."""
+    try:
+        with closing(HuggingFaceModel(folder)) as model:
+            unknown = model.config.unknown
+    except LilliputError:
+        return found
+    assumed = {item.name: item.assumed for item in unknown.tensors} if unknown is not None else {}
+    return tuple(replace(item, assumed=assumed.get(item.name, "")) for item in found)
 
 
 def _stored(files: Mapping[str, SafetensorsFile]) -> tuple[InspectedTensor, ...]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from lilliput.architectures import architecture_for_gguf
+from lilliput.architectures import architecture_of
 from lilliput.architectures.architecture import Json, ModelConfig
 from lilliput.arrays import Array
 from lilliput.checkpoints.fingerprint import model_fingerprint
@@ -120,7 +120,7 @@ class LilliputModel:
             )
         self._metadata = metadata
         self.config = self._validated("lilliput.config", _CONFIG)
-        self.architecture = architecture_for_gguf({"general.architecture": self.config.family})
+        self.architecture = architecture_of(self.config.family)
         general, extra = self._object("lilliput.general"), self._object("lilliput.extra")
         self.provenance = Provenance(general, extra)
         # What GGUF keeps as keys of the file: where it came from, how it was made.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
+from lilliput.architectures import unknown
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.sources import Named, source_names
 from lilliput.checkpoints.model_source import ModelSource
@@ -17,6 +18,7 @@ from lilliput.errors import RecipeError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.formats.families import fitting_sibling
 from lilliput.methods import MASKS, METHODS
+from lilliput.recipes.assumptions import Assumption, assumptions
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
 from lilliput.records import Role, TensorHeader, TensorPlan, TransformPlan
 from lilliput.transforms.transformed_source import original_of
@@ -61,6 +63,7 @@ class Plan:
     recipe: its name.  source: basename of the model.
     warnings: sentences for the user.  kv_format: of the KV cache, None means the runtime's own.
     transforms: rewrites of the float model before all else, in their order.
+    assumed: of an architecture that is not known here, what its tensors were taken for.
     """
 
     recipe: str
@@ -69,6 +72,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     kv_format: NumberFormat | None = None
     transforms: tuple[TransformPlan, ...] = ()
+    assumed: tuple[Assumption, ...] = ()
 
     @property
     def tensor_bytes(self) -> int:
@@ -128,6 +132,14 @@ class Plan:
         ]
 
 
+def _layer_of(name: str, config: ModelConfig) -> int | None:
+    """The block that a tensor is in."""
+    if config.unknown is not None:
+        return unknown.layer_of(name)
+    found = LAYER.match(name)
+    return int(found[1]) if found else None
+
+
 def weights_of(tensor: TensorPlan | TensorHeader) -> int:
     """Number of weights of a tensor."""
     return prod(tensor.shape)
@@ -152,7 +164,7 @@ def resolve(
         if entry.tied_to in source.headers:
             continue  # its bytes are those of the tensor it is tied to
         rows.append(resolver.row(header, entry, source.source_name(name)))
-    plan = Plan(recipe.name, source.path.name, tuple(rows))
+    plan = Plan(recipe.name, source.path.name, tuple(rows), assumed=assumptions(source.config))
     warnings = [*_warnings(plan, original_of(source).headers), *resolver.unused_rules()]
     if not statistics_present:
         warnings.extend(_warnings_without_statistics(plan, recipe))
@@ -172,7 +184,9 @@ class _Resolver:
 
     def row(self, header: TensorHeader, entry: TensorEntry, source_name: str) -> TensorPlan:
         """The plan of one tensor."""
-        if len(header.shape) < 2 or entry.role in VECTOR_ROLES:
+        if entry.role is Role.KEPT:
+            number_format, method, reason = header.format, "copy", "stays as it is stored"
+        elif len(header.shape) < 2 or entry.role in VECTOR_ROLES:
             reason = "vectors stay F32" if len(header.shape) < 2 else f"{entry.role.value} tensors stay F32"
             number_format, method = get_format("f32"), "copy"
         elif entry.role is Role.POSITION_EMBEDDING:
@@ -188,6 +202,8 @@ class _Resolver:
                 reason += "; shared with the output head"
             method, note = self._method_of(rule, number_format, header, entry)
             reason += note
+        if entry.assumed:
+            reason = f"{entry.assumed}; {reason}"
         return TensorPlan(
             name=header.name,
             source_name=source_name,
@@ -208,8 +224,7 @@ class _Resolver:
     def _rule(self, header: TensorHeader, entry: TensorEntry, source_name: str) -> Rule:
         """The first rule that matches."""
         names = [source_name, *source_names(entry.source)]
-        found = LAYER.match(header.name)
-        layer = int(found[1]) if found else None
+        layer = _layer_of(header.name, self._config)
         for index, rule in enumerate(self._rules):
             if (
                 self._conditions.issuperset(rule.when)
@@ -335,7 +350,7 @@ def _warnings(plan: Plan, headers: Mapping[str, TensorHeader]) -> Iterator[str]:
 
 def _warnings_without_statistics(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """What would be better with input statistics."""
-    advice = "give --text, --statistics or --imatrix"
+    advice = "give --statistics or --imatrix" if plan.assumed else "give --text, --statistics or --imatrix"
     if recipe.needs_statistics:
         yield f"{recipe.name} without input statistics leaves little of a model: {advice}"
         return
