@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import lilliput
 from lilliput.architectures import NOT_IN_GGUF
 from lilliput.architectures.architecture import Json
+from lilliput.architectures.prediction_heads import described_heads
 from lilliput.arrays import IntArray
 from lilliput.calibration.block_stream import Precision
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
@@ -54,6 +55,7 @@ from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
 from lilliput.text.tokenizer_report import check_vocabulary
 from lilliput.transforms import parse_transform
+from lilliput.transforms.residual_rotation import ResidualRotation
 from lilliput.transforms.transformed_source import original_of
 
 if TYPE_CHECKING:
@@ -198,7 +200,28 @@ def _planned(
     roles = (*(container.float_roles if container is not None else ()), *options.float_roles)
     recipe = with_float_roles(recipe, roles, source)
     plan = resolve(source, recipe, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
-    return source, replace(plan, transforms=transform_plans(source))
+    plan = replace(plan, transforms=transform_plans(source))
+    return source, _with_prediction_heads(plan, source, container)
+
+
+def _with_prediction_heads(plan: Plan, source: ModelSource, container: Container | None) -> Plan:
+    """The plan with a warning about heads that predict further tokens, and without them where the output is GGUF.
+
+    Raises RecipeError for a transform that would change what they read.
+    """
+    heads = source.config.prediction_heads
+    names = {item.name for item in heads}
+    if not names:
+        return plan
+    if any(item.name == ResidualRotation.name for item in plan.transforms):
+        raise RecipeError(
+            f"transform '{ResidualRotation.name}' would turn the hidden states that {heads[0].name} and others read, "
+            "which predict further tokens and are not understood here; leave the transform out"
+        )
+    is_gguf = isinstance(container or _default_container(plan, source.config.family), Gguf)
+    rows = tuple(row for row in plan.rows if not (is_gguf and row.name in names))
+    warnings = (*plan.warnings, described_heads(heads, names, are_kept=not is_gguf))
+    return replace(plan, rows=rows, warnings=warnings)
 
 
 def plan(

@@ -147,6 +147,8 @@ class ModelConfig:
     encoder: EncoderTraits | None = None
     decoder: DecoderTraits | None = None
     unknown: UnknownTraits | None = None
+    # Tensors beside the model that predict further tokens; kept, never run.
+    prediction_heads: tuple[ListedTensor, ...] = ()
 
     @property
     def task(self) -> Task:

@@ -85,7 +85,6 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Json, ...]] = {
     "num_experts": (None, 0, 1),
     "num_local_experts": (None, 0, 1),
     "n_routed_experts": (None, 0, 1),
-    "num_nextn_predict_layers": (None, 0),
     "draft_vocab_size": (None,),
     "no_rope_layers": (None, []),
     "attention_sinks": (None, False),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lilliput.architectures.architecture import ModelConfig, TensorEntry
+from lilliput.architectures.prediction_heads import head_entries
 from lilliput.architectures.program import Activation
 from lilliput.architectures.rope_scaling import llama3_factors
 from lilliput.architectures.sources import (
@@ -132,7 +133,8 @@ def with_qk_norm(parts: Mapping[str, str]) -> dict[str, str]:
 
 def tensor_table(config: ModelConfig, layout: Layout) -> tuple[TensorEntry, ...]:
     """Every tensor in file order. With adjacent rope, q and k rows are permuted from transformers' halves."""
-    return tuple(_with_bare_names(entry, layout.optional_prefix) for entry in _Table(config, layout).entries())
+    own = (_with_bare_names(entry, layout.optional_prefix) for entry in _Table(config, layout).entries())
+    return (*own, *head_entries(config))
 
 
 def _with_bare_names(entry: TensorEntry, prefix: str) -> TensorEntry:

@@ -108,8 +108,7 @@ def with_tensors(config: ModelConfig, described: Mapping[str, Json], found: Sequ
     described: config.json.
     """
     assert config.unknown is not None
-    biases = {item.name: item.shape for item in found if item.name.endswith(".bias") and len(item.shape) == 1}
-    listed = tuple(_listed(item, config, biases) for item in found)
+    listed = listed_tensors(config, found)
     numbers = [int(number) for item in listed if (number := layer_of(item.name)) is not None]
     classes = described.get("architectures")
     named = str(classes[0]) if isinstance(classes, list) and classes else ""
@@ -123,6 +122,13 @@ def with_tensors(config: ModelConfig, described: Mapping[str, Json], found: Sequ
         tied=bool(rows) and not has_head and is_generating,
         unknown=replace(config.unknown, tensors=listed),
     )
+
+
+def listed_tensors(config: ModelConfig, found: Sequence[FoundTensor]) -> tuple[ListedTensor, ...]:
+    """What each tensor is taken for. config: for its sizes."""
+    biases = {item.name: item.shape for item in found if item.name.endswith(".bias") and len(item.shape) == 1}
+    judged = ((item, *_judged(item, config, biases)) for item in found)
+    return tuple(ListedTensor(item.name, item.shape, role, assumed) for item, role, assumed in judged)
 
 
 def layer_of(name: str) -> int | None:
@@ -170,11 +176,6 @@ def program(config: ModelConfig) -> Program:
 
 def _model_type(config: ModelConfig) -> str:
     return config.unknown.model_type if config.unknown is not None else config.family
-
-
-def _listed(item: FoundTensor, config: ModelConfig, biases: Mapping[str, tuple[int, ...]]) -> ListedTensor:
-    role, assumed = _judged(item, config, biases)
-    return ListedTensor(item.name, item.shape, role, assumed)
 
 
 def _judged(item: FoundTensor, config: ModelConfig, biases: Mapping[str, tuple[int, ...]]) -> tuple[Role, str]:

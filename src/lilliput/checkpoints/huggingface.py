@@ -12,6 +12,7 @@ import numpy as np
 
 from lilliput.architectures import architecture_for_huggingface, is_known, unknown
 from lilliput.architectures.architecture import Json, TensorEntry
+from lilliput.architectures.prediction_heads import with_prediction_heads
 from lilliput.architectures.sources import (
     Computed,
     InterleavedHeads,
@@ -101,6 +102,11 @@ class HuggingFaceModel:
             if self.config.tied and self._has_own_output():
                 self.config = replace(self.config, tied=False)
                 table = self.architecture.tensor_table(self.config)
+            read = {name for entry in table for name in source_names(entry.source)}
+            blocks = config.get("num_nextn_predict_layers")
+            count = blocks if isinstance(blocks, int) else 0
+            self.config = with_prediction_heads(self.config, self._found_tensors(), read, count)
+            table = self.architecture.tensor_table(self.config)
             self._entries = {entry.name: entry for entry in table}
             self._packed = self._without_moved_blocks(table)
             self._sources = self._match(table)

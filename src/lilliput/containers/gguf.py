@@ -47,7 +47,13 @@ class Gguf:
                 f"GGUF has no name for {name} models, so nothing but lilliput could read the file; "
                 "give -o NAME.safetensors for lilliput's own layout"
             )
+        heads = {item.name for item in contents.config.prediction_heads}
         for header in contents.headers:
+            if header.name in heads:
+                raise ContainerError(
+                    f"tensor '{header.name}' predicts further tokens, and GGUF has no place for it in this family; "
+                    "give -o NAME.safetensors, or quantize the original folder to GGUF, which leaves it out and says so"
+                )
             if not self.holds(header.format):
                 raise ContainerError(
                     f"tensor '{header.name}': GGUF has no type for {header.format.name.upper()}; give "
