@@ -6,13 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import lilliput
 from lilliput.architectures import NOT_IN_GGUF
@@ -50,7 +48,6 @@ from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
 from lilliput.records import AppliedEdge, QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.processors import default_threads
-from lilliput.runtime.session import Activations
 from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
 from lilliput.text.documents import read_text
 from lilliput.text.tokenizer_report import check_vocabulary
@@ -63,7 +60,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
-Chosen = TypeVar("Chosen")
 BUILT_IN_TEXT = "builtin"
 FINGERPRINT_KEY = "lilliput.fingerprint"
 # --effort: how codes are chosen. Each step is justified by docs/log.md and benchmarks/quality.py.
@@ -510,57 +506,6 @@ def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
 def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None) -> list[SpeedRow]:
     """Prefill and decode speed of a file on this machine, one process per row."""
     return measure_speed(located(model), tests, progress=progress)
-
-
-def chosen_seed(seed: int | None) -> int:
-    """The given seed, or one drawn from the system that the caller prints."""
-    return secrets.randbelow(2**31) if seed is None else seed
-
-
-def activation_kind(name: str) -> Activations:
-    """Parse --activations. Raises RecipeError."""
-    known: dict[str, Activations] = {"f32": "f32", "engine": "engine"}
-    return _one_of("--activations", name, known)
-
-
-def stream_inputs(name: str | None) -> StreamInputs | None:
-    """Parse --inputs. Raises RecipeError."""
-    if name is None:
-        return None
-    known: dict[str, StreamInputs] = {"quantized": "quantized", "float": "float", "both": "both"}
-    return _one_of("--inputs", name, known)
-
-
-def forward_precision(name: str) -> Precision:
-    """Parse --precision. Raises RecipeError."""
-    known: dict[str, Precision] = {"float32": "float32", "bfloat16": "bfloat16"}
-    return _one_of("--precision", name, known)
-
-
-def _one_of(option: str, name: str, known: Mapping[str, Chosen]) -> Chosen:
-    if name not in known:
-        raise RecipeError(f"unknown {option} '{name}'; known: {', '.join(known)}")
-    return known[name]
-
-
-def thread_counts(words: str) -> tuple[int, ...]:
-    """Parse a comma list of thread counts; empty means all cores. Raises RecipeError."""
-    if not words:
-        return (default_threads(),)
-    counts = [word.strip() for word in words.split(",")]
-    if not all(word.isdigit() and int(word) > 0 for word in counts):
-        raise RecipeError(f"--threads '{words}' is not a comma list of positive whole numbers such as 1,2")
-    return tuple(int(word) for word in counts)
-
-
-def parse_bytes(text: str) -> int:
-    """'5GB' -> 5 * 10^9, '2GiB' -> 2 * 2^30, '1000' -> 1000. Raises RecipeError."""
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = units.get(found[2].upper()) if found else None
-    if found is None or unit is None:
-        raise RecipeError(f"'{text}' is not a size; write a number and B, kB, MB, GB, KiB, MiB or GiB, such as 5GB")
-    return int(float(found[1]) * unit)
 
 
 @contextmanager

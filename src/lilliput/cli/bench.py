@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import human_bytes, print_json, print_table, progress
 
 
@@ -24,7 +24,7 @@ def command(
     from lilliput import workflows
     from lilliput.runtime.speed import speed_tests
 
-    tests = speed_tests(workflows.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat)
+    tests = speed_tests(values.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat)
     with progress("measuring") as advance:
         rows = workflows.bench(file, tests, progress=advance)
     if json:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import print_json, progress, tell
 
 
@@ -31,7 +31,8 @@ def command(
 
     chosen = workflows.CalibrateOptions(
         chunk_size=context, tokens=tokens, merge=tuple(merge or ()), device=device, threads=threads,
-        memory_limit=workflows.parse_bytes(memory_limit) if memory_limit else None, revision=revision, force=force,
+        memory_limit=values.parse_bytes(memory_limit, "--memory-limit") if memory_limit else None,
+        revision=revision, force=force,
     )  # fmt: skip
     with progress("calibrating") as advance:
         statistics = workflows.calibrate(model, text or (), output, options=chosen, progress=advance)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import human_bytes, print_json, progress, say, tell, warn
 
 
@@ -48,7 +48,7 @@ def command(
     from lilliput.containers.container import Split
     from lilliput.converting import ConvertOptions, convert_all
 
-    split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
+    split = Split(max_bytes=values.parse_bytes(split_max_size, "--split-max-size")) if split_max_size else Split()
     chosen = ConvertOptions(
         to=to, format=number_format, requantize=requantize, base=base, text=text, force=force, split=split,
         guidance=workflows.Guidance((), statistics, imatrix), threads=threads, revision=revision, announce=say,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import print_json, progress, tell
 
 
@@ -34,7 +34,7 @@ def command(
     from lilliput import sequences, workflows
     from lilliput.evaluation.model_logits import EvaluationOptions
 
-    chosen = EvaluationOptions(context, tokens, workflows.activation_kind(activations), threads=threads)
+    chosen = EvaluationOptions(context, tokens, values.activation_kind(activations), threads=threads)
     with progress("evaluating") as advance:
         is_decoder = sequences.task_of(base) == "next_token"
         result = (workflows if is_decoder else sequences).evaluate(base, files, text, options=chosen, progress=advance)

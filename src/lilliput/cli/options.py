@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lilliput.cli import values
+
 if TYPE_CHECKING:
     from lilliput.fitting import Goal
 
@@ -97,11 +99,10 @@ def goal(
 ) -> Goal:
     """The targets of a search. Raises RecipeError where none was given."""
     from lilliput.fitting import Goal
-    from lilliput.workflows import parse_bytes
 
     return Goal(
-        size=parse_bytes(size) if size else None,
-        ram=parse_bytes(ram) if ram else None,
+        size=values.parse_bytes(size, "--size") if size else None,
+        ram=values.parse_bytes(ram, "--ram") if ram else None,
         context=context,
         bits_per_weight=bpw,
         max_kld=max_kld,

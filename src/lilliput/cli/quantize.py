@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import human_bytes, print_assumptions, print_json, progress, say, tell, warn
 
 
@@ -47,11 +47,11 @@ def command(
         say(f"plan {plan.recipe}: {mix}; {human_bytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight")
 
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
-    split = Split(max_bytes=workflows.parse_bytes(split_max_size)) if split_max_size else Split()
+    split = Split(max_bytes=values.parse_bytes(split_max_size, "--split-max-size")) if split_max_size else Split()
     chosen = workflows.QuantizeOptions(
         force=force, split=split, effort=effort, method=method, transforms=tuple(transform or ()), tokens=tokens,
-        device=device, threads=threads, revision=revision, announce=announce, inputs=workflows.stream_inputs(inputs),
-        precision=workflows.forward_precision(precision),
+        device=device, threads=threads, revision=revision, announce=announce, inputs=values.stream_inputs(inputs),
+        precision=values.forward_precision(precision),
     )  # fmt: skip
     if outputs is not None and len(outputs) > 1:
         from lilliput.exporting import quantize_all

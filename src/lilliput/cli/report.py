@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import human_bytes, print_json, progress, tell
 
 
@@ -39,7 +39,7 @@ def command(
     json: options.Json = False,
 ) -> None:
     """Show what quantized files cost: sizes, KL with intervals, tensors, weights, and the text where they differ."""
-    from lilliput import reporting, workflows
+    from lilliput import reporting
     from lilliput.errors import PublishError
     from lilliput.evaluation.model_logits import EvaluationOptions
     from lilliput.reports.card import card as card_text
@@ -51,7 +51,7 @@ def command(
     if not targets and not json:
         raise PublishError("nothing to write: give -o report.html, --card README.md or --json")
     check_outputs(targets, overwrite=force)
-    measuring = EvaluationOptions(context, tokens, workflows.activation_kind(activations), threads=threads)
+    measuring = EvaluationOptions(context, tokens, values.activation_kind(activations), threads=threads)
     words = ["lilliput", "report", *(Path(name).name for name in (base, *files))]
     words += [word for option, path in (("--text", text), ("-o", output)) if path for word in (option, path.name)]
     chosen = reporting.ReportOptions(text, frontier, prompt, measuring, command=shlex.join(words))

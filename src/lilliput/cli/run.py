@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import print_json, say, tell
 
 # Where a draft is given and nothing else.
@@ -43,7 +43,7 @@ def command(
 
     An encoder-decoder answers it instead, a classifier says its class, any other encoder gives its vector.
     """
-    from lilliput import generating, sequences, workflows
+    from lilliput import generating, sequences
     from lilliput.runtime.answers import AnswerOptions
     from lilliput.runtime.sampler import SamplingOptions
     from lilliput.runtime.session import EngineOptions
@@ -58,7 +58,7 @@ def command(
         return
     sampling = SamplingOptions(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=workflows.chosen_seed(seed),
+        repetition_penalty=repetition_penalty, seed=values.chosen_seed(seed),
     )  # fmt: skip
 
     def show(piece: str) -> None:
