@@ -231,6 +231,20 @@ def test_text_has_llama_perplexity_s_labels_in_its_order() -> None:
     assert "0.1.gguf: within 3 times the floor" in text
 
 
+def test_text_says_that_one_chunk_has_no_interval() -> None:
+    files = [TableModel(f"{noise}.gguf", noise, seed=7) for noise in (0.1, 0.2)]
+    result = evaluate(TableModel("base", 0.0), files, some_chunks(1))
+    text = result.to_text()
+    assert "no interval: too few chunks to tell (1; give text or --tokens for 5)" in text
+    assert "nan" not in text
+    assert result.to_json()["paired"][0]["low"] is None  # type: ignore[index, call-overload]
+
+
+def test_too_few_tokens_for_a_standard_error_are_said() -> None:
+    result = evaluate(TableModel("base", 0.0), [TableModel("q", 0.1)], cut(list(range(16)), 16))
+    assert "7 scored tokens are too few for a standard error" in result.to_text()
+
+
 def test_the_floor_is_measured_against_the_same_file() -> None:
     files = [TableModel("a", 0.1, seed=1), TableModel("b", 0.2, seed=2)]
     again = evaluate(TableModel("base", 0.0), files, some_chunks(), floor=Floor(TableModel("b", 0.2, seed=2), 1))

@@ -36,10 +36,15 @@ class PairedRatio:
     chunks: int
 
     @property
+    def has_interval(self) -> bool:
+        """Whether there were chunks enough for one."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+    @property
     def verdict(self) -> str:
         """One sentence."""
-        if math.isnan(self.low) or math.isnan(self.high):
-            return f"too few chunks to tell ({self.chunks}, at least {FEWEST_CHUNKS} are needed)"
+        if not self.has_interval:
+            return f"too few chunks to tell ({self.chunks}; give text or --tokens for {FEWEST_CHUNKS})"
         if self.low <= 1.0 <= self.high:
             return "no difference"
         closer, other = (self.a, self.b) if self.kld_ratio < 1.0 else (self.b, self.a)

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lilliput.evaluation.divergence import Divergence
+from lilliput.evaluation.divergence import FEWEST_FOR_ERROR, Divergence
+from lilliput.evaluation.paired import PairedRatio
 
 if TYPE_CHECKING:
     from lilliput.evaluation.compare import EvaluationResult, FileResult
@@ -60,15 +61,14 @@ def _file_json(file: FileResult) -> JsonRow:
 def as_text(result: EvaluationResult) -> str:
     """Every file's statistics, then one table, the pairs and the floor."""
     lines = [f"base {result.base_name}: {result.chunks} chunks of {result.context} tokens", ""]
+    if result.base_nll.size < FEWEST_FOR_ERROR:
+        lines[1:1] = [f"{result.base_nll.size} scored tokens are too few for a standard error: each is given as 0"]
     for file in result.files:
         lines += [f"{file.name} ({file.bytes:,} bytes, {file.bits_per_weight:.2f} bits per weight)", ""]
         lines += [*_statistics(file.divergence), ""]
     if len(result.files) > 1:
         lines += [*_table(result), ""]
-    lines += [
-        f"KL of {pair.a} / {pair.b}: {pair.kld_ratio:.4f}, 95 % {pair.low:.4f} to {pair.high:.4f}: {pair.verdict}"
-        for pair in result.paired
-    ]
+    lines += [_pair_line(pair) for pair in result.paired]
     if result.floor is not None:
         lines += _floor_lines(result, result.floor)
     return "\n".join(lines).rstrip() + "\n"
@@ -114,6 +114,11 @@ def _table(result: EvaluationResult) -> Iterator[str]:
             f"{found.mean_kld.value:10.6f} {found.mean_kld.stderr:9.6f} {found.kld_percentiles[99.9]:9.5f} "
             f"{100.0 * found.same_top.value:8.3f}%"
         )
+
+
+def _pair_line(pair: PairedRatio) -> str:
+    interval = f"95 % {pair.low:.4f} to {pair.high:.4f}" if pair.has_interval else "no interval"
+    return f"KL of {pair.a} / {pair.b}: {pair.kld_ratio:.4f}, {interval}: {pair.verdict}"
 
 
 def _floor_lines(result: EvaluationResult, floor: FileResult) -> Iterator[str]:

@@ -98,7 +98,9 @@ def _closer(ratio: Interval) -> str:
 
 
 def _bracketed(ratio: Interval) -> str:
-    """Value and bounds."""
+    """Value and bounds, where there are any."""
+    if not (math.isfinite(ratio.low) or math.isfinite(ratio.high)):
+        return significant(ratio.value, 3)
     value, low, high = (significant(number, 3) for number in (ratio.value, ratio.low, ratio.high))
     return f"{value} [{low}, {high}]"
 
