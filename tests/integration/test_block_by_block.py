@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_llama import TEXT, write_tiny_llama
 
+from lilliput import workflows
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.containers import open_model
 from lilliput.errors import CalibrationError
@@ -24,6 +25,7 @@ from lilliput.pipeline import quantize_blocks as blocks_module
 from lilliput.pipeline.quantize_blocks import StreamOptions, quantize_blocks
 from lilliput.pipeline.quantize_tensors import quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder, work_path
+from lilliput.recipes.ledger import Ledger, ledger_path, read_ledger
 from lilliput.recipes.plan import resolve
 from lilliput.records import LayerInputs, QuantizedTensor, Role, TensorPlan
 from lilliput.workflows import CalibrateOptions, Guidance, Progress, QuantizeOptions, calibrate, quantize
@@ -72,6 +74,10 @@ def stop_at(step: int) -> Progress:
             raise Stopped
 
     return progress
+
+
+def killed(*_: object) -> None:
+    raise Stopped
 
 
 def digest(path: Path) -> str:
@@ -152,6 +158,49 @@ def test_a_finished_block_is_not_done_again(model: Path, text: Path, whole: Path
     run(model, text, output, progress=lambda done, total: seen.append(done))
     assert seen[0] == 2 * CHUNKS
     assert digest(output) == digest(whole)
+
+
+def test_a_run_killed_between_file_and_ledger_writes_the_ledger_the_next_time(
+    model: Path, text: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model.gguf"
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "write", killed)
+        with pytest.raises(Stopped):
+            run(model, text, output)
+    assert output.exists()
+    assert work_path(output).exists()
+    seen: list[int] = []
+    run(model, text, output, progress=lambda done, _: seen.append(done))
+    # All blocks come from the work folder.
+    assert seen[0] == 2 * CHUNKS * LAYERS
+    assert digest(output) == digest(whole)
+    assert read_ledger(ledger_path(output)).fingerprints == read_ledger(ledger_path(whole)).fingerprints
+    assert not work_path(output).exists()
+
+
+def test_a_run_killed_before_it_removed_its_work_folder_removes_it_the_next_time(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model.gguf"
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkFolder, "discard", lambda _: None)
+        run(model, text, output)
+    assert work_path(output).exists()
+    run(model, text, output, progress=lambda *_: pytest.fail("quantized again"))
+    assert not work_path(output).exists()
+
+
+def test_another_torch_never_continues_a_run(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model.gguf"
+    with pytest.raises(Stopped):
+        run(model, text, output, progress=stop_at(36))
+    monkeypatch.setattr(workflows, "versions", lambda: {"torch": "0.0"})
+    seen: list[int] = []
+    run(model, text, output, progress=lambda done, _: seen.append(done))
+    assert seen[0] == 1
 
 
 @pytest.mark.parametrize("change", ["text", "recipe"])

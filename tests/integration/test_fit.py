@@ -28,6 +28,7 @@ from lilliput.fitting import FitOptions, Goal, fit, fit_again, plan_fit
 from lilliput.formats import get_format
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.recipes import machine
+from lilliput.recipes.ledger import ledger_path
 from lilliput.reports.frontier import read_frontier
 from lilliput.search import measure
 from lilliput.search.candidates import CandidateOptions, make_candidates
@@ -217,6 +218,25 @@ def test_a_killed_search_continues_and_ends_in_the_same_bytes(
     assert not output.exists()
     fit(model, Goal(size=size), output, text=[text], options=OPTIONS)
     assert digest(output) == digest(fitted)
+
+
+def test_a_search_killed_after_its_file_was_put_in_place_finishes_without_force(
+    model: Path, text: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, goal = tmp_path / "model.gguf", Goal(size=sum(sizes(model)) // 2)
+
+    def killed(path: Path) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.import_module("lilliput.fitting.fit"), "nbytes_of", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, goal, output, text=[text], options=OPTIONS)
+    assert ledger_path(output).exists()
+    found = fit(model, goal, output, text=[text], options=OPTIONS)
+    assert not found.is_up_to_date
+    assert digest(output) == digest(fitted)
+    assert fit(model, goal, output, text=[text], options=OPTIONS).is_up_to_date
 
 
 KILLED_ANYWHERE = """

@@ -126,7 +126,7 @@ def fit(
         known = fitting.earlier_result()
         if known is not None:
             return known
-        if target.exists() and not options.force:
+        if target.exists() and not options.force and not fitting.was_moving():
             raise PublishError(f"{target} exists already; pass --force to replace it or choose another name with -o")
         with locked(folder):
             return fitting.run()
@@ -276,9 +276,15 @@ class _Fitting:
         known = read_records(self.folder, RESULT)
         if self.options.force or known.get("request") != self._request_key() or not self.target.exists():
             return None
-        if known.get("fingerprint") != file_fingerprint(self.target):
+        if "result" not in known or known.get("fingerprint") != file_fingerprint(self.target):
             return None
         return result_from_json(cast("dict[str, Json]", known["result"]), self.target, self.folder)
+
+    def was_moving(self) -> bool:
+        """Whether the same command put the file there and was killed before it had written its record."""
+        known = read_records(self.folder, RESULT)
+        moved = known.get("request") == self._request_key() and "result" not in known
+        return moved and known.get("fingerprint") == file_fingerprint(self.target)
 
     def plan(self) -> FitPlan:
         """What `run` will take."""
@@ -322,7 +328,7 @@ class _Fitting:
     def _claim_folder(self) -> None:
         """Write what the folder is about, or refuse one that is about something else. Raises RecipeError."""
         identity: dict[str, Json] = {
-            "version": lilliput.__version__,
+            "version": _versions(),
             "model": self.source.fingerprint(),
             "text": [digest(path) for path in self.text],
             "selection": digest(self.options.selection) if self.options.selection else None,
@@ -340,7 +346,7 @@ class _Fitting:
         request: dict[str, Json] = {
             "model": self.model if self.model == BUILT_IN else absolute(self.model),
             "text": [absolute(str(path)) for path in self.text],
-            "selection": str(self.options.selection.resolve()) if self.options.selection else None,
+            "selection": absolute(str(self.options.selection)) if self.options.selection else None,
             "runtime": self.options.runtime,
             "sensitivity": self.options.sensitivity,
             "formats": list(self.options.formats),
@@ -621,6 +627,8 @@ class _Fitting:
         if self.goal.min_speed is not None:
             with workflows.opened(made.path) as written:
                 speed = 1 / decode_seconds(written, self.memory_probe, self.threads)
+        about = {"request": self._request_key(), "fingerprint": file_fingerprint(made.path)}
+        write_records(self.folder, RESULT, {**about})
         self._move(made.path)
         size = nbytes_of(self.target)
         config, goal = self.source.config, self.goal
@@ -645,21 +653,16 @@ class _Fitting:
             work=self.folder,
             notes=(*self.notes, *made.warnings),
         )
-        write_records(
-            self.folder, RESULT,
-            {
-                "request": self._request_key(),
-                "fingerprint": file_fingerprint(self.target),
-                "result": result.to_json(),
-            },
-        )  # fmt: skip
+        about["fingerprint"] = file_fingerprint(self.target)
+        write_records(self.folder, RESULT, {**about, "result": result.to_json()})
         return result
 
     def _move(self, made: Path) -> None:
         """Put what was measured where it belongs; into another runtime's folder without changing a value."""
         if self.container not in FOLDERS:
-            move(made, self.target)
+            # The ledger first: a run that is killed here makes the file once more, and never leaves one without it.
             move(ledger_path(made), ledger_path(self.target))
+            move(made, self.target)
             return
         base = None if self.model == BUILT_IN or not Path(self.model).is_dir() else self.model
         done = convert(made, self.target, ConvertOptions(base=base, force=self.options.force, threads=self.threads))
@@ -673,7 +676,7 @@ class _Fitting:
         chosen = replace(self.options, threads=None, work=None, force=False, selection=None, held_out=None)
         selection = self.texts.selection.token_ids.tobytes() + self.texts.held_out.token_ids.tobytes()
         content = [
-            lilliput.__version__, self.source.fingerprint(), [digest(path) for path in self.text],
+            _versions(), self.source.fingerprint(), [digest(path) for path in self.text],
             hashlib.sha256(selection).hexdigest(), asdict(self.goal), asdict(chosen), self.method,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
@@ -737,8 +740,13 @@ def _recipe(
 def _key(source: ModelSource, texts: Texts, method: Method) -> str:
     """Of everything that decides a candidate."""
     calibration = hashlib.sha256(np.ascontiguousarray(texts.calibration).tobytes()).hexdigest()
-    content = [lilliput.__version__, source.fingerprint(), calibration, texts.calibration.shape, method]
+    content = [_versions(), source.fingerprint(), calibration, texts.calibration.shape, method]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _versions() -> str:
+    """Ours, and those of the packages that run the model on the text."""
+    return " ".join([lilliput.__version__, *(f"{name} {at}" for name, at in workflows.text_versions().items())])
 
 
 def _default_name(source: ModelSource, goal: Goal, options: FitOptions) -> Path:

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +68,13 @@ class WorkFolder:
     def discard(self) -> None:
         """Everything is published: the folder goes."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    @staticmethod
+    def discard_finished(path: Path, key: str) -> None:
+        """Remove what a run of that key left when it was killed after it had published all."""
+        with suppress(OSError):
+            if (path / "key").read_text(encoding="ascii") == key:
+                shutil.rmtree(path, ignore_errors=True)
 
     def finished(self, step: str, rows: Iterable[TensorPlan]) -> Done | None:
         """Tensors and ledger entries of a finished step, mapped from disk; None where it is still to be done."""
