@@ -33,7 +33,7 @@ from lilliput.recipes.ledger import Ledger, LedgerEntry, entry_for, ledger_path
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.records import QuantizedTensor, Statistics, TensorHeader
 from lilliput.runtime.processors import default_threads
-from lilliput.workflows import Guidance, PathLike, Progress, evaluate, located, opened
+from lilliput.workflows import Guidance, PathLike, Progress, evaluate, is_builtin, located, opened
 
 # Long enough for a KL with an interval, short enough for a minute on a small model.
 KL_TOKENS = 16_384
@@ -177,8 +177,8 @@ def convert_all(
     made: what was done to the model's tensors before, for the ledgers.
     """
     options = options or ConvertOptions()
-    if options.text is not None and not options.text.is_file():
-        raise TextError(f"--text {options.text}: no such file; the KL is measured on a text file of yours")
+    if options.text is not None and not is_builtin(options.text) and not options.text.is_file():
+        raise TextError(f"--text {options.text}: no such file; give a text file to measure the KL on, or 'builtin'")
     if options.to is not None and len(outputs) > 1:
         raise ContainerError("--to names one container, and there are several outputs; name them by their endings")
     with ExitStack() as stack:

@@ -18,11 +18,10 @@ from lilliput.architectures.architecture import Json
 from lilliput.arrays import DoubleArray
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.errors import EvaluationError
-from lilliput.evaluation.chunks import SMALLEST_CONTEXT, Chunks
+from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.compare import EvaluationResult, FileResult, evaluate
 from lilliput.evaluation.divergence import Divergence
-from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits, engine_floor, tokenize
+from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits, builtin_chunks, engine_floor, tokenize
 from lilliput.evaluation.paired import FEWEST_CHUNKS
 from lilliput.evaluation.text_report import FLOOR_MARGIN
 from lilliput.evaluation.text_views import TextViews
@@ -46,7 +45,7 @@ from lilliput.reports.records import (
 )
 from lilliput.runtime.session import checked_context
 from lilliput.text.documents import read_text
-from lilliput.workflows import PathLike, Progress, opened
+from lilliput.workflows import PathLike, Progress, is_builtin, opened
 
 # Enough windows for an interval that is worth reading, few enough for minutes on a model of a billion weights.
 DEFAULT_TOKENS = 16_384
@@ -58,7 +57,7 @@ KLD_EDGES = np.linspace(-8.0, 2.0, 81)
 class ReportOptions:
     """What to measure on, and how.
 
-    text: None means the built-in mix.  frontier: points of a search.  prompt: what both models continue; None means
+    text: None or "builtin" means the built-in mix.  frontier: points of a search.  prompt: what both models continue; None means
     the beginning of the passage that is shown.
     """
 
@@ -82,6 +81,8 @@ def report(
     Raises EvaluationError, RuntimeModelError, TextError, RecipeError …, one line each, before anything is written.
     """
     options = options or ReportOptions()
+    if options.text is not None and is_builtin(options.text):
+        options = replace(options, text=None)
     frontier = read_frontier(options.frontier) if options.frontier else Frontier()
     text = read_text(options.text) if options.text else None
     with ExitStack() as stack:
@@ -143,13 +144,7 @@ class _Gathering:
         measuring = self.options.measuring
         if self.text is not None:
             return tokenize(self.original, self.text, measuring)
-        from lilliput.calibration.data import calibration_chunks
-
-        vocabulary = self.original.vocabulary()
-        chunks = Chunks(calibration_chunks(vocabulary, (), chunk_size=measuring.context, tokens=measuring.tokens))
-        if chunks.context < SMALLEST_CONTEXT:
-            raise EvaluationError(f"{chunks.context} tokens are too few to measure; give --tokens 512 or more")
-        return chunks
+        return builtin_chunks(self.original, measuring)
 
     def _file(
         self, index: int, found: FileResult, passage: Passage, views: TextViews, logits: TopTokens

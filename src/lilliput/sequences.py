@@ -13,6 +13,7 @@ import numpy as np
 
 from lilliput import workflows
 from lilliput.architectures.architecture import Json, Task
+from lilliput.calibration.builtin_mix import builtin_texts
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import EvaluationError, RuntimeModelError, TextError
 from lilliput.evaluation.model_logits import EvaluationOptions
@@ -87,7 +88,7 @@ def evaluate(
 ) -> SequenceEvaluation:
     """Measure quantized encoders or encoder-decoders against the original, text by text.
 
-    text: plain (a line is a text), or JSON Lines with `text` and, where known, `label` or `answer`.
+    text: "builtin", plain (a line is a text), or JSON Lines with `text` and, where known, `label` or `answer`.
     options: tokens bounds the text; context does not matter.  progress: called with (models done, models in all).
     Raises EvaluationError for models that cannot be compared.
     """
@@ -200,8 +201,8 @@ def _label_index(label: object, labels: tuple[str, ...], path: Path) -> int | No
 
 def _texts(path: Path) -> Iterator[tuple[str, object, str | None]]:
     """Text, label and answer of every line."""
-    if not is_json_lines(path):
-        for document in read_documents(path):
+    if workflows.is_builtin(path) or not is_json_lines(path):
+        for document in builtin_texts() if workflows.is_builtin(path) else read_documents(path):
             yield from ((line.strip(), None, None) for line in document.split("\n") if len(line) >= SHORTEST_LINE)
         return
     for number, record in read_json_lines(path):

@@ -42,7 +42,7 @@ from lilliput.pipeline.tune import BYTES_PER_WEIGHT, TuneOptions, tune, tuned_ro
 from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, TextWork, estimate, looks_before
 from lilliput.recipes.float_roles import with_float_roles
-from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path
+from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path, read_ledger, versions
 from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
@@ -296,9 +296,13 @@ def quantize(
         result = QuantizeResult(
             paths, 0, plan.bits_per_weight, ledger_path(target), (*plan.warnings, *notes), is_up_to_date=False
         )
-        if not options.force and _is_up_to_date(paths, job.fingerprint):
+        # A file without its ledger: the run that made it was killed before its last step. The same bytes come again.
+        is_made = _is_up_to_date(paths, job.fingerprint)
+        if is_made and _is_ledger_of(result.ledger, job.fingerprint) and not options.force:
+            WorkFolder.discard_finished(work_path(target), job.fingerprint)
             return replace(result, bytes=sum(path.stat().st_size for path in paths), is_up_to_date=True)
-        check_target(target, parts, overwrite=options.force)
+        job = replace(job, options=replace(options, force=options.force or is_made))
+        check_target(target, parts, overwrite=job.options.force)
         if options.announce is not None:
             options.announce(plan)
         return job.rewritten(progress).run(container, contents, target, result, progress)
@@ -351,8 +355,6 @@ class _Job:
                 container, contents, self._tensors(statistics, done, entries, progress), target,
                 split=self.options.split, overwrite=self.options.force,
             )  # fmt: skip
-        if folder is not None:
-            folder.discard()
         warnings = (*result.warnings, *_statistics_notes(self.source, self.plan, statistics), *_overflow_notes(entries))
         Ledger(
             recipe=self.plan.recipe,
@@ -371,6 +373,8 @@ class _Job:
             notes=(*warnings, *(item.to_text() for item in self.plan.assumed)),
             transforms=self.edges,
         ).write(result.ledger)
+        if folder is not None:
+            folder.discard()
         return replace(result, output=published.paths, bytes=published.nbytes, warnings=warnings)
 
     def _stream(self, folder: WorkFolder, progress: Progress | None) -> tuple[Statistics, Done]:
@@ -490,12 +494,13 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure quantized files against the original, on the same tokens, over the full vocabulary.
 
-    text: plain, JSON Lines or gzip.  progress: called with (windows done, windows in all).
+    text: plain, JSON Lines or gzip, or "builtin".  progress: called with (windows done, windows in all).
     Raises EvaluationError for text shorter than one window or models that cannot be compared.
     """
     with ExitStack() as stack:
         named = [(str(name), stack.enter_context(opened(name))) for name in (base, *files)]
-        return compare_models(named[0], named[1:], read_text(Path(text)), options, progress=progress)
+        words = None if is_builtin(text) else read_text(Path(text))
+        return compare_models(named[0], named[1:], words, options, progress=progress)
 
 
 def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
@@ -647,11 +652,26 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
     files = [path for path in (*guidance.text, guidance.statistics, guidance.imatrix) if path is not None]
     content = [
         lilliput.__version__, source.fingerprint(), plan.fingerprint,
+        # The text runs through the model in torch, whose sums differ from version to version.
+        text_versions() if guidance.text else None,
         [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name for path in files],
         [options.split.max_bytes, options.split.max_tensors, options.tokens, options.device, options.effort == "best",
          options.stream_inputs, options.precision],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def text_versions() -> dict[str, str]:
+    """Of the packages that run a model on a text."""
+    installed = versions()
+    return {name: installed[name] for name in ("torch", "transformers") if name in installed}
+
+
+def _is_ledger_of(path: Path, fingerprint: str) -> bool:
+    try:
+        return read_ledger(path).fingerprints.get("output") == fingerprint
+    except ContainerError:
+        return False
 
 
 def _is_up_to_date(paths: Sequence[Path], fingerprint: str) -> bool:
@@ -665,12 +685,29 @@ def _is_up_to_date(paths: Sequence[Path], fingerprint: str) -> bool:
 
 def text_files(text: Sequence[Path]) -> list[Path]:
     """The files to read; an empty list means the built-in mix. Raises CalibrationError."""
-    if [path.name for path in text] == [BUILT_IN_TEXT] and not text[0].exists():
+    if len(text) == 1 and is_builtin(text[0]):
         return []
     for path in text:
         if not path.is_file():
             raise CalibrationError(f"{path}: no such text file; give a text, JSONL or chat file, or 'builtin'")
     return list(text)
+
+
+def is_builtin(text: PathLike) -> bool:
+    """Whether the built-in mix is meant; a file of that name in the working directory is what its owner means."""
+    return str(text) == BUILT_IN_TEXT and not Path(text).exists()
+
+
+def calibrated_on(files: Sequence[PathLike], text: PathLike) -> list[str]:
+    """Those of the files that name this text among what they were calibrated on: measured on it they look too good."""
+    name = BUILT_IN_DATASET if is_builtin(text) else Path(text).name
+    found = []
+    for file in files:
+        with opened(file) as source:
+            datasets = source.provenance.extra.get("quantize.imatrix.dataset", "")
+        if name in str(datasets).split(", "):
+            found.append(str(file))
+    return found
 
 
 def _check_hessians(plan: Plan, guidance: Guidance) -> None:

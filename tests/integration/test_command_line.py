@@ -120,6 +120,30 @@ def test_eval_measures_files_in_argument_order_and_pairs_them(
     assert {*keys.split(), "kld_99_9", "max_kld", "same_top", "rms_dp"} <= result["files"][0].keys()
 
 
+def test_eval_and_report_take_the_builtin_text_and_measure_the_same(run: Run, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tiny.gguf"
+    assert run("quantize", model, "--to", "Q4_0", "-o", output)[0] == 0
+    words = (model, output, "--text", "builtin", "--tokens", 1024, "--json")
+    code, out, _ = run("eval", *words)
+    assert code == 0
+    [file] = json.loads(out)["files"]
+    code, out, _ = run("report", *words)
+    assert code == 0
+    [shown] = json.loads(out)["files"]
+    assert shown["measured"]["mean_kld"]["value"] == pytest.approx(file["mean_kld"])
+
+
+def test_eval_says_when_a_file_was_calibrated_on_the_measuring_text(
+    run: Run, model: Path, tmp_path: Path, text: Path
+) -> None:
+    output = tmp_path / "tiny.gguf"
+    assert run("quantize", model, "--to", "Q4_0", "--text", text, "--effort", "fast", "-o", output)[0] == 0
+    assert "calibrated on a text of this name" in run("eval", model, output, "--text", text, "--tokens", 512)[2]
+    other = tmp_path / "other.txt"
+    shutil.copy(text, other)
+    assert run("eval", model, output, "--text", other, "--tokens", 512)[2] == ""
+
+
 def test_bench_gives_one_row_a_test(run: Run, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "tiny-Q8_0.gguf"
     run("quantize", model, "--to", "Q8_0", "-o", output)

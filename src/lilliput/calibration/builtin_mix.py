@@ -12,6 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from lilliput.calibration.document import Document, document_from_record
+from lilliput.text.documents import SEPARATOR
 
 FILE_NAME = "builtin_mix.jsonl"
 # How statistics name this mix among their datasets.
@@ -25,4 +26,12 @@ def builtin_documents() -> tuple[Document, ...]:
     return tuple(
         document_from_record(json.loads(line), f"{FILE_NAME}: line {number}", is_builtin=True)
         for number, line in enumerate(lines, start=1)
+    )
+
+
+def builtin_texts() -> tuple[str, ...]:
+    """The documents as plain text, a chat as its messages: to measure on, where no template matters."""
+    return tuple(
+        document if isinstance(document, str) else SEPARATOR.join(str(turn["content"]) for turn in document.messages)
+        for document in builtin_documents()
     )

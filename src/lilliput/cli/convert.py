@@ -31,7 +31,9 @@ def command(
     ] = False,
     statistics: options.StatisticsFile = None,
     imatrix: options.ImatrixFile = None,
-    text: Annotated[Path | None, typer.Option("--text", help="Measure the KL from the input on this text.")] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Measure the KL from the input on this text, or 'builtin'.")
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option("--base", help="Hugging Face folder or id that a folder takes config and tokenizer files from."),

@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 
 from lilliput.cli import options, values
-from lilliput.cli.output import print_json, progress, tell
+from lilliput.cli.output import print_json, progress, tell, warn
 
 
 def command(
     base: Annotated[str, typer.Argument(help="The original: Hugging Face folder or any file that runs here.")],
     files: Annotated[list[str], typer.Argument(help="Quantized files.")],
-    text: Annotated[Path, typer.Option("--text", help="Text, JSONL or gzip; never the calibration text.")],
+    text: Annotated[
+        Path, typer.Option("--text", help="Text, JSONL or gzip, never the calibration text; 'builtin' for ours.")
+    ],
     context: Annotated[
         int, typer.Option("--context", min=16, help="Tokens per chunk; the second half is scored.")
     ] = 512,
@@ -35,6 +37,11 @@ def command(
     from lilliput.evaluation.model_logits import EvaluationOptions
 
     chosen = EvaluationOptions(context, tokens, values.activation_kind(activations), threads=threads)
+    flattered = workflows.calibrated_on(files, text)
+    if flattered:
+        warn(
+            f"{', '.join(flattered)}: calibrated on a text of this name ({text}); on other text expect more divergence"
+        )
     with progress("evaluating") as advance:
         is_decoder = sequences.task_of(base) == "next_token"
         result = (workflows if is_decoder else sequences).evaluate(base, files, text, options=chosen, progress=advance)

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from lilliput.cli import options
 from lilliput.cli.output import human_bytes, print_json, progress, tell, warn
+
+if TYPE_CHECKING:
+    from lilliput.fitting import Interval
 
 
 def command(
@@ -31,10 +35,10 @@ def command(
     ] = None,
     text: options.Text = None,
     selection: Annotated[
-        Path | None, typer.Option("--selection", help="Text to compare on, not a part of --text.")
+        Path | None, typer.Option("--selection", help="Text to compare on, not a part of --text; 'builtin' for ours.")
     ] = None,
     held_out: Annotated[
-        Path | None, typer.Option("--held-out", help="Text to measure on, not a part of --text.")
+        Path | None, typer.Option("--held-out", help="Text to measure on, not a part of --text; 'builtin' for ours.")
     ] = None,
     runtime: options.Runtime = "llama.cpp",
     formats: options.Candidates = "",
@@ -100,6 +104,12 @@ def command(
         tell_outputs(others, reference=str(result.output), as_json=json, earlier=result.to_json())
 
 
+def _bounds(interval: Interval) -> str:
+    if isnan(interval.low):
+        return "(no interval: fewer than 5 windows of text)"
+    return f"[{interval.low:.5f}, {interval.high:.5f}]"
+
+
 def _tell(result: object) -> None:
     from lilliput.fitting import FitResult
 
@@ -107,7 +117,7 @@ def _tell(result: object) -> None:
     held, chosen = result.held_out, result.selection
     tell(f"{result.output}: {human_bytes(result.bytes)}, {result.bits_per_weight:.3f} bits per weight"
          + (" (up to date)" if result.is_up_to_date else ""))  # fmt: skip
-    tell(f"KL on held-out text {held.value:.5f} nats a token [{held.low:.5f}, {held.high:.5f}]; "
+    tell(f"KL on held-out text {held.value:.5f} nats a token {_bounds(held)}; "
          f"on the text it was chosen by {chosen.value:.5f}")  # fmt: skip
     if result.tokens_per_second is not None:
         tell(f"{result.tokens_per_second:.1f} tokens a second, measured")

@@ -23,7 +23,7 @@ def command(
     base: Annotated[
         str | None, typer.Option("--base", help="The original: measure against it now, for the card.")
     ] = None,
-    text: Annotated[Path | None, typer.Option("--text", help="Text to measure on; default: the built-in mix.")] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Text to measure on; default: 'builtin'.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; upload nothing.")] = False,
     threads: options.Threads = None,

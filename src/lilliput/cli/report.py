@@ -19,7 +19,7 @@ def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="report.html: one page, works offline.")] = None,
     card: Annotated[Path | None, typer.Option("--card", help="README.md: a model card for the files.")] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", help="Text, JSONL or gzip to measure on; default: the built-in mix.")
+        Path | None, typer.Option("--text", help="Text, JSONL or gzip to measure on; default: 'builtin'.")
     ] = None,
     frontier: Annotated[
         Path | None, typer.Option("--frontier", help="Points of a search (JSON), drawn beside the files.")

@@ -11,7 +11,8 @@ import numpy as np
 
 from lilliput.arrays import FloatArray, IntArray
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.evaluation.chunks import Chunks, cut
+from lilliput.errors import EvaluationError
+from lilliput.evaluation.chunks import SMALLEST_CONTEXT, Chunks, cut
 from lilliput.evaluation.compare import EvaluationResult, Floor, evaluate
 from lilliput.runtime.session import EngineOptions, Session, checked_context
 from lilliput.text.tokenizer import Tokenizer
@@ -72,20 +73,20 @@ class ModelLogits:
 def compare_models(
     base: tuple[str, ModelSource],
     files: Sequence[tuple[str, ModelSource]],
-    text: str,
+    text: str | None,
     options: EvaluationOptions | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Measure every file against `base` on `text`, tokenized once with the base's tokenizer.
 
-    base, files: name for the report, and the opened model.
+    base, files: name for the report, and the opened model.  text: None means the built-in mix.
     Raises EvaluationError, RuntimeModelError or TokenizerError, one line each.
     """
     options = options or EvaluationOptions()
     for _, source in (base, *files):
         checked_context(options.context, source.config.context_length)
-    chunks = tokenize(base[1], text, options)
+    chunks = tokenize(base[1], text, options) if text is not None else builtin_chunks(base[1], options)
     reference = ModelLogits(base[1], base[0], options)
     sources = [ModelLogits(source, name, options) for name, source in files]
     floor = engine_floor(files, options)
@@ -101,6 +102,16 @@ def tokenize(source: ModelSource, text: str, options: EvaluationOptions) -> Chun
         token_ids = token_ids[:-1]
     bos = vocabulary.bos_token_id if vocabulary.add_bos_token else None
     return cut(token_ids, options.context, bos_token_id=bos, limit=options.tokens)
+
+
+def builtin_chunks(source: ModelSource, options: EvaluationOptions) -> Chunks:
+    """Windows of the built-in mix, chats through the model's own template. Raises EvaluationError for too few tokens."""
+    from lilliput.calibration.data import calibration_chunks
+
+    chunks = Chunks(calibration_chunks(source.vocabulary(), (), chunk_size=options.context, tokens=options.tokens))
+    if chunks.context < SMALLEST_CONTEXT:
+        raise EvaluationError(f"{chunks.context} tokens are too few to measure; give --tokens 512 or more")
+    return chunks
 
 
 def engine_floor(files: Sequence[tuple[str, ModelSource]], options: EvaluationOptions) -> Floor | None:

@@ -11,7 +11,7 @@ from lilliput.arrays import IntArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.evaluation.chunks import Chunks
-from lilliput.evaluation.model_logits import EvaluationOptions, tokenize
+from lilliput.evaluation.model_logits import EvaluationOptions, builtin_chunks, tokenize
 from lilliput.fitting.request import FitOptions
 from lilliput.text.documents import read_text
 
@@ -53,6 +53,10 @@ def cut_texts(source: ModelSource, text: tuple[Path, ...], options: FitOptions) 
         ((options.selection, SELECTION_WINDOWS), (options.held_out, HELD_OUT_WINDOWS))
     ):
         if file is not None:
-            own[place] = tokenize(source, read_text(file), EvaluationOptions(context=size, tokens=most * size))
+            if file in text:
+                raise CalibrationError(f"{file}: calibrated on with --text; what is compared or measured on is apart")
+            chosen = EvaluationOptions(context=size, tokens=most * size)
+            is_builtin = workflows.is_builtin(file)
+            own[place] = builtin_chunks(source, chosen) if is_builtin else tokenize(source, read_text(file), chosen)
     count = rest if options.tokens is None else max(1, min(rest, options.tokens // size))
     return Texts(chunks[:count], own[0], own[1])
