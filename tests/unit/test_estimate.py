@@ -112,7 +112,31 @@ def test_speeds_are_measured_once_and_remembered(tmp_path: Path, monkeypatch: py
     assert [path.name for path in cache.parent.iterdir()] == ["machine.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "{"])
+@pytest.mark.parametrize(("busy", "kept"), [(False, machine.KEPT_SECONDS), (True, machine.KEPT_BUSY_SECONDS)])
+def test_old_speeds_are_measured_anew_and_those_of_a_busy_machine_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool, kept: float
+) -> None:
+    monkeypatch.setattr(machine, "_is_busy", lambda: busy)
+    now, rates = 1e9, iter((1.0, 2.0))
+    monkeypatch.setattr(machine.time, "time", lambda: now)
+    cache = tmp_path / "machine.json"
+
+    def found() -> tuple[float, float]:
+        speeds = MachineSpeeds(1, guided=False, cache=cache)
+        return speeds.other("work", lambda: next(rates)), speeds.age_seconds()
+
+    assert found() == (1.0, 0.0)
+    now += kept - 1
+    assert found() == (1.0, kept - 1)
+    now += 2
+    assert found() == (2.0, 0.0)
+    # A clock that was set back tells no age.
+    now -= 10
+    rates = iter((3.0,))
+    assert found()[0] == 3.0
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"x, threads 1: flops 2048": [1.0]}', '{"a": "b"}', "{"])
 def test_a_damaged_cache_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setattr(machine, "SECONDS_PER_PROBE", 0.0)
     cache = tmp_path / "machine.json"

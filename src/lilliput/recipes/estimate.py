@@ -66,11 +66,13 @@ class CostEstimate:
 
     peak_ram_bytes: of the process, without pages of mapped files: the system takes those back when it needs them.
     disk_bytes: free space needed where the output goes.  seconds: by stage, in order.
+    speeds_age: seconds since the oldest speed of the machine that these rest on was measured.
     """
 
     peak_ram_bytes: int
     disk_bytes: int
     seconds: Mapping[str, float]
+    speeds_age: float = 0.0
 
 
 def estimate(
@@ -104,7 +106,7 @@ def estimate(
     tensor = max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
     ram = PROCESS_BYTES + max(tensor, _text_bytes(plan.rows, text, tensor) if text.tokens else 0)
     disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
-    return CostEstimate(ram, disk, seconds)
+    return CostEstimate(ram, disk, seconds, speeds.age_seconds())
 
 
 def _text_bytes(rows: Sequence[TensorPlan], text: TextWork, tensor: int) -> int:

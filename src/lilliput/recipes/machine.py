@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast this machine is at each kind of work: measured when first asked for, in a fraction of a second, and kept.
 
-All measurements of one plan take a few seconds together; `machine.json` in the cache folder remembers them.
+All measurements of one plan take a few seconds together; `machine.json` in the cache folder remembers them for
+KEPT_SECONDS, or, where the machine had other work to do meanwhile, for KEPT_BUSY_SECONDS.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,6 +38,23 @@ PASS_TOKENS, PASS_COLUMNS = 512, 2048
 SECONDS_PER_PROBE = 0.05
 WRITE_SAMPLE_BYTES = 16_000_000
 HASH_SAMPLE_BYTES = 4_000_000
+# Clocks, disks and other tenants of a machine change from week to week; a measurement beside other work soon.
+KEPT_SECONDS, KEPT_BUSY_SECONDS = 3 * 86_400.0, 600.0
+# Running processes beyond the processors, averaged over a minute, that make a machine a busy one.
+BUSY_PROCESSES = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Speeds found by one measurement. measured: seconds since 1970.  is_busy: the machine had other work to do."""
+
+    speeds: tuple[float, ...]
+    measured: float
+    is_busy: bool
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether it still counts."""
+        return 0.0 <= now - self.measured < (KEPT_BUSY_SECONDS if self.is_busy else KEPT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,7 @@ class MachineSpeeds:
         self._guided = guided
         self._cache = cache or cache_folder() / "machine.json"
         self._known = _read(self._cache)
+        self._oldest = time.time()
 
     def method_cost(self, row: TensorPlan, header: TensorHeader) -> MethodCost:
         """What one tensor's method takes; a tensor that is kept is read as fast as it is decoded."""
@@ -115,10 +134,17 @@ class MachineSpeeds:
 
     def _speeds(self, name: str, count: int, measure: Callable[[], Sequence[float]]) -> tuple[float, ...]:
         key = f"{_machine()} threads {self._threads}: {name}"
-        if len(self._known.get(key, ())) != count:
-            self._known[key] = tuple(measure())
+        known = self._known.get(key)
+        if known is None or len(known.speeds) != count:
+            known = Measurement(tuple(measure()), time.time(), _is_busy())
+            self._known[key] = known
             _write(self._cache, self._known)
-        return self._known[key]
+        self._oldest = min(self._oldest, known.measured)
+        return known.speeds
+
+    def age_seconds(self) -> float:
+        """How long ago the oldest of the speeds asked for so far was measured."""
+        return max(time.time() - self._oldest, 0.0)
 
 
 def cache_folder() -> Path:
@@ -235,27 +261,45 @@ def _machine() -> str:
     return f"{processor}, lilliput {installed},"
 
 
-def _read(path: Path) -> dict[str, tuple[float, ...]]:
-    """Remembered speeds; a file that cannot be read is as good as none."""
+def _is_busy() -> bool:
+    """Whether others keep the processors from us."""
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) + BUSY_PROCESSES
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> dict[str, Measurement]:
+    """Remembered speeds that still count; a file that cannot be read is as good as none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     if not isinstance(content, dict):
         return {}
-    return {key: tuple(map(float, value)) for key, value in content.items() if _is_speeds(value)}
+    found = {key: _measurement(value) for key, value in content.items()}
+    now = time.time()
+    return {key: known for key, known in found.items() if known is not None and known.is_fresh(now)}
 
 
-def _is_speeds(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, int | float) and item >= 0 for item in value)
+def _measurement(value: object) -> Measurement | None:
+    """None for anything else than `_write` writes."""
+    if not isinstance(value, dict):
+        return None
+    speeds, measured = value.get("speeds"), value.get("measured")
+    if not isinstance(speeds, list) or not isinstance(measured, int | float):
+        return None
+    if not all(isinstance(item, int | float) and item >= 0 for item in speeds):
+        return None
+    return Measurement(tuple(map(float, speeds)), float(measured), value.get("is_busy") is True)
 
 
-def _write(path: Path, known: Mapping[str, tuple[float, ...]]) -> None:
+def _write(path: Path, known: Mapping[str, Measurement]) -> None:
     """Remember; without a writable cache the next run measures again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1))
+        temporary.write_text(json.dumps({key: asdict(value) for key, value in known.items()}, indent=1))
         temporary.replace(path)
     except OSError:
         return
