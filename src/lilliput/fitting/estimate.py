@@ -52,12 +52,14 @@ LOGIT_ARRAYS_BYTES = 3 * FLOAT32_BYTES
 class FitPlan:
     """What `fit` will do.
 
-    smallest, largest: bytes of the files that the candidates can make.  tensors: that get a format of their own.
+    smallest, largest: bytes of the files that the candidates can make.  limit: bytes that the targets leave, `largest`
+    where they leave more.  tensors: that get a format of their own.
     candidates: tensors in formats, all together.  configurations: measured before anything is chosen.
     """
 
     smallest: int
     largest: int
+    limit: int
     tensors: int
     candidates: int
     configurations: int
@@ -99,7 +101,9 @@ def estimate_fit(source: ModelSource, search: Search, speeds: MachineSpeeds) -> 
     disk = sum(row.nbytes for row in rows) + 2 * search.file_bytes
     hidden = search.texts.calibration.shape[1] * source.config.hidden_size * FLOAT32_BYTES
     disk += hidden * max(len(search.texts.calibration), search.sensitivity_windows * (source.config.layers + 1))
-    return CostEstimate(_peak_bytes(source, chosen, search), disk, seconds)
+    kept = _kept_bytes(source, search)
+    disk += kept if kept > KEPT_BYTES else 0
+    return CostEstimate(_peak_bytes(source, chosen, search), disk, seconds, speeds.age_seconds())
 
 
 def _near(rows: Sequence[TensorPlan], search: Search) -> list[TensorPlan]:
@@ -178,10 +182,17 @@ def _peak_bytes(source: ModelSource, rows: Sequence[TensorPlan], search: Search)
     largest = max(weights_of(row) for row in rows) * FLOAT32_BYTES
     backward = max(2 * head + 3 * FLOAT32_BYTES * LOGIT_NUMBERS, blocks)
     logits = search.explored.scored_per_chunk * config.vocab_size
-    kept = min(logits * len(search.explored) * FLOAT32_BYTES, KEPT_BYTES)
+    kept = _kept_bytes(source, search)
+    # In a file, whose pages the system takes back.
+    kept = kept if kept <= KEPT_BYTES else 0
     cache = 2 * config.layers * config.kv_heads * config.head_dim * search.explored.context * FLOAT32_BYTES
     measuring = 2 * (BATCH_MEMORY + cache) + kept + logits * LOGIT_ARRAYS_BYTES
     return PROCESS_BYTES + TORCH_BYTES + max(blocks + largest, backward, measuring)
+
+
+def _kept_bytes(source: ModelSource, search: Search) -> int:
+    """Of the original's predictions, which every configuration is compared with."""
+    return search.explored.scored * source.config.vocab_size * FLOAT32_BYTES
 
 
 def _scored_per_second() -> float:

@@ -291,7 +291,7 @@ class _Fitting:
         problem = Problem(self.choices, no_costs(self.choices), self._overhead)
         smallest, largest = reachable(self.choices, problem.overhead)
         # What KL or speed leave room for is not known before anything is measured: the middle, then.
-        expected = min(self._limits(problem).file_bytes, largest)
+        expected = limit = min(self._limits(problem).file_bytes, largest)
         expected = round((smallest * largest) ** 0.5) if expected == largest else expected
         search = Search(
             self.choices, self.texts, self.method, self.explored, FRONTIER_POINTS + RANDOM_CONFIGURATIONS,
@@ -299,7 +299,7 @@ class _Fitting:
         )  # fmt: skip
         cost = estimate_fit(self.source, search, MachineSpeeds(self.threads, guided=True))
         candidates = sum(len(choice.formats) for choice in self.choices)
-        return FitPlan(smallest, largest, len(self.choices), candidates, search.configurations, cost)
+        return FitPlan(smallest, largest, limit, len(self.choices), candidates, search.configurations, cost)
 
     def run(self) -> FitResult:
         """Search, quantize, measure, publish."""
