@@ -57,8 +57,8 @@ KLD_EDGES = np.linspace(-8.0, 2.0, 81)
 class ReportOptions:
     """What to measure on, and how.
 
-    text: None or "builtin" means the built-in mix.  frontier: points of a search.  prompt: what both models continue; None means
-    the beginning of the passage that is shown.
+    text: None or "builtin" means the built-in mix.  frontier: points of a search.  prompt: what both models continue;
+    None means the beginning of the passage that is shown.
     """
 
     text: Path | None = None

@@ -19,6 +19,7 @@ from lilliput.architectures.prediction_heads import described_heads
 from lilliput.arrays import IntArray
 from lilliput.calibration.block_stream import Precision
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
+from lilliput.calibration.enough_text import check_enough, few_tokens_notes
 from lilliput.calibration.expert_inputs import knows_inputs
 from lilliput.calibration.input_ranges import input_ranges
 from lilliput.checkpoints.model_source import ModelSource
@@ -164,6 +165,7 @@ class PlanReport:
             "peak_ram_bytes": self.cost.peak_ram_bytes,
             "disk_bytes": self.cost.disk_bytes,
             "seconds": dict(self.cost.seconds),
+            "speeds_age": self.cost.speeds_age,
             "warnings": list(self.plan.warnings),
         }
 
@@ -235,9 +237,12 @@ def plan(
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as original:
         source, found, size = _sized(original, to, output, guidance, options)
+        _check_hessians(found, guidance)
         speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
         limit = options.tokens or (STREAM_TOKENS if needs_stream(found) else None)
-        text = text_work(options, found, _tokens_to_calibrate(source, guidance, limit), source.config.hidden_size)
+        tokens = _tokens_to_calibrate(source, guidance, limit)
+        found = replace(found, warnings=(*found.warnings, *few_tokens_notes(tokens, widest_layer(source))))
+        text = text_work(options, found, tokens, source.config.hidden_size)
         cost = estimate(found, source.headers, file_bytes=size, speeds=speeds, text=text)
         return PlanReport(found, size, cost)
 
@@ -575,7 +580,9 @@ def _chunks(source: ModelSource, texts: Sequence[Path], tokens: int | None) -> I
     from lilliput.calibration.data import calibration_chunks
 
     size = min(CalibrateOptions().chunk_size, source.config.context_length)
-    return calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens)
+    chunks = calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens)
+    check_enough(chunks, texts)
+    return chunks
 
 
 def _own_keys(
@@ -710,12 +717,17 @@ def calibrated_on(files: Sequence[PathLike], text: PathLike) -> list[str]:
     return found
 
 
+def widest_layer(source: ModelSource) -> int:
+    """Inputs of the layer that has most."""
+    return max(header.columns for header in source.headers.values() if len(header.shape) > 1)
+
+
 def _check_hessians(plan: Plan, guidance: Guidance) -> None:
     row = next((row for row in plan.rows if METHODS[row.method].needs == "hessian"), None)
     if row is not None and not guidance.text:
         raise CalibrationError(
-            f"{row.name}: method '{row.method}' runs the model on text and takes no ready statistics; "
-            "give --text FILE (or --text builtin), or choose --effort fast"
+            f"{row.name}: method '{row.method}' (--effort balanced and best) runs the model on text and takes no ready "
+            "statistics; give --text FILE (or --text builtin), or --effort fast, the default without a text"
         )
 
 
@@ -730,9 +742,11 @@ def _check_statistics(plan: Plan, statistics: Statistics) -> None:
 
 
 def _statistics_notes(source: ModelSource, plan: Plan, statistics: Statistics | None) -> list[str]:
-    if statistics is None or needs_stream(plan):
+    if statistics is None:
         return []
-    notes = []
+    notes = few_tokens_notes(statistics.chunks * statistics.chunk_size, widest_layer(source))
+    if needs_stream(plan):
+        return notes
     if statistics.model and statistics.model != source.fingerprint():
         notes.append("the statistics were collected on another file of this model, or on another model")
     without = [

@@ -20,6 +20,7 @@ from lilliput.arrays import FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.data import calibration_chunks
+from lilliput.calibration.enough_text import check_enough
 from lilliput.calibration.expert_inputs import of_expert
 from lilliput.calibration.input_sums import InputSums
 from lilliput.calibration.mapped_file import mapped_floats
@@ -66,6 +67,7 @@ def calibrate(
     options = options or CalibrationOptions()
     chunk_size = min(options.chunk_size, source.config.context_length)
     chunks = calibration_chunks(source.vocabulary(), texts, chunk_size=chunk_size, tokens=options.tokens)
+    check_enough(chunks, texts)
     inputs = (collect if source.config.decoder is None else collect_pairs)(source, chunks, options, progress)
     return Statistics(
         inputs=inputs,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lilliput.cli import options, values
-from lilliput.cli.output import print_json, progress, tell
+from lilliput.cli.output import print_json, progress, tell, warn
 
 
 def command(
@@ -28,6 +28,7 @@ def command(
 ) -> None:
     """Collect what enters every linear layer on a text. Reads and writes imatrix.gguf too."""
     from lilliput import workflows
+    from lilliput.calibration.enough_text import few_tokens_notes
 
     chosen = workflows.CalibrateOptions(
         chunk_size=context, tokens=tokens, merge=tuple(merge or ()), device=device, threads=threads,
@@ -37,6 +38,8 @@ def command(
     with progress("calibrating") as advance:
         statistics = workflows.calibrate(model, text or (), output, options=chosen, progress=advance)
     seen = statistics.chunks * statistics.chunk_size
+    for note in few_tokens_notes(seen, max(len(item.sum_of_squares) for item in statistics.inputs.values())):
+        warn(note)
     if json:
         print_json(
             {"output": str(output), "chunks": statistics.chunks, "tokens": seen, "layers": len(statistics.inputs)}

@@ -105,7 +105,7 @@ def tokenize(source: ModelSource, text: str, options: EvaluationOptions) -> Chun
 
 
 def builtin_chunks(source: ModelSource, options: EvaluationOptions) -> Chunks:
-    """Windows of the built-in mix, chats through the model's own template. Raises EvaluationError for too few tokens."""
+    """Windows of the built-in mix, chats through the model's template. Raises EvaluationError for too few tokens."""
     from lilliput.calibration.data import calibration_chunks
 
     chunks = Chunks(calibration_chunks(source.vocabulary(), (), chunk_size=options.context, tokens=options.tokens))
