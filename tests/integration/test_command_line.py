@@ -248,6 +248,81 @@ def test_empty_calibration_text_is_refused(run: Run, model: Path, tmp_path: Path
     check_refused(run, tmp_path, words, "nothing.txt")
 
 
+def test_a_text_of_a_few_tokens_is_refused_with_figures(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "word.txt").write_text("word")
+    words = ("quantize", model, "--to", "Q4_K", "--text", tmp_path / "word.txt")
+    check_refused(run, tmp_path, words, "word.txt: ", "at least 16")
+    code, _, err = run("calibrate", model, "--text", tmp_path / "word.txt", "-o", tmp_path / "s.safetensors")
+    assert (code, "at least 16" in err) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["quantize", "plan", "calibrate"])
+def test_fewer_tokens_than_inputs_are_warned_of(
+    run: Run, model: Path, tmp_path: Path, text: Path, command: str
+) -> None:
+    pytest.importorskip("torch")
+    chosen = () if command == "calibrate" else ("--to", "Q4_0")
+    output = tmp_path / ("s.safetensors" if command == "calibrate" else "tiny.gguf")
+    words = (command, model, *chosen, "--text", text, "-o", output)
+    assert "calibrated on 64 tokens, and the widest layer has " in run(*words, "--tokens", 64)[2]
+    assert "calibrated on" not in run(*words, "--tokens", 2048, *([] if command == "plan" else ["--force"]))[2]
+
+
+@pytest.mark.parametrize("command", ["quantize", "plan"])
+def test_an_effort_that_needs_a_text_says_so(run: Run, model: Path, tmp_path: Path, command: str) -> None:
+    code, _, err = run(command, model, "--to", "Q4_0", "--effort", "balanced", "-o", tmp_path / "tiny.gguf")
+    assert code == 1
+    assert "--text builtin" in err
+    assert "--effort fast, the default without a text" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "reason"),
+    [
+        (("plan", "gulliver", "--for", "vllm"), "--for", "without a target"),
+        (("plan", "gulliver", "--formats", "q4_0"), "--formats", "without a target"),
+        (("plan", "gulliver", "--tokens", "100"), "--tokens", "without a text"),
+        (("plan", "gulliver", "--size", "5MB", "-o", "x.gguf"), "--output", "with a target"),
+        (("plan", "gulliver", "--size", "5MB", "--text", "builtin", "--context", "64"), "--context", "without --ram"),
+        (("plan", "gulliver", "--method", "feedback", "--effort", "fast"), "--effort", "with --method"),
+        (("fit", "gulliver", "--size", "5MB", "--text", "builtin", "--seed", "1"), "--seed", "without a search"),
+        (("fit", "--from", "work", "--size", "5MB", "-o", "x.gguf", "--tokens", "9"), "--tokens", "with --from"),
+        (("fit", "gulliver", "--max-kld", "1", "--search", "agent"), "--search", "with --max-kld"),
+        (("quantize", "gulliver", "--inputs", "both"), "--inputs", "without a text"),
+    ],
+)
+def test_an_option_without_effect_is_refused_by_name(
+    run: Run, words: tuple[str, ...], option: str, reason: str
+) -> None:
+    code, _, err = run(*words)
+    assert code == 1
+    assert err.startswith(f"error: {option}: without effect {reason}")
+
+
+def test_a_plan_says_what_its_stages_are_and_how_old_its_speeds(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lilliput.recipes.machine.SECONDS_PER_PROBE", 0.0)
+    _, out, _ = run("plan", model, "--to", "Q8_0")
+    assert "choosing codes" in out
+    assert "measured now, kept 3 days in " in out
+    assert json.loads(run("plan", model, "--to", "Q8_0", "--json")[1])["speeds_age"] < 60
+
+
+def test_the_plan_of_a_search_says_whether_the_size_is_within_reach(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lilliput.recipes.machine.SECONDS_PER_PROBE", 0.0)
+    words = ("plan", model, "--text", "builtin", "--effort", "fast", "--formats", "q4_0,q8_0")
+    limits = json.loads(run(*words, "--size", "1GB", "--json")[1])
+    middle = (limits["smallest"] + limits["largest"]) // 2
+    assert "within reach: the file will have at most" in run(*words, "--size", f"{middle}B")[1]
+    assert "leaves room for the largest" in run(*words, "--size", "1GB")[1]
+    code, _, err = run(*words, "--size", "1kB")
+    assert (code, f"{limits['smallest']:,}" in err) == (1, True)
+
+
 def test_a_context_longer_than_the_model_is_refused(run: Run, model: Path, tmp_path: Path, text: Path) -> None:
     code, _, err = run("eval", model, model, "--text", text, "--context", 4096)
     assert code == 1

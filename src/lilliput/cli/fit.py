@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from lilliput.fitting import Interval
 
 
+# What a finished search has decided already.
+SEARCHED = (
+    *("text", "selection", "runtime", "formats", "sensitivity", "search", "evaluations", "seed", "effort", "method"),
+    *("tokens", "work", "revision"),
+)
+
+
 def command(
+    call: typer.Context,
     model: Annotated[str | None, typer.Argument(help="As for quantize; left out with --from.")] = None,
     size: options.Size = None,
     ram: options.Ram = None,
@@ -46,8 +54,8 @@ def command(
         str, typer.Option("--sensitivity", help="gradient (one backward pass) or measured (each tensor alone).")
     ] = "gradient",
     search: Annotated[str, typer.Option("--search", help="evolution, agent or none: refine by real KL.")] = "none",
-    evaluations: Annotated[int, typer.Option("--evaluations", min=0, help="How much the search may measure.")] = 60,
-    seed: Annotated[int, typer.Option("--seed", help="Of the search.")] = 0,
+    evaluations: Annotated[int, typer.Option("--evaluations", min=0, help="Mixes that --search may measure.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", help="Of --search.")] = 0,
     effort: options.Effort = None,
     method: options.Method = None,
     tokens: options.Tokens = None,
@@ -65,6 +73,7 @@ def command(
     from lilliput.cli.outputs import tell_outputs
     from lilliput.errors import RecipeError
 
+    _refuse_useless(call, search)
     goal = options.goal(size, ram, context, bpw, max_kld, min_speed)
     chosen = fitting.FitOptions(
         runtime=runtime, formats=options.candidate_names(formats),
@@ -104,6 +113,18 @@ def command(
         tell_outputs(others, reference=str(result.output), as_json=json, earlier=result.to_json())
 
 
+def _refuse_useless(call: typer.Context, search: str) -> None:
+    """Refuse options that would have no effect. Raises RecipeError."""
+    given = options.given(call)
+    if "from_" in given:
+        options.refuse(call, SEARCHED, "with --from, whose search has decided it; leave it out, or search anew")
+    options.refuse_for_search(call)
+    if search == "none":
+        options.refuse(call, ("evaluations", "seed"), "without a search by real KL; add --search evolution or agent")
+    elif "max_kld" in given:
+        options.refuse(call, ("search",), "with --max-kld, which measures its own way to the KL; leave it out")
+
+
 def _bounds(interval: Interval) -> str:
     if isnan(interval.low):
         return "(no interval: fewer than 5 windows of text)"
@@ -115,7 +136,7 @@ def _tell(result: object) -> None:
 
     assert isinstance(result, FitResult)
     held, chosen = result.held_out, result.selection
-    tell(f"{result.output}: {human_bytes(result.bytes)}, {result.bits_per_weight:.3f} bits per weight"
+    tell(f"{result.output}: file {human_bytes(result.bytes)}, tensors at {result.bits_per_weight:.3f} bits per weight"
          + (" (up to date)" if result.is_up_to_date else ""))  # fmt: skip
     tell(f"KL on held-out text {held.value:.5f} nats a token {_bounds(held)}; "
          f"on the text it was chosen by {chosen.value:.5f}")  # fmt: skip

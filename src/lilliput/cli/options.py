@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,6 +83,46 @@ MaxKld = Annotated[float | None, typer.Option("--max-kld", help="Most KL from th
 MinSpeed = Annotated[float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")]
 Runtime = Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput, vllm or onnxruntime.")]
 Candidates = Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")]
+
+
+def given(context: typer.Context) -> dict[str, str]:
+    """Parameters that the command line names, by the option that a user writes: {"runtime": "--for"}."""
+    found = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            names = [*parameter.opts, *parameter.secondary_opts]
+            found[parameter.name or ""] = next((name for name in names if name.startswith("--")), names[0])
+    return found
+
+
+def refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raise RecipeError where an option was given that would have no effect. reason: `WHY; WHAT TO DO`."""
+    from lilliput.errors import RecipeError
+
+    known = given(context)
+    useless = [known[name] for name in names if name in known]
+    if useless:
+        raise RecipeError(f"{', '.join(useless)}: without effect {reason}")
+
+
+def refuse_for_search(context: typer.Context) -> None:
+    """Refuse what another option, given or not, leaves without effect in a search. Raises RecipeError."""
+    known = given(context)
+    if "ram" not in known:
+        refuse(context, ("context",), "without --ram, which counts its cache; add --ram or leave it out")
+    if "method" in known:
+        refuse(context, ("effort",), "with --method, which says what an effort stands for; give one of them")
+
+
+def refuse_for_quantize(context: typer.Context, *, effort: str | None) -> None:
+    """Refuse what has no effect on `quantize`. Raises RecipeError."""
+    known = given(context)
+    if "text" not in known:
+        words = ("tokens", "inputs", "precision", "device")
+        refuse(context, words, "without a text to calibrate on; add --text FILE (or --text builtin), or leave it out")
+    if "method" in known and effort != "best":
+        refuse(context, ("effort",), "with --method, which says what an effort stands for; give one of them")
 
 
 def candidate_names(words: str) -> tuple[str, ...]:

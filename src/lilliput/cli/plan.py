@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +12,34 @@ from lilliput.cli import options
 from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, tell, warn
 
 if TYPE_CHECKING:
-    from lilliput.fitting import FitPlan
+    from lilliput.fitting import FitPlan, Goal
+    from lilliput.recipes.estimate import CostEstimate
+
+
+# What `plan` without a target does not look at, and what it does not look at with one.
+SEARCH_ONLY = ("context", "runtime", "formats")
+PRESET_ONLY = ("output", "statistics", "imatrix", "transform")
+# Stages of `quantize` and of `fit`, in words.
+QUANTIZE_STAGES = {
+    "start": "loading torch",
+    "read": "reading and fingerprinting the model",
+    "calibrate": "running the text through the model",
+    "quantize": "choosing codes",
+    "tune": "tuning scales and norms end to end",
+    "write": "writing the file",
+    "verify": "reading it back and comparing",
+}
+FIT_STAGES = {
+    "start": "loading torch and reading the model",
+    "candidates": "every tensor in every format, in the work folder",
+    "sensitivity": "how much each tensor matters: forward and backward over the text",
+    "measuring": "the KL of trial mixes",
+    "quantize": "the file itself, and its KL on the texts set aside",
+}
 
 
 def command(
+    call: typer.Context,
     model: options.Model,
     to: Annotated[str | None, typer.Option("--to", help="As for quantize; default Q4_K_M.")] = None,
     output: options.Output = None,
@@ -37,7 +62,7 @@ def command(
     revision: options.Revision = None,
     json: options.Json = False,
 ) -> None:
-    """Show the per-tensor plan, the exact size, peak RAM, disk and time. Reads headers only.
+    """Show the per-tensor plan, exact size, RAM, disk and time. Reads headers only.
 
     With a target (--size, --ram, --bpw, --max-kld, --min-speed): what `fit` will take.
     """
@@ -48,6 +73,8 @@ def command(
     if any(target is not None for target in targets):
         if to is not None:
             raise RecipeError("--to names a preset, and a target asks for a search: give one of them")
+        options.refuse(call, PRESET_ONLY, "with a target, which plans a search (`fit`); leave it out, or the target")
+        options.refuse_for_search(call)
         if not text:
             raise RecipeError("a search measures on text: give --text FILE, or --text builtin")
         goal = options.goal(size, ram, context, bpw, max_kld, min_speed)
@@ -55,8 +82,10 @@ def command(
             runtime=runtime, formats=options.candidate_names(formats), effort=effort, method=method, tokens=tokens,
             threads=threads, revision=revision,
         )  # fmt: skip
-        _tell_search(fitting.plan_fit(model, goal, text=text, options=search), as_json=json)
+        _tell_search(fitting.plan_fit(model, goal, text=text, options=search), goal, as_json=json)
         return
+    options.refuse(call, SEARCH_ONLY, "without a target of a search; add one, such as --size 5GB, or leave it out")
+    options.refuse_for_quantize(call, effort=effort)
     to = to or "Q4_K_M"
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
     chosen = workflows.QuantizeOptions(
@@ -88,23 +117,46 @@ def command(
         skipped = "".join(f"; not at {edge}: {reason}" for edge, reason in item.skipped.items())
         tell(f"\n{item.name}{strength} at {', '.join(item.edges)}{skipped}")
     tell(
-        f"\nfile {human_bytes(report.bytes)} ({report.plan.bits_per_weight:.3f} bits per weight), "
-        f"peak RAM {human_bytes(report.cost.peak_ram_bytes)}, disk {human_bytes(report.cost.disk_bytes)}, "
-        + ", ".join(f"{stage} {human_seconds(seconds)}" for stage, seconds in report.cost.seconds.items())
+        f"\nfile {human_bytes(report.bytes)}: tensors {human_bytes(report.plan.tensor_bytes)} "
+        f"({report.plan.bits_per_weight:.3f} bits per weight), the rest tokenizer and metadata\n"
+        f"peak RAM {human_bytes(report.cost.peak_ram_bytes)}, free disk {human_bytes(report.cost.disk_bytes)}\n"
     )
+    _tell_times(report.cost, QUANTIZE_STAGES)
     for warning in report.plan.warnings:
         warn(warning)
 
 
-def _tell_search(plan: FitPlan, *, as_json: bool) -> None:
+def _tell_times(cost: CostEstimate, words: Mapping[str, str]) -> None:
+    stages = [(stage, human_seconds(seconds), words.get(stage, "")) for stage, seconds in cost.seconds.items()]
+    stages.append(("all", human_seconds(sum(cost.seconds.values())), _speeds_words(cost.speeds_age)))
+    print_table("time", ("stage", "takes", "what it does"), stages, numeric=(1,))
+
+
+def _speeds_words(age: float) -> str:
+    """Where times come from, and how to have them anew."""
+    from lilliput.recipes.machine import KEPT_SECONDS, cache_folder
+
+    when = f"{human_seconds(age)} ago" if age >= 60 else "now"
+    kept = f"kept {KEPT_SECONDS / 86_400:.0f} days in {cache_folder() / 'machine.json'}"
+    return f"at speeds of this machine measured {when}, {kept}"
+
+
+def _tell_search(plan: FitPlan, goal: Goal, *, as_json: bool) -> None:
     if as_json:
         print_json(plan.to_json())
         return
-    stages = [(stage, human_seconds(seconds)) for stage, seconds in plan.cost.seconds.items()]
-    stages.append(("all", human_seconds(sum(plan.cost.seconds.values()))))
-    print_table("what fit will take", ("stage", "time"), stages, numeric=(1,))
+    _tell_times(plan.cost, FIT_STAGES)
     tell(
-        f"\n{plan.tensors} tensors in {plan.candidates} candidates, {plan.configurations} configurations measured\n"
-        f"files from {human_bytes(plan.smallest)} to {human_bytes(plan.largest)}, "
-        f"peak RAM {human_bytes(plan.cost.peak_ram_bytes)}, disk {human_bytes(plan.cost.disk_bytes)}"
+        f"\n{plan.tensors} tensors in {plan.candidates} candidates, {plan.configurations} trial mixes measured\n"
+        f"peak RAM {human_bytes(plan.cost.peak_ram_bytes)}, free disk {human_bytes(plan.cost.disk_bytes)}\n"
+        f"these formats make files of {human_bytes(plan.smallest)} to {human_bytes(plan.largest)}; {_reach(plan, goal)}"
     )
+
+
+def _reach(plan: FitPlan, goal: Goal) -> str:
+    """Whether the targets can be met. Those of bytes can, or there were no plan."""
+    if goal.max_kld is not None or goal.min_speed is not None:
+        return "whether KL or speed are within reach is known only when they are measured"
+    if plan.limit >= plan.largest:
+        return "the target leaves room for the largest"
+    return f"the target is within reach: the file will have at most {human_bytes(plan.limit)}"

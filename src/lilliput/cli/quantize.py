@@ -13,6 +13,7 @@ from lilliput.cli.output import human_bytes, print_assumptions, print_json, prog
 
 
 def command(
+    call: typer.Context,
     model: options.Model,
     to: options.To = "Q4_K_M",
     outputs: options.Outputs = None,
@@ -44,8 +45,10 @@ def command(
         counts = Counter(row.format.name.upper() for row in plan.rows)
         mix = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         mix = "".join(f"{item.name}, then " for item in plan.transforms) + mix
-        say(f"plan {plan.recipe}: {mix}; {human_bytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight")
+        size = f"tensors {human_bytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight"
+        say(f"plan {plan.recipe}: {mix}; {size}")
 
+    options.refuse_for_quantize(call, effort=effort)
     guidance = workflows.Guidance(tuple(text or ()), statistics, imatrix)
     split = Split(max_bytes=values.parse_bytes(split_max_size, "--split-max-size")) if split_max_size else Split()
     chosen = workflows.QuantizeOptions(
@@ -73,6 +76,6 @@ def command(
         tell(f"{result.output[0]}: up to date")
     else:
         tell(
-            f"{result.output[0]}: {human_bytes(result.bytes)}, {result.bits_per_weight:.3f} bits per weight; "
-            f"ledger {result.ledger}"
+            f"{result.output[0]}: file {human_bytes(result.bytes)} with tokenizer and metadata, tensors at "
+            f"{result.bits_per_weight:.3f} bits per weight; ledger {result.ledger}"
         )
