@@ -17,8 +17,9 @@ from pathlib import Path
 import lilliput
 from lilliput.architectures.architecture import Json
 from lilliput.architectures.rope_scaling import ROPE_FACTORS_TENSOR
+from lilliput.calibration.input_ranges import input_ranges
 from lilliput.checkpoints.model_source import ModelSource
-from lilliput.containers import CONTAINERS, FOLDERS, container_for
+from lilliput.containers import CONTAINERS, FOLDERS, container_for, not_written
 from lilliput.containers.checkpoint_folder import CheckpointFolder
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.onnx.container import Onnx
@@ -218,6 +219,11 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
     wanted = Wanted(_asked_format(options.format), options.requantize, options.is_unmade)
     moves = plan_moves(source, container, wanted)
     _check_quantized(source, moves)
+    if getattr(container, "needs_quantized", False) and all(plan.row.format.name in PLAIN_FLOATS for plan in moves):
+        raise ContainerError(
+            f"{target.name}: readers of {container.name} want at least one quantized layer, and --format "
+            f"{(options.format or 'F32').upper()} leaves none; leave it out, or give -o NAME.gguf"
+        )
     work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lilliput-")))
     files = FolderFiles(source.provenance, source.config)
     if container in FOLDERS:
@@ -226,9 +232,10 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
         # All ones, which say nothing; a folder has no place for them.
         moves = tuple(plan for plan in moves if plan.row.name != ROPE_FACTORS_TENSOR)
     contents, notes = _contents(source, moves, files)
+    contents = replace(contents, input_ranges=input_ranges(_statistics(options.guidance)))
     formats = [plan.row.format for plan in moves]
     notes += reading_warnings(container.name, formats)
-    notes += _unused(options, moves)
+    notes += _unused(options, moves, uses_ranges=getattr(container, "uses_ranges", False))
     parts = container.layout(contents, target.name, options.split)
     check_target(target, parts, overwrite=options.force)
     return Conversion(target, container, moves, contents, (*files.notes, *notes), options)
@@ -272,10 +279,11 @@ def _asked_format(name: str | None) -> NumberFormat | None:
     return get_format(name) if name else None
 
 
-def _unused(options: ConvertOptions, moves: Sequence[TensorMove]) -> list[str]:
+def _unused(options: ConvertOptions, moves: Sequence[TensorMove], *, uses_ranges: bool) -> list[str]:
     """Of what was given and changes nothing."""
     given = options.guidance.statistics or options.guidance.imatrix
-    if given is None or any(plan.move is Move.REQUANTIZED for plan in moves):
+    is_used = uses_ranges or any(plan.move is Move.REQUANTIZED for plan in moves)
+    if given is None or is_used:
         return []
     return [f"{given.name} is not used: no codes are chosen anew"]
 
@@ -295,6 +303,7 @@ def _container(name: str | None, target: Path) -> Container:
         return container_for(target)
     known = {container.name: container for container in (*CONTAINERS, *FOLDERS)}
     if name.lower() not in known:
+        not_written(name)
         raise ContainerError(f"--to '{name}': no such container; known: {', '.join(known)}")
     return known[name.lower()]
 

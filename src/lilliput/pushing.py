@@ -205,5 +205,10 @@ def _one_line(repository: str) -> Iterator[None]:
 
 
 def _first_line(failure: Exception) -> str:
-    lines = [str(each).strip().partition("\n")[0] for each in (failure, failure.__cause__) if each is not None]
-    return ": ".join(line for line in lines if line) or type(failure).__name__
+    lines: list[str] = []
+    for each in (failure, failure.__cause__):
+        line = str(each or "").strip().partition("\n")[0]
+        # What wraps an error often repeats it.
+        if line and not any(line in earlier for earlier in lines):
+            lines.append(line)
+    return ": ".join(lines) or type(failure).__name__

@@ -30,7 +30,7 @@ from lilliput.containers.gguf_metadata import file_name
 from lilliput.containers.inspection import Inspection
 from lilliput.containers.inspection import inspect as inspect_file
 from lilliput.containers.publish import check_target, publish
-from lilliput.containers.runtimes import reading_warnings
+from lilliput.containers.runtimes import SUGGESTED, reading_warnings
 from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
 from lilliput.evaluation.compare import EvaluationResult
 from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
@@ -46,7 +46,7 @@ from lilliput.recipes.float_roles import with_float_roles
 from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path, read_ledger, versions
 from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.plan import Plan, resolve
-from lilliput.recipes.recipe import Recipe, find_recipe, parse_method
+from lilliput.recipes.recipe import Recipe, find_recipe, parse_method, preset_names
 from lilliput.records import AppliedEdge, QuantizedTensor, Role, Statistics, TensorHeader
 from lilliput.runtime.processors import default_threads
 from lilliput.runtime.speed import SpeedRow, SpeedTest, measure_speed
@@ -198,6 +198,8 @@ def _planned(
     roles = (*(container.float_roles if container is not None else ()), *options.float_roles)
     recipe = with_float_roles(recipe, roles, source)
     plan = resolve(source, recipe, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
+    if container is not None:
+        _check_mix(plan, recipe, container)
     plan = replace(plan, transforms=transform_plans(source))
     return source, _with_prediction_heads(plan, source, container)
 
@@ -220,6 +222,17 @@ def _with_prediction_heads(plan: Plan, source: ModelSource, container: Container
     rows = tuple(row for row in plan.rows if not (is_gguf and row.name in names))
     warnings = (*plan.warnings, described_heads(heads, names, are_kept=not is_gguf))
     return replace(plan, rows=rows, warnings=warnings)
+
+
+def _check_mix(plan: Plan, recipe: Recipe, container: Container) -> None:
+    """Raise ContainerError for a preset whose formats a container lacks: of a mix, no one tensor is to blame."""
+    rows = [row for row in plan.rows if row.method != "copy" and not container.holds(row.format)]
+    foreign = sorted({row.format.name.upper() for row in rows})
+    if foreign and recipe.name.upper() in preset_names():
+        raise ContainerError(
+            f"{recipe.name} is a mix for GGUF of {', '.join(foreign)}, which a {container.name} output cannot hold; "
+            f"give --to with one that it holds, such as {SUGGESTED[container.name].upper()} (docs/containers.md)"
+        )
 
 
 def plan(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from tiny_llama import write_tiny_llama
 
 from lilliput import workflows
 from lilliput.arrays import FloatArray
+from lilliput.calibration.input_ranges import input_ranges
+from lilliput.calibration.statistics_file import read_statistics
+from lilliput.containers import open_model
 from lilliput.formats import Encoded, get_format
 from lilliput.models import gulliver
 from lilliput.recipes.recipe import parse_recipe
@@ -141,6 +145,50 @@ def test_inputs_in_eight_bits_are_rounded_as_described(name: str, tiny: Path, tm
     away = float(np.abs(logits(reference(tiny, {"": name}), 384) - expected).max())
     print(f"w8a8 {name}: {difference:.6f} from our emulation; inputs in floats are {away:.4f} away")
     assert difference < 0.02 * away
+
+
+@pytest.mark.parametrize("name", ["int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor"])
+def test_static_inputs_are_rounded_to_the_range_that_was_measured(name: str, tiny: Path, tmp_path: Path) -> None:
+    import torch
+
+    statistics = tmp_path / "statistics.safetensors"
+    # A part of what the test sees, so that some inputs lie beyond the range and are clipped.
+    (tmp_path / "text.txt").write_text("a small text of a few words " * 40)
+    workflows.calibrate(tiny, [tmp_path / "text.txt"], statistics)
+    ranges = input_ranges(read_statistics(statistics))
+    target = tmp_path / "made.w8a8-static"
+    options = workflows.QuantizeOptions(method="round_to_nearest")
+    workflows.quantize(tiny, name, target, guidance=workflows.Guidance(statistics=statistics), options=options)
+    is_float = name.startswith("fp8")
+    names = {module: ours for ours, module in module_names(tiny).items()}
+
+    def rounding(scale: float) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+        def rounded_input(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            codes = inputs[0] / scale
+            if is_float:
+                return (codes.clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale,)
+            return (torch.clamp(torch.round(codes), -128, 127) * scale,)
+
+        return rounded_input
+
+    model = reference(tiny, {"": name})
+    plain = logits(model, 384)
+    for module_name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module_name != "lm_head":
+            scale = np.float32(ranges[names[module_name]] / (448.0 if is_float else 127.0))
+            module.register_forward_pre_hook(rounding(float(scale)))
+    expected = logits(model, 384)
+    found = theirs(target)
+    assert found.model.layers[0].mlp.down_proj.quantization_scheme.input_activations.dynamic is False
+    difference, away = (float(np.abs(other - expected).max()) for other in (logits(found, 384), plain))
+    print(f"w8a8-static {name}: {difference:.6f} from our emulation; inputs in floats are {away:.4f} away")
+    assert difference < 0.02 * away
+
+
+def module_names(folder: Path) -> dict[str, str]:
+    """Our name of a layer's weight -> transformers' name of the module."""
+    source = open_model(folder)
+    return {name: source.source_name(name).removesuffix(".weight") for name in source.headers}
 
 
 def test_several_formats_in_one_folder_are_told_apart(tiny: Path, tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ from safetensors.numpy import load_file, save_file
 from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput import workflows
+from lilliput.calibration.statistics_file import write_statistics
 from lilliput.containers import open_model
 from lilliput.containers.gptq import GptqPacking
+from lilliput.converting import ConvertOptions, convert
 from lilliput.errors import ContainerError
 from lilliput.evaluation.model_logits import EvaluationOptions
 from lilliput.formats import Encoded, get_format
 from lilliput.generating import GenerateOptions, generate
-from lilliput.records import TensorHeader
+from lilliput.records import InputStatistics, Statistics, TensorHeader
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,32 @@ def test_experts_that_are_quantized_one_by_one_are_read_together(kinds: tuple[st
     )
     own = [key for key in own if ".w2." in key or "down_proj" in key]
     assert np.array_equal(stack.dequantize(), np.stack([expected[key] for key in own]))
+
+
+def test_scales_of_static_inputs_come_from_statistics_however_the_folder_is_made(tiny: Path, tmp_path: Path) -> None:
+    source = open_model(tiny)
+    layers = {name: header for name, header in source.headers.items() if name.startswith("blk") and header.rows > 1}
+    inputs = {
+        name: InputStatistics(4, np.ones(header.columns), np.full(header.columns, 2.0 + place, np.float32))
+        for place, (name, header) in enumerate(layers.items())
+    }
+    statistics = tmp_path / "s.safetensors"
+    write_statistics(statistics, Statistics(inputs, 1, 4, ("x",), ""))
+    guidance = workflows.Guidance(statistics=statistics)
+    static, moved = tmp_path / "m.w8a8-static", tmp_path / "moved.w8a8-static"
+    workflows.quantize(tiny, "int8_channel", static, guidance=guidance)
+    workflows.quantize(tiny, "int8_channel", tmp_path / "m.compressed-tensors", guidance=guidance)
+    result = convert(tmp_path / "m.compressed-tensors", moved, ConvertOptions(guidance=guidance))
+    assert result.is_exact
+    for folder in (static, moved):
+        arrays = load_file(folder / "model.safetensors")
+        for name, seen in inputs.items():
+            scale = arrays[source.source_name(name).removesuffix("weight") + "input_scale"]
+            assert scale.dtype == np.float32
+            assert scale.tolist() == [np.float32(seen.absmax[0] / 127.0)]
+        assert sum("input_scale" in name for name in arrays) == len(inputs)
+        (group,) = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()
+        described = group["input_activations"]
+        assert (described["strategy"], described["dynamic"], described["num_bits"]) == ("tensor", False, 8)
+    with pytest.raises(ContainerError, match=r"'blk.0.attn_q.weight': INT8_CHANNEL needs the range .* --statistics"):
+        workflows.quantize(tiny, "int8_channel", tmp_path / "without.w8a8-static")

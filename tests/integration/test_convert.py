@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from legacy_files import write_legacy
 from tiny_llama import TEXT, write_tiny_llama
 
 from lilliput import workflows
+from lilliput.calibration.statistics_file import write_statistics
 from lilliput.cli import main
 from lilliput.containers import open_model
 from lilliput.converting import ConvertOptions, convert
 from lilliput.errors import ContainerError
 from lilliput.pipeline.repack import Move
 from lilliput.recipes.recipe import parse_recipe
+from lilliput.records import Statistics
 from lilliput.text.tokenizer import Tokenizer
 
 FLOATS = "  - {role: token_embedding, format: F32}\n  - {role: output, format: F32}\n"
@@ -251,3 +254,44 @@ def test_scales_that_the_container_keeps_in_another_unit_are_reported(tiny: Path
         assert tensor.max_error == pytest.approx(np.abs(after - before).max() / np.abs(before).max(), rel=1e-6)
         # 8 bits with a decade of fine steps: scales move by a few parts of a thousand.
         assert 0.0 < tensor.rms_error < 0.01
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("quantize", "TINY", "--to", "Q4_K_M", "-o", "a.onnx"), "Q4_K_M is a mix for GGUF of .* such as INT4_G32"),
+        (("quantize", "TINY", "--to", "Q4_K_M", "-o", "a.gptq"), "Q4_K_M is a mix for GGUF of .* such as INT4_G128"),
+        (("quantize", "TINY", "--to", "Q4_0", "-o", "a.tflite"), "a .tflite file cannot hold|INT8_CHANNEL_NARROW"),
+        (("quantize", "TINY", "-o", "a.openvino"), r"openvino: not a container .* -o NAME.qdq.onnx"),
+        (("convert", "QUANT", "a.xyz", "--to", "exl2"), r"exl2: not a container .* CUDA"),
+        (
+            ("convert", "QUANT", "a.gptq", "--format", "F16"),
+            "at least one quantized layer, and --format F16 leaves none",
+        ),
+        (("convert", "QUANT", "a.onnx", "--text", "TEXT"), "--text runs the output here, and onnx files are not run"),
+        (("convert", "QUANT", "a.awq"), r"no place in .awq; pass --requantize .* or another container; it holds int4"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_that_says_what_to_do(
+    words: tuple[str, ...], said: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text(TEXT)
+    names = {"TINY": str(tiny), "TEXT": "t.txt", "QUANT": "q.gguf"}
+    if "QUANT" in words:
+        made(tiny, "iq4_nl", tmp_path / "q.gguf")
+    assert main([names.get(word, word) for word in words]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert re.search(said, lines[-1]), lines
+    assert not any(path.name.startswith("a.") for path in tmp_path.iterdir())
+
+
+def test_statistics_that_change_nothing_are_named(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = made(tiny, "q4_0", tmp_path / "start.gguf")
+    statistics = tmp_path / "statistics.safetensors"
+    write_statistics(statistics, Statistics({}, chunks=1, chunk_size=16, datasets=("x",), model=""))
+    result = convert(start, tmp_path / "a.gptq", ConvertOptions(guidance=workflows.Guidance((), statistics)))
+    assert "statistics.safetensors is not used: no codes are chosen anew" in result.notes

@@ -99,7 +99,7 @@ def test_the_table_names_size_bound_and_runtimes(
 
 
 def test_what_one_output_cannot_hold_is_refused_before_any_work(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ContainerError, match=r"is Q4_K, .* in a compressed-tensors output; it holds .* with --to that"):
+    with pytest.raises(ContainerError, match=r"is Q4_K, .* in .compressed-tensors; it holds .* with --to that"):
         quantize_all(tiny, "Q4_K", [tmp_path / "a.gguf", tmp_path / "a.compressed-tensors"])
     with pytest.raises(ContainerError, match="two outputs have the same name"):
         quantize_all(tiny, "Q8_0", [tmp_path / "a.gguf", tmp_path / "a.gguf"])

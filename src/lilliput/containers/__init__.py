@@ -12,7 +12,7 @@ from lilliput.checkpoints.shards import PICKLED_SUFFIXES
 from lilliput.containers import legacy_ggml
 from lilliput.containers.awq import Awq
 from lilliput.containers.bitsandbytes import BitsAndBytes, BitsAndBytesDouble
-from lilliput.containers.compressed_tensors import CompressedTensors, EightBitInputs
+from lilliput.containers.compressed_tensors import CompressedTensors, EightBitInputs, StaticEightBitInputs
 from lilliput.containers.container import Container
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gptq import Gptq
@@ -23,7 +23,7 @@ from lilliput.containers.onnx.profiles import OnnxInteger, OnnxStandard, OnnxTen
 from lilliput.containers.onnx.qonnx import Qonnx
 from lilliput.errors import CheckpointError, ContainerError
 
-__all__ = ["CONTAINERS", "FOLDERS", "container_for", "open_model"]
+__all__ = ["CONTAINERS", "FOLDERS", "container_for", "not_written", "open_model"]
 
 # To add a container, write its file and add one line here.
 CONTAINERS: tuple[Container, ...] = (
@@ -33,6 +33,7 @@ CONTAINERS: tuple[Container, ...] = (
 # Folders for other runtimes, made from a Hugging Face folder and with its side files.
 FOLDERS: tuple[Container, ...] = (
     CompressedTensors(),
+    StaticEightBitInputs(),
     EightBitInputs(),
     Gptq(),
     Awq(),
@@ -75,12 +76,34 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
     )
 
 
+# Endings that people try, and what is meant for them.
+_ELSEWHERE = {
+    ("openvino", "xml"): "OpenVINO reads -o NAME.qdq.onnx as it is, and saves its IR from it (docs/onnx.md)",
+    ("engine", "plan", "trt", "tensorrt"): "TensorRT builds its engine from -o NAME.tensorrt.onnx where it is used",
+    ("exl2", "exl3", "exllama"): "its kernels are CUDA alone, so nothing could be proven; ExLlama reads -o NAME.gptq",
+    ("mlpackage", "mlmodel", "coreml"): "Core ML's packages are not written; -o NAME.tflite and .onnx run on phones",
+    ("keras", "h5", "tf", "pb"): "TensorFlow reads -o NAME.tflite (docs/litert.md)",
+    ("bin", "pt", "pth", "ckpt"): "pickled weights run code where they are read; -o NAME.safetensors does not",
+    ("ggml", "ggjt"): "the files of 2023 are read, not written; -o NAME.gguf took their place",
+    ("hqq", "quanto", "torchao"): "it takes no weights of others; transformers reads -o NAME.compressed-tensors",
+}  # fmt: skip
+
+
+def not_written(name: str) -> None:
+    """Raise ContainerError with what is meant for an ending or container that people try and that is not written."""
+    wanted = name.lower().removeprefix(".")
+    for names, advice in _ELSEWHERE.items():
+        if wanted in names:
+            raise ContainerError(f"{wanted}: not a container that is written here: {advice}")
+
+
 def container_for(target: Path) -> Container:
     """What an output's name asks for. Raises ContainerError."""
     # Of two endings that fit (.onnx, .int8.onnx), the longer one is meant; it stands first.
     for container in (*CONTAINERS, *FOLDERS):
         if target.name.endswith(container.suffix):
             return container
+    not_written(target.suffix)
     known = ", ".join(container.suffix for container in (*CONTAINERS, *FOLDERS))
     raise ContainerError(f"{target.name}: the name must end in one of {known}; it decides the file format")
 

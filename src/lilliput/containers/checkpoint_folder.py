@@ -43,6 +43,7 @@ from lilliput.records import QuantizedTensor, Role, TensorHeader
 
 # Tensor bytes of a shard where nobody asks for another number: what the hub takes without a special protocol.
 SHARD_BYTES = 5_000_000_000
+INPUT_SCALE = ".input_scale"
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 # And buffers of architectures that are not known.
 AS_IT_IS = {**PLAIN, "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8"}
@@ -148,12 +149,22 @@ class CheckpointFolder:
         settled = self.packing.settled(replace(tensor, planes=there))
         return replace(tensor, planes=in_row_order(settled.planes, order))
 
+    def input_scale(self, header: TensorHeader, contents: Contents) -> float | None:
+        """Of the inputs of a quantized layer, where readers are told it. Raises ContainerError where it is unknown."""
+        return None
+
     def layout(self, contents: Contents, file_name: str, split: Split) -> tuple[PartLayout, ...]:
         """All files of the folder `file_name`: shards first, then what describes them.
 
         Raises ContainerError naming the tensor that the container cannot hold, before any work.
         """
-        folder = _Folder(contents, self._entries(contents), self.packing)
+        entries = self._entries(contents)
+        scales = {
+            header.name: scale
+            for header in contents.headers
+            if header.format.name not in AS_IT_IS and (scale := self.input_scale(header, contents)) is not None
+        }
+        folder = _Folder(contents, entries, self.packing, scales)
         described = self._config(contents)
         shards = list(_shards(folder, split))
         names = [SINGLE] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
@@ -204,7 +215,7 @@ class CheckpointFolder:
         """
         if not contents.provenance.huggingface_config:
             raise ContainerError(
-                f"a {self.name} folder takes config.json and the tokenizer's files from the model's Hugging Face "
+                f"{_a(self.name)} folder takes config.json and the tokenizer's files from the model's Hugging Face "
                 "folder; quantize from that folder, or give another output, such as -o NAME.gguf"
             )
         if contents.config.unknown is not None and not self.takes_unknown:
@@ -247,7 +258,7 @@ class CheckpointFolder:
         is_buffer = entry.role is Role.KEPT and is_float
         if not (is_buffer or self.holds(header.format)):
             raise ContainerError(
-                f"{shown}: a {self.name} folder cannot hold {header.format.name.upper()}; {self.packing.holds_text}; "
+                f"{shown}: {_a(self.name)} folder cannot hold {header.format.name.upper()}; {self.packing.holds_text}; "
                 "choose one of these, or give -o NAME.safetensors for lilliput's own layout"
             )
         if header.format.name not in AS_IT_IS and not _is_linear(entry):
@@ -291,24 +302,32 @@ class CheckpointFolder:
             planes = in_row_order(planes, np.argsort(order).astype(np.int32))
         if tensor.format.name in AS_IT_IS:
             return {"": _arranged_back(place, planes["blocks"])}
-        return self.packing.stored(place.header, planes, has_wide_scales=place.has_wide_scales)
+        stored = self.packing.stored(place.header, planes, has_wide_scales=place.has_wide_scales)
+        if place.input_scale is not None:
+            stored[INPUT_SCALE] = np.array([place.input_scale], "<f4")
+        return stored
 
 
 @dataclass(frozen=True, slots=True)
 class _PlacedWeight(PlacedTensor):
-    """source: whose row order the rows go back to.  has_wide_scales: F32 for F16."""
+    """source: whose row order the rows go back to.  has_wide_scales: F32 for F16.  input_scale: of static inputs."""
 
     source: StoredSource | Computed
     has_wide_scales: bool = False
+    input_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """What is to be written. entries: canonical name -> row of the family's table."""
+    """What is to be written.
+
+    entries: canonical name -> row of the family's table.  input_scales: of layers whose readers are told one.
+    """
 
     contents: Contents
     entries: Mapping[str, TensorEntry]
     packing: Packing
+    input_scales: Mapping[str, float]
 
     @property
     def has_wide_scales(self) -> bool:
@@ -332,7 +351,9 @@ class _Folder:
             source = chosen_source(self.entries[header.name].source, ())
             shape = header.shape[::-1] if isinstance(source, Transposed) else header.shape
             return (Stored("", AS_IT_IS[header.format.name], shape, header.nbytes),)
-        return self.packing.arrays(header, has_wide_scales=self.has_wide_scales)
+        arrays = self.packing.arrays(header, has_wide_scales=self.has_wide_scales)
+        is_static = header.name in self.input_scales
+        return (*arrays, Stored(INPUT_SCALE, "F32", (1,), 4)) if is_static else arrays
 
 
 def _arranged_back(place: _PlacedWeight, stored: Array) -> Array:
@@ -360,6 +381,10 @@ def _check_fused(headers: Iterable[TensorHeader], entries: Mapping[str, TensorEn
                 f"tensors '{other.name}' ({other.format.name.upper()}) and '{header.name}' "
                 f"({header.format.name.upper()}) are one matrix to vLLM and must have one format; change the recipe"
             )
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _untied_table(contents: Contents) -> tuple[TensorEntry, ...]:
@@ -421,7 +446,8 @@ def _shard_layout(file_name: str, folder: _Folder, shard: tuple[TensorHeader, ..
     for tensor, arrays in places:
         source = folder.entries[tensor.name].source
         pieces = tuple(Piece("planes", array.part, len(prefix) + start, array.nbytes) for array, start in arrays)
-        tensors.append(_PlacedWeight(tensor, pieces, chosen_source(source, ()), folder.has_wide_scales))
+        scale = folder.input_scales.get(tensor.name)
+        tensors.append(_PlacedWeight(tensor, pieces, chosen_source(source, ()), folder.has_wide_scales, scale))
     return PartLayout(file_name, prefix, tuple(tensors), len(prefix) + position)
 
 

@@ -27,6 +27,7 @@ from lilliput.checkpoints.compressed_tensors import (
 )
 from lilliput.checkpoints.four_bit_floats import codes_and_scales
 from lilliput.containers.checkpoint_folder import CheckpointFolder, Linear, Stored
+from lilliput.containers.container import Contents, input_range
 from lilliput.formats import Encoded, NumberFormat, Planes
 from lilliput.formats.eight_bit_float import EightBitFloat
 from lilliput.formats.four_bit_float import FourBitFloat
@@ -200,6 +201,49 @@ class EightBitInputsPacking(CompressedTensorsPacking):
             group["format"] = FLOAT if is_float else INTEGER
         kinds = {str(group["format"]) for group in groups.values() if isinstance(group, dict)}
         return {**found, "format": kinds.pop() if len(kinds) == 1 else MIXED}
+
+
+class StaticInputsPacking(EightBitInputsPacking):
+    """W8A8 with one scale for all inputs of a layer, chosen beforehand: `input_scale` beside the weight."""
+
+    name = f"{METHOD}-w8a8-static"
+    suffix = ".w8a8-static"
+    holds_text = f"{EightBitInputsPacking.holds_text}; each layer needs the range of its inputs, from --statistics"
+
+    def recognises(self, quantization: object) -> bool:
+        """By inputs that are described as not dynamic."""
+        if not super().recognises(quantization) or not isinstance(quantization, Mapping):
+            return False
+        groups = quantization["config_groups"].values()
+        inputs = [group.get("input_activations") for group in groups if isinstance(group, Mapping)]
+        return any(isinstance(item, Mapping) and item.get("dynamic") is False for item in inputs)
+
+    def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
+        """As where scales are found while running, but for when they are found."""
+        found = super().quantization(layers)
+        groups = found["config_groups"]
+        assert isinstance(groups, dict)
+        for group in groups.values():
+            assert isinstance(group, dict)
+            inputs = group["input_activations"]
+            assert isinstance(inputs, dict)
+            group["input_activations"] = {**inputs, "strategy": "tensor", "dynamic": False, "observer": "minmax"}
+        return found
+
+
+class StaticEightBitInputs(CheckpointFolder):
+    """A compressed-tensors folder whose readers compute in 8 bits, with scales of inputs from calibration."""
+
+    takes_unknown = True
+    uses_ranges = True
+
+    def __init__(self) -> None:
+        super().__init__(StaticInputsPacking())
+
+    def input_scale(self, header: TensorHeader, contents: Contents) -> float | None:
+        """The largest input that calibration saw is the last code. Raises ContainerError where it saw none."""
+        last = 448.0 if isinstance(header.format, EightBitFloat) else 127.0
+        return input_range(header, contents) / last
 
 
 class EightBitInputs(CheckpointFolder):

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from lilliput.architectures.architecture import Architecture, Json, ModelConfig
 from lilliput.checkpoints.model_source import ModelSource, Provenance
+from lilliput.errors import ContainerError
 from lilliput.formats import NumberFormat, PlaneSpec
 from lilliput.records import QuantizedTensor, Role, TensorHeader
 from lilliput.text.vocabulary import Vocabulary
@@ -90,6 +91,21 @@ class Written:
 
     paths: tuple[Path, ...]
     digests: Mapping[str, str]
+
+
+def input_range(header: TensorHeader, contents: Contents) -> float:
+    """Largest magnitude of what is multiplied with a tensor. Raises ContainerError where nobody measured it."""
+    names = [header.name]
+    if contents.config.tied and header.name == "token_embd.weight":
+        # Statistics are of the head, which is this tensor.
+        names.append("output.weight")
+    for name in names:
+        if contents.input_ranges.get(name):
+            return contents.input_ranges[name]
+    raise ContainerError(
+        f"tensor '{header.name}': {header.format.name.upper()} needs the range of its inputs; give --statistics FILE "
+        "of `lilliput calibrate` (an imatrix has no ranges, and --transform changes them), or keep the tensor in F16"
+    )
 
 
 class Container(Protocol):

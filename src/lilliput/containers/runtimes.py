@@ -48,6 +48,25 @@ class Row:
     cells: tuple[Cell, ...]
 
 
+# What to quantize to where nothing says so: a format that the container holds and its runtimes compute with.
+SUGGESTED = {
+    "gguf": "q4_k",
+    "lilliput": "q4_k",
+    "compressed-tensors": "int4_g128",
+    "compressed-tensors-w8a8": "int8_channel",
+    "compressed-tensors-w8a8-static": "int8_channel",
+    "gptq": "int4_g128",
+    "awq": "int4_g128_asym",
+    "bitsandbytes": "nf4",
+    "bitsandbytes-double": "nf4",
+    "mlx": "int4_g64_affine",
+    "onnx": "int4_g32",
+    "onnx-qdq": "int4_g32",
+    "onnx-int8": "int8_channel",
+    "onnx-tensorrt": "int8_channel_narrow",
+    "qonnx": "int8_channel_pow2",
+    "litert": "int8_channel_narrow",
+}
 _CT = "external/test_transformers_reads_our_compressed_tensors.py::"
 _GPTQ = "external/test_gptqmodel_reads_our_folders.py::test_logits_are_those_of_our_decoded_weights"
 _BNB = "external/test_bitsandbytes_reads_our_folders.py::"
@@ -56,6 +75,7 @@ _EXACT = f"{_CT}test_logits_are_exactly_those_of_our_decoded_weights"
 _SMALL = f"{_CT}test_small_floats_are_those_of_our_decoded_weights"
 _ZERO = f"{_CT}test_zero_points_are_exact_where_transformers_dequantizes"
 _W8A8 = f"{_CT}test_inputs_in_eight_bits_are_rounded_as_described"
+_STATIC = f"{_CT}test_static_inputs_are_rounded_to_the_range_that_was_measured"
 _GGUF_PY = "conformance/test_containers.py::test_gguf_py_reads_our_files_and_decodes_the_same_values"
 _LLAMA_PYTHON = "external/test_llama_cpp_python.py::test_every_format_decodes_there_to_what_it_decodes_to_here"
 # Bits that vLLM's kernels for packed integers take.
@@ -96,6 +116,12 @@ ROWS: tuple[Row, ...] = (
     )),
     Row("compressed-tensors-w8a8", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
         Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to FP8, a scale a token"), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("compressed-tensors-w8a8-static", "int8 a row", r"int8_channel", (
+        Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to int8, one scale a layer"), Cell(_VLLM, Reading.UNTRIED),
+    )),
+    Row("compressed-tensors-w8a8-static", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
+        Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to FP8, one scale a layer"), Cell(_VLLM, Reading.UNTRIED),
     )),
     Row("compressed-tensors", "MXFP4, NVFP4", r"(?:mx|nv)fp4", (
         Cell(_LOADER, Reading.REFUSES, note="transformers 5.23 makes BF16 weights of it, and float32 models refuse"),

@@ -17,6 +17,7 @@ import numpy as np
 from lilliput.architectures.architecture import TensorEntry
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Container
+from lilliput.containers.runtimes import SUGGESTED
 from lilliput.errors import ContainerError
 from lilliput.formats import FORMATS, NumberFormat, Planes, find_format, get_format
 from lilliput.formats.integer_grid import Fit, fit, moved, rounding_bound
@@ -219,23 +220,9 @@ def _place(
     raise _no_place(container, header, None, wanted)
 
 
-# What layers are rounded to where nothing was asked for.
-_DEFAULTS = {
-    "gguf": "q4_k",
-    "lilliput": "q4_k",
-    "compressed-tensors": "int4_g128",
-    "compressed-tensors-w8a8": "int8_channel",
-    "gptq": "int4_g128",
-    "awq": "int4_g128_asym",
-    "bitsandbytes": "nf4",
-    "bitsandbytes-double": "nf4",
-}
-
-
 def _default_format(container: Container) -> NumberFormat:
-    if container.name not in _DEFAULTS:
-        raise ContainerError(f"--requantize: say with --format what layers of a {container.name} output shall become")
-    return get_format(_DEFAULTS[container.name])
+    """What layers are rounded to where nothing was asked for."""
+    return get_format(SUGGESTED[container.name])
 
 
 def _dividing(wanted: NumberFormat, header: TensorHeader) -> NumberFormat:
@@ -249,7 +236,7 @@ def _move(source: NumberFormat, target: NumberFormat, found: Fit) -> Move:
 
 
 def _no_place(container: Container, header: TensorHeader, asked: NumberFormat | None, wanted: Wanted) -> ContainerError:
-    where = f"as {asked.name.upper()}" if asked is not None else f"in a {container.name} output"
+    where = f"as {asked.name.upper()}" if asked is not None else f"in {container.suffix}"
     fact = f"tensor '{header.name}' is {header.format.name.upper()}, whose codes have no place {where}"
     held = getattr(container, "holds_text", "")
     if wanted.is_unmade:

@@ -50,6 +50,7 @@ class Onnx:
     name = "onnx"
     suffix = ".onnx"
     float_roles: tuple[Role, ...] = ()
+    described = "an ONNX file"
     attention: AttentionKind = "grouped"
     has_doubles = True
     holds_text = (
@@ -186,7 +187,7 @@ class Onnx:
         for header in contents.headers:
             if header.name not in read and header.name not in _optional(contents):
                 raise ContainerError(
-                    f"tensor '{header.name}': this model's program does not read it, so an ONNX graph cannot hold it"
+                    f"tensor '{header.name}': this model's program does not read it, so {self.described} cannot hold it"
                 )
         return read
 
@@ -197,17 +198,19 @@ class Onnx:
     def _storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
         kind = header.format.name.upper()
         if contents.sidecars.get(header.name):
-            raise ContainerError(f"tensor '{header.name}': ONNX cannot hold sidecars; write lilliput's own layout")
+            raise ContainerError(
+                f"tensor '{header.name}': {self.described} cannot hold sidecars; write lilliput's own layout"
+            )
         storage = self.storage(header.format, header.columns)
         if storage is not None:
             return self.placed_storage(storage, header, contents)
         if self.holds(header.format):
             raise ContainerError(
                 f"tensor '{header.name}': rows of {header.columns} weights in {kind} do not divide into blocks of 16 "
-                "or more, as ONNX Runtime's operators need; keep it in F16"
+                f"or more, as the operators of {self.described} need; keep it in F16"
             )
         raise ContainerError(
-            f"tensor '{header.name}': an ONNX file cannot hold {kind}; {self.holds_text}; choose one of these"
+            f"tensor '{header.name}': {self.described} cannot hold {kind}; {self.holds_text}; choose one of these"
         )
 
     def _graphs(self, contents: Contents, placed: Layout) -> dict[str, Graph]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lilliput.containers.container import Contents
+from lilliput.containers.container import Contents, input_range
 from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.onnx.dequantized import DequantizedStorage, dequantized_storage
 from lilliput.containers.onnx.graph import ElementType
@@ -46,6 +46,7 @@ class OnnxInteger(OnnxStandard):
 
     name = "onnx-int8"
     suffix = ".int8.onnx"
+    uses_ranges = True
     holds_text = (
         "it holds integers with one scale a row or tensor and no zero points (INT8_CHANNEL, INT8_TENSOR, "
         "INT4_CHANNEL), and F32, F16, BF16"
@@ -74,6 +75,7 @@ class OnnxTensorRt(OnnxStandard):
 
     name = "onnx-tensorrt"
     suffix = ".tensorrt.onnx"
+    uses_ranges = True
     has_doubles = False
     holds_text = (
         "TensorRT takes positive scales and no zero points: INT8_CHANNEL_NARROW, INT8_TENSOR_NARROW, FP8_E4M3_CHANNEL, "
@@ -111,18 +113,3 @@ class OnnxTensorRt(OnnxStandard):
         """The published rules."""
         for violation in lint(file.constants):
             raise ContainerError(f"{file.path.name}: against TensorRT's rule '{violation.rule}': {violation.message}")
-
-
-def input_range(header: TensorHeader, contents: Contents) -> float:
-    """Largest magnitude of what is multiplied with a tensor. Raises ContainerError where nobody measured it."""
-    names = [header.name]
-    if contents.config.tied and header.name == "token_embd.weight":
-        # Statistics are of the head, which is this tensor.
-        names.append("output.weight")
-    for name in names:
-        if contents.input_ranges.get(name):
-            return contents.input_ranges[name]
-    raise ContainerError(
-        f"tensor '{header.name}': {header.format.name.upper()} needs the range of its inputs; give --statistics FILE "
-        "of `lilliput calibrate` (an imatrix has no ranges, and --transform changes them), or keep the tensor in F16"
-    )
