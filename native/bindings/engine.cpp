@@ -72,10 +72,9 @@ struct BoundProgram {
   std::vector<Blocks> owners;
 
   int add_weight(const std::string& name, const std::string& format, std::int64_t columns,
-                 Blocks blocks) {
-    const int index =
-        program->add_weight(name, format, static_cast<std::int64_t>(blocks.shape(0)), columns,
-                            blocks.data(), static_cast<std::int64_t>(blocks.nbytes()));
+                 Blocks blocks, bool is_mapped) {
+    const int index = program->add_weight(name, format, static_cast<std::int64_t>(blocks.shape(0)),
+                                          columns, {blocks.data(), blocks.nbytes()}, is_mapped);
     owners.push_back(std::move(blocks));
     return index;
   }
@@ -147,7 +146,10 @@ void bind_program(nb::module_& module) {
           [](BoundProgram& self, std::int64_t width) { return self.program->add_buffer(width); },
           "width"_a)
       .def("add_weight", &BoundProgram::add_weight, "name"_a, "format"_a, "columns"_a,
-           "blocks"_a.noconvert(), "blocks: uint8 [rows, row_bytes], kept alive and never copied.")
+           "blocks"_a.noconvert(), "is_mapped"_a = false,
+           "blocks: uint8 [rows, row_bytes], kept alive. is_mapped: they lie in a mapped file, "
+           "whose "
+           "pages may be given back.")
       .def(
           "add_vector",
           [](BoundProgram& self, const Floats& values) {
@@ -306,8 +308,8 @@ void bind_engine_class(nb::module_& module) {
           "__init__",
           [](engine::Engine* self, const BoundProgram& program, std::int64_t context,
              std::int64_t batch, int threads, const std::string& instruction_set,
-             const std::string& activations, const std::string& kv_format, std::int64_t sequences,
-             const std::shared_ptr<engine::SharedCache>& shared) {
+             const std::string& activations, const std::string& kv_format, bool repacks,
+             std::int64_t sequences, const std::shared_ptr<engine::SharedCache>& shared) {
             const kernels::Isa isa =
                 instruction_set.empty()
                     ? kernels::best_isa()
@@ -322,12 +324,13 @@ void bind_engine_class(nb::module_& module) {
                                                 isa,
                                                 by_name(kExactInput, activations, "activations"),
                                                 by_name(kCacheFormats, kv_format, "kv format"),
+                                                repacks,
                                                 sequences};
             new (self) engine::Engine(program.program, options, shared);
           },
           nb::keep_alive<1, 2>(), "program"_a, nb::kw_only(), "context"_a, "batch"_a, "threads"_a,
           "instruction_set"_a = "", "activations"_a = "engine", "kv_format"_a = "f16",
-          "sequences"_a = 1, "shared"_a = nb::none())
+          "repacks"_a = true, "sequences"_a = 1, "shared"_a = nb::none())
       .def("forward", &forward, "tokens"_a.noconvert(), "n_past"_a, "output_rows"_a.noconvert(),
            "segments"_a.noconvert() = nb::none(), "abreast"_a = false,
            "tokens: int32 [n], at most `batch`, at positions n_past …; what the cache held from "
@@ -348,6 +351,7 @@ void bind_engine_class(nb::module_& module) {
       .def_prop_ro("context", [](const engine::Engine& self) { return self.options().context; })
       .def_prop_ro("batch", [](const engine::Engine& self) { return self.options().batch; })
       .def_prop_ro("cache_bytes", &engine::Engine::cache_bytes)
+      .def_prop_ro("repacked_bytes", &engine::Engine::repacked_bytes)
       .def_prop_ro("instruction_set", [](const engine::Engine& self) {
         return instruction_set_name(self.options().isa);
       });

@@ -107,7 +107,7 @@ class Buffer {
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Floats matmul(const std::string& name, const Bytes& blocks, std::int64_t rows, const Matrix& x,
-              const std::string& isa, bool exact_input, int threads) {
+              const std::string& isa, bool exact_input, int threads, bool interleaves) {
   const auto id = format_by_name(name);
   const FormatTraits& format = lilliput::formats::traits(id);
   const auto tokens = static_cast<std::int64_t>(x.shape(0));
@@ -119,8 +119,23 @@ Floats matmul(const std::string& name, const Bytes& blocks, std::int64_t rows, c
                                 " bytes for a weight of [" + std::to_string(rows) + ", " +
                                 std::to_string(columns) + "]");
   }
-  const auto& kernel = lilliput::kernels::matmul_kernel(id, isa_by_name(isa), exact_input);
-  const lilliput::kernels::Weight weight{id, rows, columns, blocks.data(), row_bytes};
+  const auto* interleaved =
+      interleaves ? lilliput::kernels::interleaved_kernel(id, isa_by_name(isa)) : nullptr;
+  if (interleaves && (interleaved == nullptr || exact_input)) {
+    throw std::invalid_argument(name + ": no kernel for interleaved rows");
+  }
+  const auto& kernel = interleaves
+                           ? *interleaved
+                           : lilliput::kernels::matmul_kernel(id, isa_by_name(isa), exact_input);
+  lilliput::kernels::Weight weight{id, rows, columns, blocks.data(), row_bytes};
+  const std::int64_t group = lilliput::kernels::kMostLanes;
+  const std::int64_t padded_rows = (rows + group - 1) / group * group;
+  const std::int64_t interleaved_bytes = interleaves ? kernel.interleaved_row_bytes(columns) : 0;
+  Buffer interleaved_rows(static_cast<std::size_t>(padded_rows * interleaved_bytes));
+  if (interleaves) {
+    kernel.interleave(weight, 0, rows, interleaved_rows.data());
+    weight = {id, rows, columns, interleaved_rows.data(), interleaved_bytes, true};
+  }
   auto y = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(tokens * rows));
   {
     nb::gil_scoped_release release;
@@ -239,12 +254,14 @@ void bind_formats(nb::module_& module) {
   module.def("decode", &decode, "name"_a, "blocks"_a, "n_values"_a, "threads"_a = 1,
              "Decode stored blocks (uint8, C-contiguous, any shape) to float32 [n_values]. "
              "Raises ValueError for an unknown format or bytes that do not fit n_values.");
-  module.def("matmul", &matmul, "name"_a, "blocks"_a, "rows"_a, "x"_a, "isa"_a,
-             "exact_input"_a = false, "threads"_a = 1,
-             "Product of x [tokens, columns] float32 with stored blocks [rows, columns]: float32 "
-             "[tokens, rows]. "
-             "exact_input keeps x in float32 where int8 activations are the rule. For tests and "
-             "benchmarks.");
+  module.def(
+      "matmul", &matmul, "name"_a, "blocks"_a, "rows"_a, "x"_a, "isa"_a, "exact_input"_a = false,
+      "threads"_a = 1, "interleaves"_a = false,
+      "Product of x [tokens, columns] float32 with stored blocks [rows, columns]: float32 "
+      "[tokens, rows]. "
+      "exact_input keeps x in float32 where int8 activations are the rule. interleaves: rows "
+      "are interleaved in memory first, where the format has a kernel for it. For tests "
+      "and benchmarks.");
   module.def("encoders", &encoders, "Names of the number formats that the native core encodes.");
   module.def(
       "encode", &encode, "name"_a, "weight"_a, "importance"_a = nb::none(),

@@ -26,6 +26,7 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
     : program_(std::move(program)),
       options_(options),
       vector_kernels_(kernels::vector_kernels(options.isa)),
+      matrices_(*program_, {options.isa, options.exact_input, options.repacks}),
       cache_(program_->states(), options.context, options.cache_format, options.sequences),
       shared_(std::move(shared)) {
   if (program_->output() == kNone) refuse("the program has no output");
@@ -42,10 +43,6 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
   if (shared_ == nullptr ? !program_->shared_states().empty()
                          : shared_->states != program_->shared_states()) {
     refuse("the program's shared states are not those of the cache it is given");
-  }
-  for (const kernels::Weight& weight : program_->weights()) {
-    matmul_kernels_.push_back(
-        &kernels::matmul_kernel(weight.format, options_.isa, options_.exact_input));
   }
   const auto batch = static_cast<std::size_t>(options_.batch);
   for (std::size_t i = 0; i < program_->buffers().size(); ++i) {
@@ -69,9 +66,8 @@ void Engine::measure_scratch() {
     if (const auto* linears = std::get_if<LinearGroup>(&step.operation)) {
       std::size_t bytes = 0;
       for (const LinearPart& part : linears->parts) {
-        const auto weight = static_cast<std::size_t>(part.weight);
-        const std::int64_t columns = program_->weights()[weight].columns;
-        const kernels::MatmulKernel& kernel = *matmul_kernels_[weight];
+        const std::int64_t columns = matrices_[part.weight].weight.columns;
+        const kernels::MatmulKernel& kernel = *matrices_[part.weight].kernel;
         bytes += aligned(kernel.prepared_bytes(options_.batch, columns), kCacheLine);
         thread_scratch_bytes_ =
             std::max(thread_scratch_bytes_, kernel.scratch_bytes(columns, options_.batch));
@@ -92,8 +88,8 @@ void Engine::measure_scratch() {
     std::int64_t ffn = 0;
     std::int64_t hidden = 0;
     for (const WeightIndex index : {experts->gate, experts->up, experts->down}) {
-      const std::int64_t columns = program_->weights()[static_cast<std::size_t>(index)].columns;
-      const kernels::MatmulKernel& kernel = *matmul_kernels_[static_cast<std::size_t>(index)];
+      const std::int64_t columns = matrices_[index].weight.columns;
+      const kernels::MatmulKernel& kernel = *matrices_[index].kernel;
       thread_scratch_bytes_ =
           std::max(thread_scratch_bytes_, kernel.scratch_bytes(columns, options_.batch));
       (index == experts->down ? ffn : hidden) = columns;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/kv_cache.h"
+#include "engine/matrices.h"
 #include "engine/memory.h"
 #include "engine/program.h"
 #include "engine/thread_pool.h"
@@ -27,6 +28,7 @@ struct EngineOptions {
   kernels::Isa isa;
   bool exact_input;  // float32 activations for every weight
   kernels::CacheFormat cache_format;
+  bool repacks = true;         // weights, into memory of its own, where that is faster
   std::int64_t sequences = 1;  // that one pass may step forward side by side
 };
 
@@ -60,6 +62,7 @@ class Engine {
   void set_threads(int threads);
   const EngineOptions& options() const { return options_; }
   std::size_t cache_bytes() const { return cache_.bytes(); }
+  std::size_t repacked_bytes() const { return matrices_.interleaved_bytes(); }
   std::int64_t output_width() const;
 
  private:
@@ -106,7 +109,7 @@ class Engine {
   std::shared_ptr<const Program> program_;
   EngineOptions options_;
   const kernels::VectorKernels& vector_kernels_;
-  std::vector<const kernels::MatmulKernel*> matmul_kernels_;  // by weight
+  Matrices matrices_;
   KvCache cache_;
   std::shared_ptr<SharedCache> shared_;
   std::int64_t length_ = 0;

@@ -20,8 +20,9 @@ std::size_t cache_line_aligned(std::size_t bytes) { return (bytes + 63) / 64 * 6
 
 // The matrix of one expert.
 kernels::Weight of_expert(const kernels::Weight& stack, std::int64_t expert, std::int64_t rows) {
-  return {stack.format, rows, stack.columns, stack.blocks + expert * rows * stack.row_bytes,
-          stack.row_bytes};
+  return {stack.format,    rows,
+          stack.columns,   stack.blocks + expert * rows * stack.row_bytes,
+          stack.row_bytes, stack.is_interleaved};
 }
 
 }  // namespace
@@ -129,7 +130,8 @@ struct Engine::ExpertsRun {
     std::vector<const kernels::MatmulKernel*> kernels;
     std::vector<std::size_t> kernel_of;
     for (const Product& product : products) {
-      const auto* kernel = engine.matmul_kernels_[static_cast<std::size_t>(product.weight)];
+      engine.matrices_.make_ready(product.weight, pass.lease);
+      const auto* kernel = engine.matrices_[product.weight].kernel;
       const auto same = std::find_if(kernels.begin(), kernels.end(),
                                      [&](const auto* k) { return k->prepare == kernel->prepare; });
       kernel_of.push_back(static_cast<std::size_t>(same - kernels.begin()));
@@ -164,12 +166,9 @@ struct Engine::ExpertsRun {
       const std::size_t product = run / groups.size();
       const std::size_t index = run % groups.size();
       const Group& group = groups[index];
-      const auto& stack =
-          engine.program_->weights()[static_cast<std::size_t>(products[product].weight)];
+      const auto& [stack, kernel] = engine.matrices_[products[product].weight];
       const std::size_t input = kernel_of[product] * inputs + (is_shared ? 0 : index);
       const std::int64_t begin = chunk % chunks * chunk_rows;
-      const auto* kernel =
-          engine.matmul_kernels_[static_cast<std::size_t>(products[product].weight)];
       kernel->multiply(of_expert(stack, group.expert, outputs), memory + offsets[input],
                        group.count, products[product].y + group.first * outputs, outputs, begin,
                        std::min(outputs, begin + chunk_rows), engine.thread_scratch(thread));

@@ -26,6 +26,9 @@ class Memory {
     data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (data_ == MAP_FAILED) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= kHuge) madvise(data_, bytes, MADV_HUGEPAGE);  // a wish
+#endif
 #endif
   }
   Memory(Memory&& other) noexcept
@@ -50,6 +53,8 @@ class Memory {
   std::size_t bytes() const { return bytes_; }
 
  private:
+  static constexpr std::size_t kHuge = std::size_t{1} << 22;
+
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
 };

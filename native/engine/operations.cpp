@@ -111,8 +111,8 @@ Engine::LinearPlan Engine::plan_linears(const LinearGroup& group, std::int64_t t
   const std::int64_t wanted_chunks = shares ? options_.threads * kChunksPerThread : 1;
   const std::int64_t fewest_rows = tokens < kManyTokens ? kFewestRows : kFewestRowsOfManyTokens;
   for (const LinearPart& part : group.parts) {
-    const kernels::Weight& weight = program_->weights()[static_cast<std::size_t>(part.weight)];
-    const kernels::MatmulKernel& kernel = *matmul_kernels_[static_cast<std::size_t>(part.weight)];
+    const auto& [weight, kernel_of_weight] = matrices_[part.weight];
+    const kernels::MatmulKernel& kernel = *kernel_of_weight;
     const auto same = std::find_if(
         plan.preparations.begin(), plan.preparations.end(),
         [&](const LinearPlan::Preparation& p) { return p.kernel->prepare == kernel.prepare; });
@@ -136,6 +136,7 @@ void Engine::run(Pass& pass, const LinearGroup& operation) {
   std::int64_t outputs = 0;
   for (const LinearPart& part : operation.parts) {
     outputs += program_->buffers()[static_cast<std::size_t>(part.out)];
+    matrices_.make_ready(part.weight, pass.lease);
   }
   const bool shares =
       pass.lease.threads() > 1 && pass.rows * columns * outputs >= kMultiplicationsWorthSharing;

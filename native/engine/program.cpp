@@ -31,8 +31,8 @@ BufferIndex Program::add_buffer(std::int64_t width) {
 }
 
 WeightIndex Program::add_weight(const std::string& name, const std::string& format,
-                                std::int64_t rows, std::int64_t columns, const std::uint8_t* blocks,
-                                std::int64_t bytes) {
+                                std::int64_t rows, std::int64_t columns,
+                                std::span<const std::uint8_t> blocks, bool is_mapped) {
   const formats::FormatId id = formats::format_by_name(format);
   const formats::FormatTraits& traits = formats::traits(id);
   if (traits.decode == nullptr) refuse(name + ": the native core cannot decode " + format);
@@ -42,12 +42,13 @@ WeightIndex Program::add_weight(const std::string& name, const std::string& form
            std::to_string(traits.block_size));
   }
   const std::int64_t row_bytes = columns / traits.block_size * traits.block_bytes;
-  if (bytes != rows * row_bytes) {
-    refuse(name + ": " + std::to_string(bytes) + " bytes, but " + format + " of this shape takes " +
-           std::to_string(rows * row_bytes));
+  if (static_cast<std::int64_t>(blocks.size()) != rows * row_bytes) {
+    refuse(name + ": " + std::to_string(blocks.size()) + " bytes, but " + format +
+           " of this shape takes " + std::to_string(rows * row_bytes));
   }
-  weights_.push_back({id, rows, columns, blocks, row_bytes});
+  weights_.push_back({id, rows, columns, blocks.data(), row_bytes});
   weight_names_.push_back(name);
+  is_mapped_.push_back(is_mapped);
   return static_cast<WeightIndex>(weights_.size()) - 1;
 }
 

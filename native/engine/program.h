@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -179,8 +180,10 @@ class Program {
  public:
   BufferIndex add_buffer(std::int64_t width);
   // `blocks` stays owned by the caller and must outlive every engine of this program.
+  // is_mapped: they lie in a mapped file, whose pages may be given back and read again.
   WeightIndex add_weight(const std::string& name, const std::string& format, std::int64_t rows,
-                         std::int64_t columns, const std::uint8_t* blocks, std::int64_t bytes);
+                         std::int64_t columns, std::span<const std::uint8_t> blocks,
+                         bool is_mapped = false);
   VectorIndex add_vector(std::vector<float> values);
   RopeIndex add_rope(std::vector<double> inverse_frequencies, double magnitude);
   int add_state(std::int64_t kv_heads, std::int64_t head_dim);
@@ -206,6 +209,7 @@ class Program {
 
   const std::vector<std::int64_t>& buffers() const { return buffers_; }
   const std::vector<kernels::Weight>& weights() const { return weights_; }
+  bool is_mapped(WeightIndex weight) const { return is_mapped_[static_cast<std::size_t>(weight)]; }
   const std::vector<std::vector<float>>& vectors() const { return vectors_; }
   const std::vector<RopeFrequencies>& ropes() const { return ropes_; }
   const std::vector<KvState>& states() const { return states_; }
@@ -240,6 +244,7 @@ class Program {
   std::vector<bool> held_all_;  // whether it ever held all tokens
   std::vector<kernels::Weight> weights_;
   std::vector<std::string> weight_names_;
+  std::vector<bool> is_mapped_;
   std::vector<std::vector<float>> vectors_;
   std::vector<RopeFrequencies> ropes_;
   std::vector<KvState> states_;

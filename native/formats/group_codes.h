@@ -29,18 +29,19 @@ inline simd::Words group_code_words(const std::uint8_t (&group_codes)[12]) {
          (second & simd::Words{0, 0x0f0f0f0fu, 0, 0x0f0f0f0fu});
 }
 
-// Scales, minimums and both factors from the first 16 bytes of a block of some rows.
-inline void unpack_group_lines(const simd::Int (&lines)[4], simd::RowLanes& lanes) {
+// Scales, minimums and both factors from the first 4 words of a block in each lane.
+template <typename Lanes>
+[[gnu::always_inline]] inline void unpack_group_words(const simd::Int* words, Lanes& lanes) {
   const simd::Int first = simd::broadcast(0x3f3f3f3f);
   const simd::Int low = simd::broadcast(0x0f0f0f0f);
   const simd::Int top = simd::broadcast(0x30303030);
-  lanes.factor = simd::half_lanes(lines[0]);
-  lanes.minimum_factor = simd::half_lanes(simd::shift_right_logical<16>(lines[0]));
-  const simd::Int scales[2] = {lines[1] & first,
-                               (lines[3] & low) | (simd::shift_right_logical<2>(lines[1]) & top)};
-  const simd::Int minimums[2] = {lines[2] & first,
-                                 (simd::shift_right_logical<4>(lines[3]) & low) |
-                                     (simd::shift_right_logical<2>(lines[2]) & top)};
+  lanes.factor = simd::half_lanes(words[0]);
+  lanes.minimum_factor = simd::half_lanes(simd::shift_right_logical<16>(words[0]));
+  const simd::Int scales[2] = {words[1] & first,
+                               (words[3] & low) | (simd::shift_right_logical<2>(words[1]) & top)};
+  const simd::Int minimums[2] = {words[2] & first,
+                                 (simd::shift_right_logical<4>(words[3]) & low) |
+                                     (simd::shift_right_logical<2>(words[2]) & top)};
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     lanes.scale[i] = simd::byte_lanes(scales[i / 4], i % 4);

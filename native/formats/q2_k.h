@@ -62,31 +62,28 @@ struct q2_k {
                       half_to_float(block->minimum);
     return segment;
   }
-  // Some blocks, a lane each; the decode above, all of them at once.
-  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
-    simd::Int lines[4];
-    simd::load_lines(rows, 0, lines);
+  // A block in each lane, given word by word; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      const simd::Int both = simd::byte_lanes(lines[i / 4], i % 4);
+      const simd::Int both = simd::byte_lanes(words[i / 4], i % 4);
       lanes.scale[i] = both & simd::broadcast(15);
       lanes.minimum[i] = simd::shift_right_logical<4>(both);
     }
-    simd::load_lines(rows, 68, lines);
-    lanes.factor = simd::half_lanes(lines[3]);
-    lanes.minimum_factor = simd::half_lanes(simd::shift_right_logical<16>(lines[3]));
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      simd::load_lines(rows, 16 + 4 * i, lines);
-#pragma GCC unroll 4
-      for (int quarter = 0; quarter < 4; ++quarter) {
+    lanes.factor = simd::half_lanes(words[20]);
+    lanes.minimum_factor = simd::half_lanes(simd::shift_right_logical<16>(words[20]));
+#pragma GCC unroll 8
+    for (int part = 0; part < 8; ++part) {
+      const simd::Int* bits = words + 4 + part / 4 * 8;
+#pragma GCC unroll 2
+      for (int i = 0; i < 8; i += 4) {
         simd::Int codes[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          codes[j] = lines[j] & simd::broadcast(0x03030303);
-          lines[j] = simd::shift_right_logical<2>(lines[j]);
+          codes[j] = (bits[i + j] >> (part % 4 * 2)) & simd::broadcast(0x03030303);
         }
-        lanes.put(i / 8 * 32 + quarter * 8 + i % 8, codes);
+        lanes.put(8 * part + i, codes);
       }
     }
   }

@@ -78,50 +78,40 @@ struct q3_k {
     segment.scale = (codes - 32.0f) * half_to_float(block->scale);
     return segment;
   }
-  // Some blocks, a lane each; the decode above, all of them at once.
-  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
-    unpack_scales(rows, lanes);
-    simd::Int high[8];
-    simd::Int lines[4];
-    simd::load_lines(rows, 0, high);
-    simd::load_lines(rows, 16, high + 4);
+  // A block in each lane, given word by word; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    unpack_scales(words + 24, lanes);
     const simd::Int two_bits = simd::broadcast(0x03030303);
     const simd::Int third_bit = simd::broadcast(0x04040404);
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      simd::load_lines(rows, 32 + 4 * i, lines);
-#pragma GCC unroll 4
-      for (int quarter = 0; quarter < 4; ++quarter) {
+#pragma GCC unroll 8
+    for (int part = 0; part < 8; ++part) {
+      const simd::Int* low = words + 8 + part / 4 * 8;
+#pragma GCC unroll 2
+      for (int i = 0; i < 8; i += 4) {
         simd::Int codes[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          simd::Int& bits = high[i % 8 + j];
-          codes[j] = (lines[j] & two_bits) | ((bits << 2) & third_bit);
-          lines[j] = simd::shift_right_logical<2>(lines[j]);
-          bits = simd::shift_right_logical<1>(bits);
+          const simd::Int high = part < 2 ? words[i + j] << (2 - part) : words[i + j] >> (part - 2);
+          codes[j] = ((low[i + j] >> (part % 4 * 2)) & two_bits) | (high & third_bit);
         }
-        lanes.put(i / 8 * 32 + quarter * 8 + i % 8, codes);
+        lanes.put(8 * part + i, codes);
       }
     }
   }
 
-  static void unpack_scales(const simd::Rows& rows, simd::RowLanes& lanes) {
-    // The last 16 bytes begin 2 bytes before the scale codes.
-    simd::Int lines[4];
-    simd::load_lines(rows, 94, lines);
-#pragma GCC unroll 4
-    for (int i = 0; i < 3; ++i) {
-      lines[i] = simd::shift_right_logical<16>(lines[i]) | (lines[i + 1] << 16);
-    }
-    lanes.factor = simd::half_lanes(simd::shift_right_logical<16>(lines[3]));
+  // words: the last 4.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_scales(const simd::Int* words, Lanes& lanes) {
+    lanes.factor = simd::half_lanes(words[3]);
     const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
     const simd::Int top_bits = simd::broadcast(0x30303030);
     const simd::Int codes[4] = {
-        (lines[0] & nibble) | ((lines[2] << 4) & top_bits),
-        (lines[1] & nibble) | ((lines[2] << 2) & top_bits),
-        (simd::shift_right_logical<4>(lines[0]) & nibble) | (lines[2] & top_bits),
-        (simd::shift_right_logical<4>(lines[1]) & nibble) |
-            (simd::shift_right_logical<2>(lines[2]) & top_bits)};
+        (words[0] & nibble) | ((words[2] << 4) & top_bits),
+        (words[1] & nibble) | ((words[2] << 2) & top_bits),
+        (simd::shift_right_logical<4>(words[0]) & nibble) | (words[2] & top_bits),
+        (simd::shift_right_logical<4>(words[1]) & nibble) |
+            (simd::shift_right_logical<2>(words[2]) & top_bits)};
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       lanes.scale[i] = simd::byte_lanes(codes[i / 4], i % 4) - simd::broadcast(32);

@@ -59,14 +59,13 @@ struct q4_k {
                     simd::half_pair_groups(reinterpret_cast<const std::uint8_t*>(block));
     return segment;
   }
-  // Some blocks, a lane each; the decode above, all of them at once.
-  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
-    simd::Int lines[4];
-    simd::load_lines(rows, 0, lines);
-    unpack_group_lines(lines, lanes);
+  // A block in each lane, given word by word; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    unpack_group_words(words, lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < 32; i += 4) {
-      simd::load_lines(rows, 16 + 4 * i, lines);
+      const simd::Int* lines = words + 4 + i;
       const int quad = i / 8 * 16 + i % 8;
       simd::Int codes[2][4];
 #pragma GCC unroll 4

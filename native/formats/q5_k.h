@@ -9,6 +9,7 @@
 // bits     5.5 per weight
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "formats/float_bits.h"
@@ -64,19 +65,17 @@ struct q5_k {
                     simd::half_pair_groups(reinterpret_cast<const std::uint8_t*>(block));
     return segment;
   }
-  // Some blocks, a lane each; the decode above, all of them at once.
-  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
+  // A block in each lane, given word by word; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    unpack_group_words(words, lanes);
     simd::Int high[8];
-    simd::Int lines[4];
-    simd::load_lines(rows, 0, lines);
-    unpack_group_lines(lines, lanes);
-    simd::load_lines(rows, 16, high);
-    simd::load_lines(rows, 32, high + 4);
+    std::copy_n(words + 4, 8, high);
     const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
     const simd::Int fifth_bit = simd::broadcast(0x10101010);
 #pragma GCC unroll 8
     for (int i = 0; i < 32; i += 4) {
-      simd::load_lines(rows, 48 + 4 * i, lines);
+      const simd::Int* lines = words + 12 + i;
       simd::Int codes[2][4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {

@@ -63,35 +63,29 @@ struct q6_k {
     segment.scale = simd::signed_groups(first, second) * half_to_float(block->scale);
     return segment;
   }
-  // Some blocks, a lane each; the decode above, all of them at once.
-  static void unpack_rows(const simd::Rows& rows, simd::RowLanes& lanes) {
-    simd::Int low[2][4];
-    simd::Int high[4];
-    simd::load_lines(rows, 192, high);
+  // A block in each lane, given word by word; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) lanes.scale[i] = (high[i / 4] << (24 - i % 4 * 8)) >> 24;
-    simd::load_lines(rows, 194, high);
-    lanes.factor = simd::half_lanes(simd::shift_right_logical<16>(high[3]));
+    for (int i = 0; i < 16; ++i) lanes.scale[i] = (words[48 + i / 4] << (24 - i % 4 * 8)) >> 24;
+    lanes.factor = simd::half_lanes(words[52]);
     const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
     const simd::Int top_bits = simd::broadcast(0x30303030);
+#pragma GCC unroll 8
+    for (int part = 0; part < 8; ++part) {
+      const int quarter = part % 4;
+      const simd::Int* low = words + part / 4 * 16 + quarter % 2 * 8;
+      const simd::Int* high = words + 32 + part / 4 * 8;
+#pragma GCC unroll 2
+      for (int i = 0; i < 8; i += 4) {
+        simd::Int codes[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      simd::load_lines(rows, i / 8 * 64 + i % 8 * 4, low[0]);
-      simd::load_lines(rows, i / 8 * 64 + i % 8 * 4 + 32, low[1]);
-      simd::load_lines(rows, 128 + 4 * i, high);
-      simd::Int codes[4][4];
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const simd::Int bits = high[j];
-        codes[0][j] = (low[0][j] & nibble) | ((bits << 4) & top_bits);
-        codes[1][j] = (low[1][j] & nibble) | ((bits << 2) & top_bits);
-        codes[2][j] = (simd::shift_right_logical<4>(low[0][j]) & nibble) | (bits & top_bits);
-        codes[3][j] = (simd::shift_right_logical<4>(low[1][j]) & nibble) |
-                      (simd::shift_right_logical<2>(bits) & top_bits);
-      }
-#pragma GCC unroll 4
-      for (int quarter = 0; quarter < 4; ++quarter) {
-        lanes.put(i / 8 * 32 + quarter * 8 + i % 8, codes[quarter]);
+        for (int j = 0; j < 4; ++j) {
+          const simd::Int bits =
+              quarter < 2 ? high[i + j] << (4 - 2 * quarter) : high[i + j] >> (2 * quarter - 4);
+          codes[j] = ((low[i + j] >> (quarter / 2 * 4)) & nibble) | (bits & top_bits);
+        }
+        lanes.put(8 * part + i, codes);
       }
     }
   }

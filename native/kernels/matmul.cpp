@@ -10,17 +10,20 @@ namespace lilliput::kernels {
 // Once per instruction set, defined by native/kernels/isa/matmul_table.cpp and probe.cpp.
 namespace scalar {
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input);
+const MatmulKernel* interleaved_kernel(formats::FormatId format);
 std::int64_t probe_dots(std::int64_t iterations);
 std::int64_t probe_read(const std::uint8_t* bytes, std::int64_t n_bytes);
 }  // namespace scalar
 #if defined(__x86_64__)
 namespace avx2 {
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input);
+const MatmulKernel* interleaved_kernel(formats::FormatId format);
 std::int64_t probe_dots(std::int64_t iterations);
 std::int64_t probe_read(const std::uint8_t* bytes, std::int64_t n_bytes);
 }  // namespace avx2
 namespace avx512_vnni {
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input);
+const MatmulKernel* interleaved_kernel(formats::FormatId format);
 std::int64_t probe_dots(std::int64_t iterations);
 std::int64_t probe_read(const std::uint8_t* bytes, std::int64_t n_bytes);
 }  // namespace avx512_vnni
@@ -68,6 +71,15 @@ const MatmulKernel& matmul_kernel(formats::FormatId format, Isa isa, bool exact_
   if (isa == Isa::avx2) return avx2::matmul_kernel(format, exact_input);
 #endif
   return scalar::matmul_kernel(format, exact_input);
+}
+
+const MatmulKernel* interleaved_kernel(formats::FormatId format, Isa isa) {
+  require_available(isa);
+#if defined(__x86_64__)
+  if (isa == Isa::avx512_vnni) return avx512_vnni::interleaved_kernel(format);
+  if (isa == Isa::avx2) return avx2::interleaved_kernel(format);
+#endif
+  return scalar::interleaved_kernel(format);
 }
 
 std::int64_t probe_dots(Isa isa, std::int64_t iterations) {

@@ -23,6 +23,7 @@ struct Weight {
   std::int64_t columns;
   const std::uint8_t* blocks;  // rows of row_bytes bytes, memory-mapped, read-only, any alignment
   std::int64_t row_bytes;
+  bool is_interleaved = false;  // laid out by a kernel's `interleave`, 64-byte aligned
 };
 
 // How a kernel wants its input. Linears that read the same input with the same layout share one
@@ -51,7 +52,15 @@ struct MatmulKernel {
   std::int64_t token_tile;
   std::int64_t row_tile;
   std::size_t (*scratch_bytes)(std::int64_t columns, std::int64_t tokens);
+  // Of kernels for interleaved weights, otherwise null: bytes of a row, a number of rows that is a
+  // multiple of kMostLanes understood, and what fills the rows [row_begin, row_end) from a weight as
+  // it is stored; row_begin is a multiple of kMostLanes.
+  std::int64_t (*interleaved_row_bytes)(std::int64_t columns) = nullptr;
+  void (*interleave)(const Weight& stored, std::int64_t row_begin, std::int64_t row_end,
+                     std::uint8_t* interleaved) = nullptr;
 };
+// Rows that are interleaved with each other, on the widest instruction set.
+inline constexpr std::int64_t kMostLanes = 16;
 
 // Whether this machine (and build) can run kernels of an instruction set; the best one it can.
 bool is_available(Isa isa);
@@ -60,5 +69,8 @@ Isa best_isa();
 // decodes has the generic path (decode a panel of rows to float32, multiply). Throws
 // std::invalid_argument where !is_available(isa).
 const MatmulKernel& matmul_kernel(formats::FormatId format, Isa isa, bool exact_input);
+// The kernel that wants the rows of a weight interleaved in memory, with int8 activations; null
+// where the format has none.
+const MatmulKernel* interleaved_kernel(formats::FormatId format, Isa isa);
 
 }  // namespace lilliput::kernels

@@ -21,7 +21,7 @@
 //                      within each 128 bits: [a0 b0 a1 b1], [a2 b2 a3 b3]; lanes of both as int16
 //                      words, saturated: pack_words(interleave_low(a, b), interleave_high(a, b))
 //                      holds the words (a, b) of each lane
-//   load_lines         words of stored rows, rows as lanes
+//   load_lines         four words of each of kLanes stored rows, rows as lanes
 //   Codes              64 byte codes in column order, and the unpacking steps that give them
 //   Groups             16 floats: one or two for each group of a segment
 //   spread             the factors for the lanes of one code vector
@@ -47,16 +47,6 @@ inline namespace LILLIPUT_ISA {
 
 inline constexpr int kCodeVectors = 16 / kLanes;  // vectors in Codes and in Groups
 inline constexpr int kSegment = 256;              // columns handled together
-
-// kLanes blocks, a lane each.
-struct Rows {
-  const std::uint8_t* first;
-  std::int64_t stride;  // bytes from block to block
-};
-// The 4 words at `offset` of each block: lines[i] lane j = word i of block j.
-[[gnu::always_inline]] inline void load_lines(const Rows& rows, int offset, Int* lines) {
-  load_lines(rows.first + offset, rows.stride, lines);
-}
 
 inline Codes operator&(Codes a, Codes b) {
   for (int i = 0; i < kCodeVectors; ++i) a.part[i] &= b.part[i];
@@ -146,8 +136,8 @@ struct Segment {
   Groups minimum;  // of 16 groups
 };
 
-// Where the `unpack_rows` of a format with integer group scales leaves 256 columns of kLanes
-// blocks, a lane each.
+// Where the `unpack_rows` of a format with integer group scales may leave 256 columns of kLanes
+// blocks, a lane each: scales, minimums and factors first, then the codes, pair of groups by pair.
 // weight = factor * scale[group] * (code - zero point) - minimum_factor * minimum[group], the zero
 // point a constant of the format; scales and minimums fit int16.
 struct alignas(64) RowLanes {
@@ -158,7 +148,7 @@ struct alignas(64) RowLanes {
   Float minimum_factor;
 
   // Takes the codes of the columns from 4 * quad on.
-  void put(int quad, const Int (&four)[4]) {
+  [[gnu::always_inline]] void put(int quad, const Int (&four)[4]) {
     for (int i = 0; i < 4; ++i) codes[quad + i] = four[i];
   }
 };

@@ -18,8 +18,12 @@ constexpr MatmulKernel kInt8 = {InputLayout::int8_32, int8_prepared_bytes, int8_
 
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input) {
   if (exact_input) return kFloat;
-  if (const MatmulKernel* scaled = scaled_kernel(format)) return *scaled;
+  if (const MatmulKernel* scaled = scaled_kernel(format, false)) return *scaled;
   return has_int8_kernel(format) ? kInt8 : kFloat;
+}
+
+const MatmulKernel* interleaved_kernel(formats::FormatId format) {
+  return scaled_kernel(format, true);
 }
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -22,30 +22,40 @@ struct ScaledGrid {
   int largest_code;
 };
 
-// Up to kFewTokens are prepared and multiplied as for formats with float scales: row by row is the
-// best stream of memory. Up to kMostUnpairedTokens, codes lie as they are unpacked; for more, those
-// of two groups side by side, where registers are enough for it.
+// Of weights as they are stored, up to kFewTokens are prepared and multiplied as for formats with
+// float scales: row by row is the best stream of memory. Interleaved rows take tiles of 1, 2 and 4
+// tokens. Up to kMostUnpairedTokens, codes lie as they are unpacked; for more, those of two groups
+// side by side, where registers are enough for it.
 inline constexpr std::int64_t kMostUnpairedTokens = kLanes == 16 ? 16 : 8;
 inline constexpr bool kPairsGroups = kLanes == 16;
 inline constexpr int kScaledTile = kLanes == 16 ? 8 : 4;
 
-// 256 columns of kScaledTile tokens; [tile][segment].
-template <int group_size>
+// Calls body.operator()<tile>() with the tokens of a tile.
+template <typename Body>
+auto with_tile(std::int64_t tokens, Body body) {
+  if (tokens == 1) return body.template operator()<1>();
+  if (tokens == 2) return body.template operator()<2>();
+  if (tokens <= 4) return body.template operator()<4>();
+  return body.template operator()<kScaledTile>();
+}
+
+// 256 columns of `tile` tokens; [tile][segment].
+template <int group_size, int tile = kScaledTile>
 struct alignas(64) ScaledTile {
   static constexpr int kGroups = kSegment / group_size;
   // Four codes of consecutive columns: [quad][token], or paired: [pair of groups][quad of a
   // group][token][group].
-  std::int32_t codes[kSegment / 4 * kScaledTile];
+  std::int32_t codes[kSegment / 4 * tile];
   // Where the dots of a group start: -zero_point * sum of its codes; groups of 16 alone. [group]
   // [token], or [pair][token][group].
-  std::int32_t starts[group_size == 16 ? 16 * kScaledTile : 1];
+  std::int32_t starts[group_size == 16 ? 16 * tile : 1];
   // Groups of 32 alone: [group][token], or [pair][token] as two words.
-  std::int32_t scale_codes[group_size == 32 ? 8 * kScaledTile : 1];
-  float scale[group_size == 16 ? 8 * kScaledTile : kScaledTile];
+  std::int32_t scale_codes[group_size == 32 ? 8 * tile : 1];
+  float scale[group_size == 16 ? 8 * tile : tile];
   // Sums of the codes of two groups as two words, times 2^sum_shift (groups of 32) or sum_scale.
-  std::int32_t sums[kGroups / 2 * kScaledTile];
-  std::int32_t sum_shift[kScaledTile];
-  float sum_scale[kScaledTile];
+  std::int32_t sums[kGroups / 2 * tile];
+  std::int32_t sum_shift[tile];
+  float sum_scale[tile];
 };
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

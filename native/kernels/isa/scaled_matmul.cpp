@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/isa/scaled_matmul.h"
 
-#include <cstring>
 #include <optional>
 
 #include "formats/all_formats.h"
-#include "kernels/isa/blocks.h"
 #include "kernels/isa/int8_matmul.h"
+#include "kernels/isa/row_words.h"
 #include "kernels/isa/scaled_prepare.h"
 #include "kernels/isa/scaled_tile.h"
 
@@ -27,51 +26,33 @@ struct Product {
   std::int64_t y_stride;
 };
 
-// The blocks of kLanes rows from `row` on, segment by segment. Fewer rows than that at the end are
-// copied, the last one repeated.
-template <typename Format>
-class RowGroup {
- public:
-  RowGroup(const Weight& weight, std::int64_t row, std::int64_t row_end)
-      : weight_(weight), row_(row), last_(std::min(row_end - row, std::int64_t{kLanes}) - 1) {}
-
-  simd::Rows segment(std::int64_t index) {
-    constexpr auto kBytes = static_cast<std::int64_t>(sizeof(typename Format::Block));
-    const std::uint8_t* first = weight_.blocks + row_ * weight_.row_bytes + index * kBytes;
-    for (int lane = 0; lane <= last_; ++lane) prefetch_segment(weight_, row_ + lane, index + 1);
-    if (last_ == kLanes - 1) return {first, weight_.row_bytes};
-    for (int lane = 0; lane < kLanes; ++lane) {
-      std::memcpy(copies_ + lane * kBytes,
-                  first + std::min<std::int64_t>(lane, last_) * weight_.row_bytes, kBytes);
-    }
-    return {copies_, kBytes};
-  }
-
- private:
-  const Weight& weight_;
-  std::int64_t row_;
-  std::int64_t last_;
-  std::uint8_t copies_[kLanes * sizeof(typename Format::Block)];
-};
-
 // ---- few tokens ----
 
-template <typename Format>
+void store_lanes(const float* sums, const Product& product, std::int64_t row,
+                 std::int64_t row_end) {
+  const std::int64_t count = std::min<std::int64_t>(kLanes, row_end - row);
+  for (std::int64_t token = 0; token < product.tokens; ++token) {
+    std::copy_n(sums + token * kLanes, count, product.y + token * product.y_stride + row);
+  }
+}
+
+// Codes are unpacked anew for each tile, which costs less than to keep them.
+template <typename Format, int tile>
 void multiply_few(const Product& product, std::int64_t row_begin, std::int64_t row_end) {
-  constexpr ScaledKind kKind = kKindOf<Format>;
   const Weight& weight = product.weight;
-  const auto* input = reinterpret_cast<const ScaledTile<Format::group_size>*>(product.prepared);
+  const auto* input =
+      reinterpret_cast<const ScaledTile<Format::group_size, tile>*>(product.prepared);
   const std::int64_t segments = segments_of(weight.columns);
-  const std::int64_t tiles = divide_up(product.tokens, kScaledTile);
   for (std::int64_t row = row_begin; row < row_end; row += kLanes) {
-    alignas(64) float sums[kMostUnpairedTokens * kLanes] = {};
-    RowGroup<Format> rows(weight, row, row_end);
-    for (std::int64_t index = 0; index < segments; ++index) {
-      simd::RowLanes lanes;
-      Format::unpack_rows(rows.segment(index), lanes);
-      for (std::int64_t tile = 0; tile < tiles; ++tile) {
-        multiply_lanes<kKind>(lanes, input[tile * segments + index],
-                              sums + tile * kScaledTile * kLanes, kLanes);
+    alignas(64) float sums[kMostUnpairedTokens * kLanes];
+    RowWords<Format> words(weight, row, row_end);
+    for (std::int64_t i = 0; i < divide_up(product.tokens, tile); ++i) {
+      float* tile_sums = sums + i * tile * kLanes;
+      std::fill_n(tile_sums, tile * kLanes, 0.0f);
+      for (std::int64_t index = 0; index < segments; ++index) {
+        LaneProduct<kKindOf<Format>, tile> lanes(input[i * segments + index]);
+        Format::unpack_rows(words.segment(index), lanes);
+        lanes.add_to_sums(tile_sums);
       }
     }
     const std::int64_t count = std::min<std::int64_t>(kLanes, row_end - row);
@@ -95,13 +76,13 @@ void multiply_panel(const Panel& panel, const ScaledTile<kind.group_size>& input
 }
 
 template <typename Format>
-void unpack_panel(const simd::Rows& rows, Panel& panel) {
+void unpack_panel(const Int* words, Panel& panel) {
   if constexpr (kPairsGroups) {
     simd::RowLanes lanes;
-    Format::unpack_rows(rows, lanes);
+    Format::unpack_rows(words, lanes);
     pair_groups<kKindOf<Format>>(lanes, panel);
   } else {
-    Format::unpack_rows(rows, panel);
+    Format::unpack_rows(words, panel);
   }
 }
 
@@ -119,8 +100,8 @@ void multiply_chunk(const Product& product, std::int64_t tokens,
       static_cast<int>(std::min<std::int64_t>(kPanels, divide_up(row_end - row, kLanes)));
   for (std::int64_t index = 0; index < segments; ++index) {
     for (int panel = 0; panel < used; ++panel) {
-      RowGroup<Format> rows(weight, row + panel * kLanes, row_end);
-      unpack_panel<Format>(rows.segment(index), panels[panel]);
+      RowWords<Format> words(weight, row + panel * kLanes, row_end);
+      unpack_panel<Format>(words.segment(index), panels[panel]);
     }
     for (std::int64_t token = 0; token < tokens; token += kScaledTile) {
       for (int panel = 0; panel < used; ++panel) {
@@ -166,41 +147,48 @@ void scaled_multiply(const Weight& weight, const std::uint8_t* prepared, std::in
                      float* y, std::int64_t y_stride, std::int64_t row_begin, std::int64_t row_end,
                      std::uint8_t* scratch) {
   const Product product{weight, prepared, tokens, y, y_stride};
-  if (tokens <= kFewTokens) {
+  if (!weight.is_interleaved && tokens <= kFewTokens) {
     int8_multiply(weight, prepared, tokens, y, y_stride, row_begin, row_end, scratch);
   } else if (tokens <= kMostUnpairedTokens) {
-    multiply_few<Format>(product, row_begin, row_end);
+    with_tile(tokens, [&]<int tile>() { multiply_few<Format, tile>(product, row_begin, row_end); });
   } else {
     multiply_many<Format>(product, row_begin, row_end, scratch);
   }
 }
 
-template <typename Format>
+template <typename Format, bool is_interleaved>
 constexpr std::optional<MatmulKernel> kernel_of() {
-  if constexpr (requires { &Format::unpack_rows; }) {
+  if constexpr (requires { &Format::template unpack_rows<simd::RowLanes>; }) {
     constexpr ScaledGrid kGrid = kGridOf<Format>;
     return MatmulKernel{InputLayout::int8_scaled,
-                        scaled_prepared_bytes<kGrid>,
-                        scaled_prepare<kGrid>,
+                        scaled_prepared_bytes<kGrid, is_interleaved>,
+                        scaled_prepare<kGrid, is_interleaved>,
                         scaled_multiply<Format>,
                         kScaledTile,
                         kRowBlock,
-                        scaled_scratch_bytes};
+                        scaled_scratch_bytes,
+                        is_interleaved ? interleaved_row_bytes<Format> : nullptr,
+                        is_interleaved ? interleave<Format> : nullptr};
   } else {
     return std::nullopt;
   }
 }
 
-constexpr std::optional<MatmulKernel> kKernels[] = {
-#define LILLIPUT_KERNEL(name) kernel_of<formats::name>(),
+constexpr std::optional<MatmulKernel> kStored[] = {
+#define LILLIPUT_KERNEL(name) kernel_of<formats::name, false>(),
+    LILLIPUT_FORMATS(LILLIPUT_KERNEL)
+#undef LILLIPUT_KERNEL
+};
+constexpr std::optional<MatmulKernel> kInterleaved[] = {
+#define LILLIPUT_KERNEL(name) kernel_of<formats::name, true>(),
     LILLIPUT_FORMATS(LILLIPUT_KERNEL)
 #undef LILLIPUT_KERNEL
 };
 
 }  // namespace
 
-const MatmulKernel* scaled_kernel(formats::FormatId format) {
-  const std::optional<MatmulKernel>& kernel = kKernels[static_cast<std::size_t>(format)];
+const MatmulKernel* scaled_kernel(formats::FormatId format, bool is_interleaved) {
+  const auto& kernel = (is_interleaved ? kInterleaved : kStored)[static_cast<std::size_t>(format)];
   return kernel ? &*kernel : nullptr;
 }
 

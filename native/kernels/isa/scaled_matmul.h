@@ -8,6 +8,6 @@
 namespace lilliput::kernels::LILLIPUT_ISA {
 
 // Null for other formats.
-const MatmulKernel* scaled_kernel(formats::FormatId format);
+const MatmulKernel* scaled_kernel(formats::FormatId format, bool is_interleaved);
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

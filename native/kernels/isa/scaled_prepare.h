@@ -138,20 +138,21 @@ inline std::int32_t two_words(std::int32_t low, std::int32_t high) {
                                    static_cast<std::uint32_t>(high) << 16);
 }
 
-template <ScaledGrid grid>
-void put_codes(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size>& to) {
+template <ScaledGrid grid, int tile>
+void put_codes(const Quantized& from, int token, bool is_paired,
+               ScaledTile<grid.group_size, tile>& to) {
   constexpr int kQuads = grid.group_size / 4;
   for (int quad = 0; quad < kSegment / 4; ++quad) {
     const int group = quad / kQuads;
-    const int index =
-        is_paired ? 2 * ((group / 2 * kQuads + quad % kQuads) * kScaledTile + token) + group % 2
-                  : quad * kScaledTile + token;
+    const int index = is_paired
+                          ? 2 * ((group / 2 * kQuads + quad % kQuads) * tile + token) + group % 2
+                          : quad * tile + token;
     std::memcpy(&to.codes[index], from.codes + 4 * quad, 4);
   }
 }
 
-template <ScaledGrid grid>
-void put_sums(const Quantized& from, int token, ScaledTile<32>& to) {
+template <int tile>
+void put_sums(const Quantized& from, int token, ScaledTile<32, tile>& to) {
   std::int32_t sums[8];
   std::int32_t largest = 0;
   for (int group = 0; group < 8; ++group) {
@@ -163,14 +164,14 @@ void put_sums(const Quantized& from, int token, ScaledTile<32>& to) {
   while (largest >> shift >= kLargestWord) ++shift;
   const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
   for (int pair = 0; pair < 4; ++pair) {
-    to.sums[pair * kScaledTile + token] =
+    to.sums[pair * tile + token] =
         two_words((sums[2 * pair] + half) >> shift, (sums[2 * pair + 1] + half) >> shift);
   }
   to.sum_shift[token] = shift;
 }
 
-template <ScaledGrid grid>
-void put_sums(const Quantized& from, int token, ScaledTile<16>& to) {
+template <int tile>
+void put_sums(const Quantized& from, int token, ScaledTile<16, tile>& to) {
   float largest = 0.0f;
   for (int group = 0; group < 16; ++group) {
     const float sum = from.scale[group / 2] * static_cast<float>(from.sum16[group]);
@@ -185,30 +186,30 @@ void put_sums(const Quantized& from, int token, ScaledTile<16>& to) {
       words[i] =
           static_cast<std::int32_t>(std::nearbyint(std::isfinite(sum) ? sum * inverse : 0.0f));
     }
-    to.sums[pair * kScaledTile + token] = two_words(words[0], words[1]);
+    to.sums[pair * tile + token] = two_words(words[0], words[1]);
   }
   to.sum_scale[token] = scale;
 }
 
-template <ScaledGrid grid>
-void put(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size>& to) {
+template <ScaledGrid grid, int tile>
+void put(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size, tile>& to) {
   put_codes<grid>(from, token, is_paired, to);
-  put_sums<grid>(from, token, to);
+  put_sums(from, token, to);
   if constexpr (grid.group_size == 32) {
     to.scale[token] = from.scale[0];
     for (int group = 0; group < 8; ++group) {
       if (!is_paired) {
-        to.scale_codes[group * kScaledTile + token] = from.scale_codes[group];
+        to.scale_codes[group * tile + token] = from.scale_codes[group];
       } else if (group % 2 == 0) {
-        to.scale_codes[group / 2 * kScaledTile + token] =
+        to.scale_codes[group / 2 * tile + token] =
             two_words(from.scale_codes[group], from.scale_codes[group + 1]);
       }
     }
   } else {
-    for (int pair = 0; pair < 8; ++pair) to.scale[pair * kScaledTile + token] = from.scale[pair];
+    for (int pair = 0; pair < 8; ++pair) to.scale[pair * tile + token] = from.scale[pair];
     for (int group = 0; group < 16; ++group) {
-      const int index = is_paired ? 2 * (group / 2 * kScaledTile + token) + group % 2
-                                  : group * kScaledTile + token;
+      const int index =
+          is_paired ? 2 * (group / 2 * tile + token) + group % 2 : group * tile + token;
       to.starts[index] = -grid.zero_point * from.sum16[group];
     }
   }
@@ -223,34 +224,39 @@ Quantized quantized_segment(const float* x, std::int64_t columns, std::int64_t s
   return quantized;
 }
 
-template <ScaledGrid grid>
+// Weights as they are stored take few tokens as formats with float scales do.
+template <ScaledGrid grid, bool is_interleaved>
 std::size_t scaled_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
-  if (tokens <= kFewTokens) return int8_prepared_bytes(tokens, columns);
-  return static_cast<std::size_t>(divide_up(tokens, kScaledTile) * segments_of(columns)) *
-         sizeof(ScaledTile<grid.group_size>);
+  if (!is_interleaved && tokens <= kFewTokens) return int8_prepared_bytes(tokens, columns);
+  return with_tile(tokens, [=]<int tile>() {
+    return static_cast<std::size_t>(divide_up(tokens, tile) * segments_of(columns)) *
+           sizeof(ScaledTile<grid.group_size, tile>);
+  });
 }
 
-template <ScaledGrid grid>
+template <ScaledGrid grid, bool is_interleaved>
 void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
                     std::int64_t columns, std::int64_t token_begin, std::int64_t token_end,
                     std::uint8_t* prepared) {
-  if (tokens <= kFewTokens) {
+  if (!is_interleaved && tokens <= kFewTokens) {
     int8_prepare(x, x_stride, tokens, columns, token_begin, token_end, prepared);
     return;
   }
   const std::int64_t segments = segments_of(columns);
-  // Tokens that fill up the last tile are zeros.
-  const std::int64_t end = token_end < tokens ? token_end : round_up(tokens, kScaledTile);
-  for (std::int64_t token = token_begin; token < end; ++token) {
-    const float* row = token < tokens ? x + token * x_stride : nullptr;
-    auto* tiles =
-        reinterpret_cast<ScaledTile<grid.group_size>*>(prepared) + token / kScaledTile * segments;
-    for (std::int64_t segment = 0; segment < segments; ++segment) {
-      put<grid>(quantized_segment<grid>(row, columns, segment),
-                static_cast<int>(token % kScaledTile), kPairsGroups && tokens > kMostUnpairedTokens,
-                tiles[segment]);
+  const bool is_paired = kPairsGroups && tokens > kMostUnpairedTokens;
+  with_tile(tokens, [=]<int tile>() {
+    // Tokens that fill up the last tile are zeros.
+    const std::int64_t end = token_end < tokens ? token_end : round_up(tokens, tile);
+    for (std::int64_t token = token_begin; token < end; ++token) {
+      const float* row = token < tokens ? x + token * x_stride : nullptr;
+      auto* tiles =
+          reinterpret_cast<ScaledTile<grid.group_size, tile>*>(prepared) + token / tile * segments;
+      for (std::int64_t segment = 0; segment < segments; ++segment) {
+        put<grid>(quantized_segment<grid>(row, columns, segment), static_cast<int>(token % tile),
+                  is_paired, tiles[segment]);
+      }
     }
-  }
+  });
 }
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -16,8 +16,8 @@ struct ScaledKind {
 };
 
 // What is left of a segment once its integers are summed: its share of the result.
-template <ScaledKind kind>
-inline Float finish(const ScaledTile<kind.group_size>& input, int t, Float factor,
+template <ScaledKind kind, int tile>
+inline Float finish(const ScaledTile<kind.group_size, tile>& input, int t, Float factor,
                     Float minus_minimum_factor, Int total, Int minimums) {
   Float product = simd::to_float(total) * factor;
   if constexpr (kind.has_minimum) {
@@ -28,8 +28,8 @@ inline Float finish(const ScaledTile<kind.group_size>& input, int t, Float facto
 }
 
 // Groups of 16: the total carries the input's scales already.
-template <ScaledKind kind>
-inline Float finish(const ScaledTile<kind.group_size>& input, int t, Float factor,
+template <ScaledKind kind, int tile>
+inline Float finish(const ScaledTile<kind.group_size, tile>& input, int t, Float factor,
                     Float minus_minimum_factor, Float total, Int minimums) {
   Float result = total * factor;
   if constexpr (kind.has_minimum) {
@@ -52,13 +52,13 @@ struct TotalOf<16> {
   using Type = Float;
 };
 
-template <ScaledKind kind>
-inline Int dot_minimums(const Int* pairs, const ScaledTile<kind.group_size>& input, int t) {
+template <ScaledKind kind, int tile>
+inline Int dot_minimums(const Int* pairs, const ScaledTile<kind.group_size, tile>& input, int t) {
   Int sum = {};
   if constexpr (kind.has_minimum) {
 #pragma GCC unroll 8
     for (int i = 0; i < kSegment / kind.group_size / 2; ++i) {
-      sum = simd::dot_words(sum, pairs[i], simd::broadcast(input.sums[i * kScaledTile + t]));
+      sum = simd::dot_words(sum, pairs[i], simd::broadcast(input.sums[i * tile + t]));
     }
   }
   return sum;
@@ -67,51 +67,52 @@ inline Int dot_minimums(const Int* pairs, const ScaledTile<kind.group_size>& inp
 inline Int two_words(Int low, Int high) { return (low & simd::broadcast(0xffff)) | (high << 16); }
 
 // dots[t] = sum over one group of (code - zero point) * input, exact; fits int16.
-template <ScaledKind kind>
-inline void dot_group(const Int* codes, const ScaledTile<kind.group_size>& input, int group,
-                      Int (&dots)[kScaledTile]) {
+template <ScaledKind kind, int tile>
+inline void dot_group(const Int* codes, const ScaledTile<kind.group_size, tile>& input, int group,
+                      Int (&dots)[tile]) {
   constexpr int kQuads = kind.group_size / 4;
 #pragma GCC unroll 8
-  for (int t = 0; t < kScaledTile; ++t) {
-    dots[t] = kind.has_zero_point ? simd::broadcast(input.starts[group * kScaledTile + t]) : Int{};
+  for (int t = 0; t < tile; ++t) {
+    dots[t] = kind.has_zero_point ? simd::broadcast(input.starts[group * tile + t]) : Int{};
   }
 #pragma GCC unroll 4
   for (int quad = group * kQuads; quad < (group + 1) * kQuads; quad += 2) {
 #pragma GCC unroll 8
-    for (int t = 0; t < kScaledTile; ++t) {
-      const std::int32_t* inputs = input.codes + quad * kScaledTile + t;
+    for (int t = 0; t < tile; ++t) {
+      const std::int32_t* inputs = input.codes + quad * tile + t;
       dots[t] = simd::dot_unsigned(dots[t], codes[quad], simd::broadcast(inputs[0]),
-                                   codes[quad + 1], simd::broadcast(inputs[kScaledTile]));
+                                   codes[quad + 1], simd::broadcast(inputs[tile]));
     }
   }
 }
 
 // sums[t] += one segment of kLanes rows.
-template <ScaledKind kind>
-void multiply_lanes(const simd::RowLanes& rows, const ScaledTile<kind.group_size>& input,
-                    float* sums, std::int64_t stride) {
+template <ScaledKind kind, int tile>
+inline void multiply_lanes(const simd::RowLanes& rows,
+                           const ScaledTile<kind.group_size, tile>& input, float* sums,
+                           std::int64_t stride) {
   constexpr int kPairs = kSegment / kind.group_size / 2;
-  typename TotalOf<kind.group_size>::Type totals[kScaledTile] = {};
+  typename TotalOf<kind.group_size>::Type totals[tile] = {};
 #pragma GCC unroll 1
   for (int pair = 0; pair < kPairs; ++pair) {
-    Int dots[2][kScaledTile];
+    Int dots[2][tile];
     dot_group<kind>(rows.codes, input, 2 * pair, dots[0]);
     dot_group<kind>(rows.codes, input, 2 * pair + 1, dots[1]);
     // A dot fits int16: of its two words the upper one meets a zero.
     const Int scale0 = rows.scale[2 * pair] & simd::broadcast(0xffff);
     const Int scale1 = rows.scale[2 * pair + 1] & simd::broadcast(0xffff);
 #pragma GCC unroll 8
-    for (int t = 0; t < kScaledTile; ++t) {
+    for (int t = 0; t < tile; ++t) {
       if constexpr (kind.group_size == 32) {
-        const std::int32_t* codes = input.scale_codes + 2 * pair * kScaledTile + t;
+        const std::int32_t* codes = input.scale_codes + 2 * pair * tile + t;
         const Int both0 = simd::multiply_words(scale0, simd::broadcast(codes[0]));
-        const Int both1 = simd::multiply_words(scale1, simd::broadcast(codes[kScaledTile]));
+        const Int both1 = simd::multiply_words(scale1, simd::broadcast(codes[tile]));
         totals[t] = simd::dot_words(totals[t], dots[0][t], both0);
         totals[t] = simd::dot_words(totals[t], dots[1][t], both1);
       } else {
         const Int first = simd::dot_words(Int{}, dots[0][t], scale0);
         const Int exact = simd::dot_words(first, dots[1][t], scale1);
-        const Float input_scale = simd::broadcast(input.scale[pair * kScaledTile + t]);
+        const Float input_scale = simd::broadcast(input.scale[pair * tile + t]);
         totals[t] = simd::fma(simd::to_float(exact), input_scale, totals[t]);
       }
     }
@@ -123,13 +124,93 @@ void multiply_lanes(const simd::RowLanes& rows, const ScaledTile<kind.group_size
     }
   }
 #pragma GCC unroll 8
-  for (int t = 0; t < kScaledTile; ++t) {
+  for (int t = 0; t < tile; ++t) {
     const Int minimum = dot_minimums<kind>(minimums, input, t);
     const Float share =
         finish<kind>(input, t, rows.factor, -rows.minimum_factor, totals[t], minimum);
     add_to(sums + t * stride, share);
   }
 }
+
+// ---- a tile of few tokens: codes are multiplied while they are unpacked ----
+
+// Takes what `unpack_rows` gives in place of simd::RowLanes. The sums are those of multiply_lanes.
+template <ScaledKind kind, int tile>
+class LaneProduct {
+ public:
+  Int scale[16];
+  Int minimum[16];
+  Float factor;
+  Float minimum_factor;
+
+  explicit LaneProduct(const ScaledTile<kind.group_size, tile>& input) : input_(input) {}
+
+  // Groups come pair by pair, the quads of a group in order.
+  [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
+    const int group = quad / kQuads;
+    Int(&dots)[tile] = dots_[group % 2];
+#pragma GCC unroll 8
+    for (int t = 0; t < tile; ++t) {
+      if (quad % kQuads == 0) {
+        dots[t] = kind.has_zero_point ? simd::broadcast(input_.starts[group * tile + t]) : Int{};
+      }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+#pragma GCC unroll 8
+      for (int t = 0; t < tile; ++t) {
+        const std::int32_t* inputs = input_.codes + (quad + i) * tile + t;
+        dots[t] = simd::dot_unsigned(dots[t], codes[i], simd::broadcast(inputs[0]), codes[i + 1],
+                                     simd::broadcast(inputs[tile]));
+      }
+    }
+    if (group % 2 == 1 && quad % kQuads == kQuads - 4) finish_pair(group / 2);
+  }
+
+  [[gnu::always_inline]] void add_to_sums(float* sums) const {
+    Int minimums[kPairs];
+    if constexpr (kind.has_minimum) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kPairs; ++i) minimums[i] = two_words(minimum[2 * i], minimum[2 * i + 1]);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < tile; ++t) {
+      const Int smallest = dot_minimums<kind>(minimums, input_, t);
+      Float minus_minimum_factor = simd::zero();
+      if constexpr (kind.has_minimum) minus_minimum_factor = -minimum_factor;
+      add_to(sums + t * kLanes,
+             finish<kind>(input_, t, factor, minus_minimum_factor, totals_[t], smallest));
+    }
+  }
+
+ private:
+  static constexpr int kQuads = kind.group_size / 4;
+  static constexpr int kPairs = kSegment / kind.group_size / 2;
+
+  [[gnu::always_inline]] void finish_pair(int pair) {
+    const Int scale0 = scale[2 * pair] & simd::broadcast(0xffff);
+    const Int scale1 = scale[2 * pair + 1] & simd::broadcast(0xffff);
+#pragma GCC unroll 8
+    for (int t = 0; t < tile; ++t) {
+      if constexpr (kind.group_size == 32) {
+        const std::int32_t* codes = input_.scale_codes + 2 * pair * tile + t;
+        const Int both0 = simd::multiply_words(scale0, simd::broadcast(codes[0]));
+        const Int both1 = simd::multiply_words(scale1, simd::broadcast(codes[tile]));
+        totals_[t] = simd::dot_words(totals_[t], dots_[0][t], both0);
+        totals_[t] = simd::dot_words(totals_[t], dots_[1][t], both1);
+      } else {
+        const Int first = simd::dot_words(Int{}, dots_[0][t], scale0);
+        const Int exact = simd::dot_words(first, dots_[1][t], scale1);
+        totals_[t] = simd::fma(simd::to_float(exact),
+                               simd::broadcast(input_.scale[pair * tile + t]), totals_[t]);
+      }
+    }
+  }
+
+  const ScaledTile<kind.group_size, tile>& input_;
+  Int dots_[2][tile];
+  typename TotalOf<kind.group_size>::Type totals_[tile] = {};
+};
 
 // ---- many tokens: two groups side by side ----
 

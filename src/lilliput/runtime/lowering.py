@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -215,7 +216,7 @@ class _Lowering:
         if (name, rows) not in self.weights:
             tensor = self._mappable(name)
             mapped = _rows_of(np.ascontiguousarray(tensor.planes["blocks"]).reshape(tensor.rows, -1), rows, name)
-            index = self.native.add_weight(name, tensor.format.name, tensor.columns, mapped)
+            index = self.native.add_weight(name, tensor.format.name, tensor.columns, mapped, _is_mapped(mapped))
             self.weights[name, rows] = index
         return self.weights[name, rows]
 
@@ -255,6 +256,14 @@ class _Lowering:
             inverse, magnitude = inverse_frequencies(frequencies, factors)
             self.ropes[frequencies] = self.native.add_rope(inverse, magnitude)
         return self.ropes[frequencies]
+
+
+def _is_mapped(array: Array) -> bool:
+    """Whether an array's bytes lie in a mapped file."""
+    owner: object = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    return isinstance(owner, mmap.mmap)
 
 
 def _rows_of(array: Array, rows: RowRange, name: str) -> Array:

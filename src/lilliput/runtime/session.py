@@ -34,6 +34,8 @@ class EngineOptions:
 
     threads: None means `default_threads()`.  context: positions of the cache, None means the model's own.
     activations: "engine" quantizes inputs where the kernels want it, "f32" keeps them exact.
+    repack: interleave the rows of quantized weights in memory of the process, each when it is first used, which is
+        faster at every number of tokens; otherwise weights stay where the file is mapped, shared between processes.
     kv_format: of the cache.  instruction_set: "scalar", "avx2", "avx512_vnni", or None for the best.
     """
 
@@ -42,6 +44,7 @@ class EngineOptions:
     activations: Activations = "engine"
     kv_format: KvFormat = "f16"
     instruction_set: str | None = None
+    repack: bool = True
 
 
 class Session:
@@ -68,6 +71,7 @@ class Session:
                 instruction_set=options.instruction_set or "",
                 activations=options.activations,
                 kv_format=options.kv_format,
+                repacks=options.repack,
             )
         except ValueError as refused:
             raise RuntimeModelError(f"{source.path.name}: {refused}") from refused

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/matrices.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "kernels/vector_kernels.h"
+
+namespace lilliput::engine {
+namespace {
+
+constexpr std::int64_t kGroup = kernels::kMostLanes;
+
+// Rows of the matrices that each weight is a stack of; 0: nothing multiplies with it.
+std::vector<std::int64_t> rows_of_matrices(const Program& program) {
+  std::vector<std::int64_t> rows(program.weights().size(), 0);
+  const auto rows_of = [&](WeightIndex index) -> std::int64_t& {
+    return rows[static_cast<std::size_t>(index)];
+  };
+  for (const Step& step : program.steps()) {
+    if (const auto* linears = std::get_if<LinearGroup>(&step.operation)) {
+      for (const LinearPart& part : linears->parts) {
+        rows_of(part.weight) = program.weights()[static_cast<std::size_t>(part.weight)].rows;
+      }
+    } else if (const auto* experts = std::get_if<Experts>(&step.operation)) {
+      const auto& buffers = program.buffers();
+      const std::int64_t n = buffers[static_cast<std::size_t>(experts->router)];
+      for (const WeightIndex index : {experts->gate, experts->up, experts->down}) {
+        rows_of(index) = program.weights()[static_cast<std::size_t>(index)].rows / n;
+      }
+    }
+  }
+  return rows;
+}
+
+// Gives back the whole pages among some bytes of a mapped file: they stay in the page cache.
+void release_pages(const std::uint8_t* bytes, std::int64_t n_bytes) {
+  constexpr std::uintptr_t kPage = 4096;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes) + kPage - 1) / kPage * kPage;
+  const auto end =
+      (reinterpret_cast<std::uintptr_t>(bytes) + static_cast<std::uintptr_t>(n_bytes)) / kPage *
+      kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+}  // namespace
+
+Matrices::Matrices(const Program& program, const MatrixOptions& options) : program_(program) {
+  const std::vector<std::int64_t> matrix_rows = rows_of_matrices(program);
+  for (std::size_t i = 0; i < program.weights().size(); ++i) {
+    const kernels::Weight& stored = program.weights()[i];
+    const kernels::MatmulKernel* interleaved =
+        options.repacks && !options.exact_input
+            ? kernels::interleaved_kernel(stored.format, options.isa)
+            : nullptr;
+    // The matrices of a stack must each begin with a group of rows.
+    const bool fits = matrix_rows[i] == stored.rows || matrix_rows[i] % kGroup == 0;
+    stored_.push_back({stored, true});
+    memory_.emplace_back();
+    if (interleaved == nullptr || matrix_rows[i] == 0 || !fits) {
+      matrices_.push_back(
+          {stored, &kernels::matmul_kernel(stored.format, options.isa, options.exact_input)});
+      continue;
+    }
+    const std::int64_t row_bytes = interleaved->interleaved_row_bytes(stored.columns);
+    memory_[i] =
+        Memory(static_cast<std::size_t>(kernels::round_up(stored.rows, kGroup) * row_bytes));
+    matrices_.push_back({{stored.format, stored.rows, stored.columns, memory_[i].as<std::uint8_t>(),
+                          row_bytes, true},
+                         interleaved});
+    stored_[i].is_ready = false;
+  }
+}
+
+void Matrices::interleave(WeightIndex index, ThreadPool::Lease& lease) {
+  const auto i = static_cast<std::size_t>(index);
+  const kernels::Weight& stored = stored_[i].weight;
+  const auto* kernel = matrices_[i].kernel;
+  constexpr std::int64_t kRows = 8 * kGroup;
+  lease.parallel_for((stored.rows + kRows - 1) / kRows, [&](std::int64_t chunk, int) {
+    kernel->interleave(stored, chunk * kRows, std::min(stored.rows, (chunk + 1) * kRows),
+                       memory_[i].as<std::uint8_t>());
+  });
+  if (program_.is_mapped(index)) release_pages(stored.blocks, stored.rows * stored.row_bytes);
+  stored_[i].is_ready = true;
+}
+
+std::size_t Matrices::interleaved_bytes() const {
+  std::size_t bytes = 0;
+  for (const Memory& memory : memory_) bytes += memory.bytes();
+  return bytes;
+}
+
+}  // namespace lilliput::engine
