@@ -45,6 +45,15 @@ struct iq4_nl {
     segment.scale = simd::half_groups<sizeof(Block)>(reinterpret_cast<const std::uint8_t*>(block));
     return segment;
   }
+  // A row in each lane, given word by word: the scales of 8 blocks, then their codes.
+  static constexpr int header_bytes = 2;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    simd::half_pairs(words, lanes.scale);
+    simd::put_nibbles(words + 4, lanes, [](simd::Int codes) {
+      return simd::signed_codes(simd::look_up(kIq4NlValues, codes));
+    });
+  }
 };
 
 }  // namespace LILLIPUT_ISA

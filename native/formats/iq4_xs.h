@@ -72,6 +72,20 @@ struct iq4_xs {
     segment.scale = (codes - 32.0f) * half_to_float(block->scale);
     return segment;
   }
+  // A block in each lane, given word by word; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    const simd::Float scale = simd::half_lanes(words[0]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const simd::Int low = (words[1] >> (4 * i)) & simd::broadcast(15);
+      const simd::Int high = (words[0] >> (16 + 2 * i)) & simd::broadcast(3);
+      lanes.scale[i] = scale * simd::to_float((low | (high << 4)) - simd::broadcast(32));
+    }
+    simd::put_nibbles(words + 2, lanes, [](simd::Int codes) {
+      return simd::signed_codes(simd::look_up(kIq4NlValues, codes));
+    });
+  }
 };
 
 }  // namespace LILLIPUT_ISA

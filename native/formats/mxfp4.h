@@ -53,6 +53,21 @@ struct mxfp4 {
     segment.scale = simd::load_groups_twice(scales);
     return segment;
   }
+  // A row in each lane, given word by word: the exponents of 8 blocks, then their codes.
+  static constexpr int header_bytes = 1;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const simd::Int exponent = simd::byte_lanes(words[i / 4], i % 4);
+      const simd::Int normal = (exponent - simd::broadcast(1)) << 23;
+      const simd::Int subnormal = simd::broadcast(0x00200000) << exponent;
+      lanes.scale[i] = (simd::Float)(exponent < simd::broadcast(2) ? subnormal : normal);
+    }
+    simd::put_nibbles(words + 2, lanes, [](simd::Int codes) {
+      return simd::signed_codes(simd::look_up(kE2m1DoubledValues, codes));
+    });
+  }
 };
 
 }  // namespace LILLIPUT_ISA

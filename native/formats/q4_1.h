@@ -47,6 +47,17 @@ struct q4_1 {
         simd::half_groups<sizeof(Block)>(bytes, bytes + 2) * simd::split_groups(1.0f, -1.0f);
     return segment;
   }
+  // A row in each lane, given word by word: scale and minimum of 8 blocks, then their codes.
+  static constexpr int header_bytes = 4;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      lanes.scale[i] = simd::half_lanes(words[i]);
+      lanes.minus_minimum[i] = simd::half_lanes(simd::shift_right_logical<16>(words[i]));
+    }
+    simd::put_nibbles(words + 8, lanes, [](simd::Int codes) { return codes; });
+  }
 };
 
 }  // namespace LILLIPUT_ISA

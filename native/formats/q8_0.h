@@ -41,6 +41,18 @@ struct q8_0 {
     segment.scale = simd::half_groups<sizeof(Block)>(reinterpret_cast<const std::uint8_t*>(block));
     return segment;
   }
+  // A row in each lane, given word by word: the scales of 8 blocks, then their codes.
+  static constexpr int header_bytes = 2;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    simd::half_pairs(words, lanes.scale);
+#pragma GCC unroll 16
+    for (int quad = 0; quad < 64; quad += 4) {
+      simd::Int codes[4];
+      for (int i = 0; i < 4; ++i) codes[i] = simd::signed_codes(words[4 + quad + i]);
+      lanes.put(quad, codes);
+    }
+  }
 };
 
 }  // namespace LILLIPUT_ISA

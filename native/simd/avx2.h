@@ -166,7 +166,7 @@ struct Groups {
   Float part[2];
 };
 
-inline Codes signed_codes(Codes codes) { return codes; }
+inline Int signed_codes(Int codes) { return codes; }
 
 // [p[0:32], q[0:32]]
 inline Codes load_codes(const void* p, const void* q) { return {{load_int(p), load_int(q)}}; }
@@ -188,11 +188,10 @@ inline Codes nibbles(const std::uint8_t* p, const std::uint8_t* q) {
            as_int(_mm256_and_si256(_mm256_srlv_epi32(second, counts), mask))}};
 }
 // table[code] for codes 0..15
-inline Codes look_up(const std::int8_t (&table)[16], Codes codes) {
+inline Int look_up(const std::int8_t (&table)[16], Int codes) {
   const __m256i values =
       _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-  return {{as_int(_mm256_shuffle_epi8(values, raw(codes.part[0]))),
-           as_int(_mm256_shuffle_epi8(values, raw(codes.part[1])))}};
+  return as_int(_mm256_shuffle_epi8(values, raw(codes)));
 }
 // Byte i: bit i of `bits` ? value : 0.
 inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {

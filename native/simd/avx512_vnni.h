@@ -139,8 +139,8 @@ struct Groups {
   Float part[1];
 };
 
-inline Codes signed_codes(Codes codes) {
-  return {codes.part[0] ^ broadcast(static_cast<std::int32_t>(0x80808080u))};
+inline Int signed_codes(Int codes) {
+  return codes ^ broadcast(static_cast<std::int32_t>(0x80808080u));
 }
 
 // [p[0:32], q[0:32]]
@@ -169,10 +169,10 @@ inline Codes nibbles(const std::uint8_t* p, const std::uint8_t* q) {
   return {as_int(_mm512_and_si512(_mm512_srlv_epi32(bytes, counts), _mm512_set1_epi8(15)))};
 }
 // table[code] for codes 0..15
-inline Codes look_up(const std::int8_t (&table)[16], Codes codes) {
+inline Int look_up(const std::int8_t (&table)[16], Int codes) {
   const __m512i values =
       _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-  return {as_int(_mm512_shuffle_epi8(values, raw(codes.part[0])))};
+  return as_int(_mm512_shuffle_epi8(values, raw(codes)));
 }
 // Byte i: bit i of `bits` ? value : 0.
 inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {

@@ -151,7 +151,7 @@ struct Groups {
   Float part[4];
 };
 
-inline Codes signed_codes(Codes codes) { return codes; }
+inline Int signed_codes(Int codes) { return codes; }
 
 // [p[0:32], q[0:32]]
 inline Codes load_codes(const void* p, const void* q) {
@@ -175,11 +175,11 @@ inline Codes nibbles(const std::uint8_t* p, const std::uint8_t* q) {
   return {{a & mask, shift_right_logical<4>(a) & mask, b & mask, shift_right_logical<4>(b) & mask}};
 }
 // table[code] for codes 0..15
-inline Codes look_up(const std::int8_t (&table)[16], Codes codes) {
-  std::uint8_t bytes[64];
-  std::memcpy(bytes, &codes, 64);
+inline Int look_up(const std::int8_t (&table)[16], Int codes) {
+  std::uint8_t bytes[16];
+  std::memcpy(bytes, &codes, 16);
   for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(table[byte]);
-  std::memcpy(&codes, bytes, 64);
+  std::memcpy(&codes, bytes, 16);
   return codes;
 }
 // Byte i: bit i of `bits` ? value : 0.

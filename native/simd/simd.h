@@ -82,6 +82,14 @@ inline Codes load_codes(const void* bytes) {
   }
   return codes;
 }
+inline Codes look_up(const std::int8_t (&table)[16], Codes codes) {
+  for (int i = 0; i < kCodeVectors; ++i) codes.part[i] = look_up(table, codes.part[i]);
+  return codes;
+}
+inline Codes signed_codes(Codes codes) {
+  for (int i = 0; i < kCodeVectors; ++i) codes.part[i] = signed_codes(codes.part[i]);
+  return codes;
+}
 inline Int dot_signed(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
   return dot_signed(dot_signed(accumulator, weights0, inputs0), weights1, inputs1);
 }
@@ -152,6 +160,35 @@ struct alignas(64) RowLanes {
     for (int i = 0; i < 4; ++i) codes[quad + i] = four[i];
   }
 };
+// What the `unpack_rows` of a format with a float scale for every 32 columns gives, in this order:
+// scale[group], minus_minimum[group] where the format has minimums, and by `put` the codes, group by
+// group. weight = scale[group] * (code - zero point) - minimum[group], codes as in Segment.
+
+// Of 8 blocks, fp16 numbers two in a word.
+[[gnu::always_inline]] inline void half_pairs(const Int* words, Float* values) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    values[2 * i] = half_lanes(words[i]);
+    values[2 * i + 1] = half_lanes(shift_right_logical<16>(words[i]));
+  }
+}
+// Of 8 blocks, the four words of codes from `words` on: column i low and 16 + i high in byte i.
+template <typename Lanes, typename Convert>
+[[gnu::always_inline]] inline void put_nibbles(const Int* words, Lanes& lanes, Convert convert) {
+#pragma GCC unroll 8
+  for (int block = 0; block < 8; ++block) {
+    Int low[4];
+    Int high[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Int both = words[4 * block + i];
+      low[i] = convert(both & broadcast(0x0f0f0f0f));
+      high[i] = convert(shift_right_logical<4>(both) & broadcast(0x0f0f0f0f));
+    }
+    lanes.put(8 * block, low);
+    lanes.put(8 * block + 4, high);
+  }
+}
 // Byte `index` of each lane.
 inline Int byte_lanes(Int a, int index) { return ((a >> (8 * index)) & broadcast(255)); }
 

@@ -92,14 +92,19 @@ GROUP_SCALES = {
 }
 
 
-def quantized_inputs(name: str, x: FloatArray) -> NDArray[np.float64]:
+# Formats with a kernel for rows interleaved in memory.
+SMALL_BLOCKS = ("q4_0", "q4_1", "q8_0", "iq4_nl", "mxfp4")
+INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, "iq4_xs")
+
+
+def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False) -> NDArray[np.float64]:
     """Activations as the integer kernels see them: int8 codes, a scale per 32.
 
-    Up to FEW_TOKENS are rounded the same for every format.
+    Of weights as they are stored, up to FEW_TOKENS are rounded the same for every format.
     """
     groups = x.reshape(x.shape[0], -1, 32)
     scale = np.abs(groups).max(axis=2, keepdims=True) / np.float32(127.0)
-    if name in GROUP_SCALES and x.shape[0] > FEW_TOKENS:
+    if name in GROUP_SCALES and (interleaves or x.shape[0] > FEW_TOKENS):
         scale = integer_group_scales(GROUP_SCALES[name], groups, scale)
     inverse = np.divide(np.float32(1.0), scale, out=np.zeros_like(scale), where=scale > 0)
     quantized: NDArray[np.float64] = (np.rint(groups * inverse) * scale).astype(np.float64)
@@ -130,15 +135,17 @@ def rounding_of_sums(name: str, seen: NDArray[np.float64]) -> NDArray[np.float64
     return np.asarray(2.0**-15 * n_groups * sums.sum(axis=1, keepdims=True))
 
 
-def assert_matches_float64(name: str, isa: str, shape: tuple[int, int, int], *, exact_input: bool) -> None:
+def assert_matches_float64(
+    name: str, isa: str, shape: tuple[int, int, int], *, exact_input: bool, interleaves: bool = False
+) -> None:
     """Compare one product with float64; shape is (tokens, rows, columns)."""
     tokens, rows, columns = shape
     blocks = random_weight(name, rows, columns)
     weight = decoded(name, blocks, columns).astype(np.float64)
     x = random_inputs(tokens, columns)
     uses_float_input = exact_input or name in FLOATS
-    seen = x.astype(np.float64) if uses_float_input else quantized_inputs(name, x)
-    actual = _native.matmul(name, blocks, rows, x, isa, exact_input)
+    seen = x.astype(np.float64) if uses_float_input else quantized_inputs(name, x, interleaves=interleaves)
+    actual = _native.matmul(name, blocks, rows, x, isa, exact_input, interleaves=interleaves)
     assert actual.shape == (tokens, rows)
     # At most three roundings per product (float) or per group of 16 (integer), and some to join partial sums.
     # The unsigned codes, zero points and minimums that cancel in a weight are each at most 4 times the largest weight.
@@ -156,6 +163,37 @@ def assert_matches_float64(name: str, isa: str, shape: tuple[int, int, int], *, 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 17, 27])
 def test_product_matches_float64_on_the_same_inputs(name: str, isa: str, tokens: int) -> None:
     assert_matches_float64(name, isa, (tokens, 37, 512), exact_input=False)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", INTERLEAVED)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 8, 17, 27])
+def test_interleaved_product_matches_float64_on_the_same_inputs(name: str, isa: str, tokens: int) -> None:
+    assert_matches_float64(name, isa, (tokens, 37, 512), exact_input=False, interleaves=True)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("columns", [32, 96, 288, 896])
+@pytest.mark.parametrize("name", [name for name in INTERLEAVED if name in SMALL_BLOCKS])
+def test_interleaved_rows_may_end_inside_a_segment(name: str, columns: int, isa: str) -> None:
+    for tokens in (1, 7, 20):
+        assert_matches_float64(name, isa, (tokens, 5, columns), exact_input=False, interleaves=True)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", INTERLEAVED)
+def test_interleaved_weights_give_a_token_the_same_bits_whatever_tokens_come_with_it(name: str, isa: str) -> None:
+    blocks, x = random_weight(name, 41, 768), random_inputs(40, 768)
+    together = _native.matmul(name, blocks, 41, x, isa, interleaves=True)
+    for tokens in (1, 2, 3, 5, 8, 13, 17):
+        alone = _native.matmul(name, blocks, 41, x[:tokens], isa, interleaves=True)
+        np.testing.assert_array_equal(alone, together[:tokens])
+    np.testing.assert_array_equal(_native.matmul(name, blocks, 41, x, isa), together)
+
+
+def test_a_format_without_a_kernel_for_interleaved_rows_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="iq1_s: no kernel for interleaved rows"):
+        _native.matmul("iq1_s", random_weight("iq1_s", 16, 256), 16, random_inputs(1, 256), "scalar", interleaves=True)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

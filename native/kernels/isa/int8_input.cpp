@@ -66,7 +66,8 @@ void put(const Quantized& from, RowInput& to) {
   }
 }
 
-void put(const Quantized& from, int token, TileInput& to) {
+template <int tile>
+void put(const Quantized& from, int token, TileInput<tile>& to) {
   for (int quad = 0; quad < kSegment / 4; ++quad) {
     std::memcpy(&to.codes[quad][token], from.codes + 4 * quad, 4);
   }
@@ -79,42 +80,72 @@ void put(const Quantized& from, int token, TileInput& to) {
   }
 }
 
-// Rows for few tokens: three are computed as four.
+// Tokens for few tokens: three are computed as four.
 std::int64_t stored_rows(std::int64_t tokens) { return tokens > 2 ? kFewTokens : tokens; }
+
+Quantized quantized_segment(const float* x, std::int64_t columns, std::int64_t segment) {
+  Quantized quantized{};
+  if (x != nullptr) {
+    quantize(x + segment * kSegment, segment_columns(columns, segment), quantized);
+  }
+  return quantized;
+}
+
+// Calls body(row of x, token) for the tokens that are stored from token_begin on; those that fill up
+// the last tile are zeros, whose row is null.
+template <typename Body>
+void for_stored(const float* x, std::int64_t x_stride, std::int64_t tokens, std::int64_t stored,
+                std::int64_t token_begin, std::int64_t token_end, Body body) {
+  const std::int64_t end = token_end < tokens ? token_end : stored;
+  for (std::int64_t token = token_begin; token < end; ++token) {
+    body(token < tokens ? x + token * x_stride : nullptr, token);
+  }
+}
 
 }  // namespace
 
+template <bool is_interleaved>
 std::size_t int8_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
   const auto segments = static_cast<std::size_t>(segments_of(columns));
-  if (tokens <= kFewTokens) {
+  if (!is_interleaved && tokens <= kFewTokens) {
     return static_cast<std::size_t>(stored_rows(tokens)) * segments * sizeof(RowInput);
   }
-  return static_cast<std::size_t>(divide_up(tokens, kTokenTile)) * segments * sizeof(TileInput);
+  return with_input_tile<is_interleaved>(tokens, [=]<int tile>() {
+    return static_cast<std::size_t>(divide_up(tokens, tile)) * segments * sizeof(TileInput<tile>);
+  });
 }
 
+template <bool is_interleaved>
 void int8_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens, std::int64_t columns,
                   std::int64_t token_begin, std::int64_t token_end, std::uint8_t* prepared) {
   const std::int64_t segments = segments_of(columns);
-  const bool as_rows = tokens <= kFewTokens;
-  // Tokens that fill up the last tile are zeros.
-  const std::int64_t stored = as_rows ? stored_rows(tokens) : round_up(tokens, kTokenTile);
-  const std::int64_t end = token_end < tokens ? token_end : stored;
-  for (std::int64_t token = token_begin; token < end; ++token) {
-    for (std::int64_t segment = 0; segment < segments; ++segment) {
-      Quantized quantized{};
-      if (token < tokens) {
-        quantize(x + token * x_stride + segment * kSegment, segment_columns(columns, segment),
-                 quantized);
-      }
-      if (as_rows) {
-        put(quantized, reinterpret_cast<RowInput*>(prepared)[token * segments + segment]);
-      } else {
-        auto* tiles = reinterpret_cast<TileInput*>(prepared);
-        put(quantized, static_cast<int>(token % kTokenTile),
-            tiles[token / kTokenTile * segments + segment]);
-      }
-    }
+  if (!is_interleaved && tokens <= kFewTokens) {
+    auto* rows = reinterpret_cast<RowInput*>(prepared);
+    for_stored(x, x_stride, tokens, stored_rows(tokens), token_begin, token_end,
+               [=](const float* row, std::int64_t token) {
+                 for (std::int64_t segment = 0; segment < segments; ++segment) {
+                   put(quantized_segment(row, columns, segment), rows[token * segments + segment]);
+                 }
+               });
+    return;
   }
+  with_input_tile<is_interleaved>(tokens, [=]<int tile>() {
+    auto* tiles = reinterpret_cast<TileInput<tile>*>(prepared);
+    for_stored(x, x_stride, tokens, round_up(tokens, tile), token_begin, token_end,
+               [=](const float* row, std::int64_t token) {
+                 for (std::int64_t segment = 0; segment < segments; ++segment) {
+                   put(quantized_segment(row, columns, segment), static_cast<int>(token % tile),
+                       tiles[token / tile * segments + segment]);
+                 }
+               });
+  });
 }
+
+template std::size_t int8_prepared_bytes<false>(std::int64_t, std::int64_t);
+template std::size_t int8_prepared_bytes<true>(std::int64_t, std::int64_t);
+template void int8_prepare<false>(const float*, std::int64_t, std::int64_t, std::int64_t,
+                                  std::int64_t, std::int64_t, std::uint8_t*);
+template void int8_prepare<true>(const float*, std::int64_t, std::int64_t, std::int64_t,
+                                 std::int64_t, std::int64_t, std::uint8_t*);
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -197,8 +197,8 @@ struct Functions {
   void (*multiply_few)(const Weight& weight, const RowInput* input, std::int64_t tokens,
                        const Output& output, UnpackSegment unpack);
   void (*transpose)(const simd::Segment (&segments)[kLanes], Panel& panel);
-  void (*multiply_panels)(const Panel* panels, const TileInput& input, int tokens, int groups32,
-                          float* sums);
+  void (*multiply_panels)(const Panel* panels, const TileInput<kTokenTile>& input, int tokens,
+                          int groups32, float* sums);
 };
 
 template <typename Format>
@@ -236,7 +236,7 @@ void unpack_panel(const Functions& f, const Weight& weight, std::int64_t row, st
 }
 
 // kRowBlock rows for one chunk of tokens: sums wait in scratch while segments pass.
-void multiply_chunk(const Weight& weight, const TileInput* input, std::int64_t tokens,
+void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, std::int64_t tokens,
                     std::int64_t row, std::int64_t row_end, Panel* panels, float* sums) {
   const Functions& f = functions(weight.format);
   const std::int64_t segments = segments_of(weight.columns);
@@ -275,7 +275,7 @@ void int8_multiply(const Weight& weight, const std::uint8_t* prepared, std::int6
   }
   auto* panels = reinterpret_cast<Panel*>(scratch);
   auto* sums = reinterpret_cast<float*>(scratch + kPanels * sizeof(Panel));
-  const auto* input = reinterpret_cast<const TileInput*>(prepared);
+  const auto* input = reinterpret_cast<const TileInput<kTokenTile>*>(prepared);
   const std::int64_t segments = segments_of(weight.columns);
   for (std::int64_t row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = static_cast<int>(std::min<std::int64_t>(kRowBlock, row_end - row));

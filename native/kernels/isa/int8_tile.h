@@ -12,6 +12,11 @@ struct alignas(64) Panel {
   Int codes[kSegment / 4];  // four codes of consecutive columns of each row
   Float scale[16];
   Float minus_minimum[16];
+
+  // Takes the codes of the columns from 4 * quad on.
+  [[gnu::always_inline]] void put(int quad, const Int (&four)[4]) {
+    std::copy_n(four, 4, codes + quad);
+  }
 };
 
 // What the multiplication must know of a format: many formats share a grid.
@@ -30,7 +35,7 @@ constexpr Grid grid_of() {
 
 // Integer dot products of one group: dots[r][t] = sum((code[r] - zero_point) * code[t]), exact.
 template <Grid grid, int n_panels, int n_tokens>
-inline void group_dots(const Panel* panels, const TileInput& input, int group,
+inline void group_dots(const Panel* panels, const TileInput<kTokenTile>& input, int group,
                        Int (&dots)[n_panels][n_tokens]) {
   constexpr int kQuads = grid.group_size / 4;
 #pragma GCC unroll 8
@@ -61,7 +66,8 @@ inline void group_dots(const Panel* panels, const TileInput& input, int group,
 // sums[t][r] += over `groups32` groups of 32 columns:
 //   input_scale[t] * (scale[r] * dots[r][t] - minimum[r] * sum(code[t]))
 template <Grid grid, int n_panels, int n_tokens>
-void multiply_tile(const Panel* panels, const TileInput& input, int groups32, float* sums) {
+void multiply_tile(const Panel* panels, const TileInput<kTokenTile>& input, int groups32,
+                   float* sums) {
   constexpr int kParts = 32 / grid.group_size;
   Float accumulators[n_panels][n_tokens];
 #pragma GCC unroll 2
@@ -104,10 +110,69 @@ void multiply_tile(const Panel* panels, const TileInput& input, int groups32, fl
   }
 }
 
+// What `unpack_rows` gives, multiplied with a tile while it is unpacked: the codes need not be kept.
+// The sums are those of multiply_tile.
+template <Grid grid, int tile>
+class FloatLaneProduct {
+ public:
+  Float scale[8];
+  Float minus_minimum[8];
+
+  explicit FloatLaneProduct(const TileInput<tile>& input) : input_(input) {}
+
+  [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
+    const int group = quad / 8;
+#pragma GCC unroll 8
+    for (int t = 0; t < tile; ++t) {
+      if (quad % 8 == 0 && grid.zero_point == 0) dots_[t] = Int{};
+      if (quad % 8 == 0 && grid.zero_point != 0) {
+        dots_[t] = simd::broadcast(-grid.zero_point * input_.sum32[group][t]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+#pragma GCC unroll 8
+      for (int t = 0; t < tile; ++t) {
+        const Int input0 = simd::broadcast(input_.codes[quad + i][t]);
+        const Int input1 = simd::broadcast(input_.codes[quad + i + 1][t]);
+        dots_[t] = grid.is_signed
+                       ? simd::dot_signed(dots_[t], codes[i], input0, codes[i + 1], input1)
+                       : simd::dot_unsigned(dots_[t], codes[i], input0, codes[i + 1], input1);
+      }
+    }
+    if (quad % 8 == 4) finish_group(group);
+  }
+
+  [[gnu::always_inline]] void add_to_sums(float* sums) const {
+#pragma GCC unroll 8
+    for (int t = 0; t < tile; ++t) {
+      float* sum = sums + t * kLanes;
+      simd::store(sum, simd::load(sum) + totals_[t]);
+    }
+  }
+
+ private:
+  [[gnu::always_inline]] void finish_group(int group) {
+#pragma GCC unroll 8
+    for (int t = 0; t < tile; ++t) {
+      const Float product = simd::to_float(dots_[t]) * scale[group];
+      totals_[t] = simd::fma(product, simd::broadcast(input_.scale[group][t]), totals_[t]);
+      if constexpr (grid.has_minimum) {
+        const Float input_sum = simd::broadcast(input_.scaled_sum[group][t]);
+        totals_[t] = simd::fma(minus_minimum[group], input_sum, totals_[t]);
+      }
+    }
+  }
+
+  const TileInput<tile>& input_;
+  Int dots_[tile];
+  Float totals_[tile] = {};
+};
+
 // The last tile of a batch may be ragged: work on the next even number of tokens.
 template <Grid grid>
-void multiply_panels(const Panel* panels, const TileInput& input, int tokens, int groups32,
-                     float* sums) {
+void multiply_panels(const Panel* panels, const TileInput<kTokenTile>& input, int tokens,
+                     int groups32, float* sums) {
   for (int panel = 0; panel < kPanels; panel += kPanelTile) {
     float* tile = sums + panel * kLanes;
     if (tokens > 4) {

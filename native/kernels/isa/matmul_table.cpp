@@ -10,8 +10,9 @@ namespace {
 constexpr MatmulKernel kFloat = {InputLayout::f32, f32_prepared_bytes, f32_prepare,
                                  f32_multiply,     kTokenTile,         kRowBlock,
                                  f32_scratch_bytes};
-constexpr MatmulKernel kInt8 = {InputLayout::int8_32, int8_prepared_bytes, int8_prepare,
-                                int8_multiply,        kTokenTile,          kRowBlock,
+constexpr MatmulKernel kInt8 = {InputLayout::int8_32, int8_prepared_bytes<false>,
+                                int8_prepare<false>,  int8_multiply,
+                                kTokenTile,           kRowBlock,
                                 int8_scratch_bytes};
 
 }  // namespace
@@ -23,7 +24,8 @@ const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input) {
 }
 
 const MatmulKernel* interleaved_kernel(formats::FormatId format) {
-  return scaled_kernel(format, true);
+  if (const MatmulKernel* scaled = scaled_kernel(format, true)) return scaled;
+  return int8_interleaved_kernel(format);
 }
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -13,12 +13,13 @@
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 
-// Words of a segment. Blocks of 32 are laid out anew: what precedes the codes of all 8 blocks, then
-// their codes, so that codes begin at a word.
+// Words of a segment.
 template <typename Format>
 inline constexpr int kSegmentBytes = static_cast<int>(sizeof(PaddedSegment<Format>::blocks));
 template <typename Format>
 inline constexpr int kWords = (kSegmentBytes<Format> + 3) / 4;
+template <typename Format>
+inline constexpr int kPaddedBytes = static_cast<int>(round_up(kSegmentBytes<Format>, 16));
 
 // Gathers the words of a block of 256 from each of kLanes rows, `stride` bytes apart.
 template <typename Format>
@@ -43,6 +44,27 @@ void gather_words(const std::uint8_t* first, std::int64_t stride, Int* words) {
   }
 }
 
+// The bytes of a segment of one row, in the order of its words: of blocks of 32 first what precedes
+// the codes of all of them, then their codes, so that codes begin at a word.
+template <typename Format>
+void order_bytes(const Weight& weight, std::int64_t row, std::int64_t index, std::uint8_t* bytes) {
+  PaddedSegment<Format> padded;
+  const auto* blocks = segment_blocks<Format>(weight, row, index, padded);
+  if constexpr (Format::block_size == kSegment) {
+    std::memcpy(bytes, blocks, sizeof(*blocks));
+  } else {
+    constexpr int kBlocks = kSegment / Format::block_size;
+    constexpr int kHeader = Format::header_bytes;
+    constexpr int kCodes = static_cast<int>(sizeof(typename Format::Block)) - kHeader;
+    static_assert(kBlocks * kHeader % 4 == 0 && kCodes % 4 == 0);
+    for (int i = 0; i < kBlocks; ++i) {
+      const auto* block = reinterpret_cast<const std::uint8_t*>(blocks + i);
+      std::memcpy(bytes + i * kHeader, block, kHeader);
+      std::memcpy(bytes + kBlocks * kHeader + i * kCodes, block + kHeader, kCodes);
+    }
+  }
+}
+
 // The words of kLanes rows from `row` on, segment by segment; rows past the end repeat the last.
 template <typename Format>
 class RowWords {
@@ -63,18 +85,20 @@ class RowWords {
       }
       return words;
     }
-    constexpr std::int64_t kBytes = kSegmentBytes<Format>;
-    const std::uint8_t* first = weight_.blocks + row_ * weight_.row_bytes + index * kBytes;
     for (int lane = 0; lane <= last_; ++lane) prefetch_segment(weight_, row_ + lane, index + 1);
-    if (last_ == kLanes - 1) {
-      gather_words<Format>(first, weight_.row_bytes, words_);
-    } else {
-      std::uint8_t copies[kLanes * kBytes];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        std::memcpy(copies + lane * kBytes,
-                    first + std::min<std::int64_t>(lane, last_) * weight_.row_bytes, kBytes);
-      }
-      gather_words<Format>(copies, kBytes, words_);
+    if (Format::block_size == kSegment && last_ == kLanes - 1) {
+      constexpr std::int64_t kBytes = kSegmentBytes<Format>;
+      gather_words<Format>(weight_.blocks + row_ * weight_.row_bytes + index * kBytes,
+                           weight_.row_bytes, words_);
+      return words_;
+    }
+    alignas(64) std::uint8_t ordered[kLanes * kPaddedBytes<Format>];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      order_bytes<Format>(weight_, row_ + std::min<std::int64_t>(lane, last_), index,
+                          ordered + lane * kPaddedBytes<Format>);
+    }
+    for (int i = 0; i < kPaddedBytes<Format> / 16; ++i) {
+      simd::load_lines(ordered + 16 * i, kPaddedBytes<Format>, words_ + 4 * i);
     }
     return words_;
   }
@@ -86,7 +110,7 @@ class RowWords {
   const Weight& weight_;
   std::int64_t row_;
   std::int64_t last_;
-  Int words_[round_up(kWords<Format>, 4)];
+  Int words_[kPaddedBytes<Format> / 4];
 };
 
 template <typename Format>

@@ -158,7 +158,7 @@ void scaled_multiply(const Weight& weight, const std::uint8_t* prepared, std::in
 
 template <typename Format, bool is_interleaved>
 constexpr std::optional<MatmulKernel> kernel_of() {
-  if constexpr (requires { &Format::template unpack_rows<simd::RowLanes>; }) {
+  if constexpr (requires { Format::largest_code; }) {
     constexpr ScaledGrid kGrid = kGridOf<Format>;
     return MatmulKernel{InputLayout::int8_scaled,
                         scaled_prepared_bytes<kGrid, is_interleaved>,

@@ -227,7 +227,7 @@ Quantized quantized_segment(const float* x, std::int64_t columns, std::int64_t s
 // Weights as they are stored take few tokens as formats with float scales do.
 template <ScaledGrid grid, bool is_interleaved>
 std::size_t scaled_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
-  if (!is_interleaved && tokens <= kFewTokens) return int8_prepared_bytes(tokens, columns);
+  if (!is_interleaved && tokens <= kFewTokens) return int8_prepared_bytes<false>(tokens, columns);
   return with_tile(tokens, [=]<int tile>() {
     return static_cast<std::size_t>(divide_up(tokens, tile) * segments_of(columns)) *
            sizeof(ScaledTile<grid.group_size, tile>);
@@ -239,7 +239,7 @@ void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
                     std::int64_t columns, std::int64_t token_begin, std::int64_t token_end,
                     std::uint8_t* prepared) {
   if (!is_interleaved && tokens <= kFewTokens) {
-    int8_prepare(x, x_stride, tokens, columns, token_begin, token_end, prepared);
+    int8_prepare<false>(x, x_stride, tokens, columns, token_begin, token_end, prepared);
     return;
   }
   const std::int64_t segments = segments_of(columns);
