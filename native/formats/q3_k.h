@@ -9,6 +9,7 @@
 // bits     3.4375 per weight
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "formats/float_bits.h"
@@ -78,21 +79,26 @@ struct q3_k {
     segment.scale = (codes - 32.0f) * half_to_float(block->scale);
     return segment;
   }
+  // Scales first.
+  static constexpr int place_of(int word) { return (word + 4) % 28; }
   // A block in each lane, given word by word; the decode above, all of them at once.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
-    unpack_scales(words + 24, lanes);
+    unpack_scales(words, lanes);
+    simd::Int high_bits[8];
+    std::copy_n(words + 4, 8, high_bits);
     const simd::Int two_bits = simd::broadcast(0x03030303);
     const simd::Int third_bit = simd::broadcast(0x04040404);
 #pragma GCC unroll 8
     for (int part = 0; part < 8; ++part) {
-      const simd::Int* low = words + 8 + part / 4 * 8;
+      const simd::Int* low = words + 12 + part / 4 * 8;
 #pragma GCC unroll 2
       for (int i = 0; i < 8; i += 4) {
         simd::Int codes[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
-          const simd::Int high = part < 2 ? words[i + j] << (2 - part) : words[i + j] >> (part - 2);
+          const simd::Int high =
+              part < 2 ? high_bits[i + j] << (2 - part) : high_bits[i + j] >> (part - 2);
           codes[j] = ((low[i + j] >> (part % 4 * 2)) & two_bits) | (high & third_bit);
         }
         lanes.put(8 * part + i, codes);
@@ -100,7 +106,6 @@ struct q3_k {
     }
   }
 
-  // words: the last 4.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_scales(const simd::Int* words, Lanes& lanes) {
     lanes.factor = simd::half_lanes(words[3]);

@@ -63,27 +63,36 @@ struct q6_k {
     segment.scale = simd::signed_groups(first, second) * half_to_float(block->scale);
     return segment;
   }
+  // Scales first; then of each half the high bits and the first half of the nibbles by turns, and the
+  // second half.
+  static constexpr int place_of(int word) {
+    if (word >= 48) return word - 48;
+    if (word >= 32) return 5 + (word - 32) / 8 * 24 + word % 8 * 2;
+    const int start = 5 + word / 16 * 24;
+    return word % 16 < 8 ? start + word % 8 * 2 + 1 : start + 16 + word % 8;
+  }
   // A block in each lane, given word by word; the decode above, all of them at once.
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) lanes.scale[i] = (words[48 + i / 4] << (24 - i % 4 * 8)) >> 24;
-    lanes.factor = simd::half_lanes(words[52]);
+    for (int i = 0; i < 16; ++i) lanes.scale[i] = (words[i / 4] << (24 - i % 4 * 8)) >> 24;
+    lanes.factor = simd::half_lanes(words[4]);
     const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
     const simd::Int top_bits = simd::broadcast(0x30303030);
 #pragma GCC unroll 8
     for (int part = 0; part < 8; ++part) {
       const int quarter = part % 4;
-      const simd::Int* low = words + part / 4 * 16 + quarter % 2 * 8;
-      const simd::Int* high = words + 32 + part / 4 * 8;
+      const simd::Int* half = words + 5 + part / 4 * 24;
 #pragma GCC unroll 2
       for (int i = 0; i < 8; i += 4) {
         simd::Int codes[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
+          const simd::Int high = half[2 * (i + j)];
+          const simd::Int low = quarter % 2 == 0 ? half[2 * (i + j) + 1] : half[16 + i + j];
           const simd::Int bits =
-              quarter < 2 ? high[i + j] << (4 - 2 * quarter) : high[i + j] >> (2 * quarter - 4);
-          codes[j] = ((low[i + j] >> (quarter / 2 * 4)) & nibble) | (bits & top_bits);
+              quarter < 2 ? high << (4 - 2 * quarter) : high >> (2 * quarter - 4);
+          codes[j] = ((low >> (quarter / 2 * 4)) & nibble) | (bits & top_bits);
         }
         lanes.put(8 * part + i, codes);
       }

@@ -20,15 +20,21 @@ template <typename Format>
 inline constexpr int kWords = (kSegmentBytes<Format> + 3) / 4;
 template <typename Format>
 inline constexpr int kPaddedBytes = static_cast<int>(round_up(kSegmentBytes<Format>, 16));
-
-// Gathers the words of a block of 256 from each of kLanes rows, `stride` bytes apart.
+// Words lie in the order in which `unpack_rows` first needs them, as memory is read ahead only where
+// it is read in order; a format whose blocks have another order says where each word goes.
 template <typename Format>
+constexpr int place_of(int word) {
+  if constexpr (requires { Format::place_of(word); }) return Format::place_of(word);
+  return word;
+}
+
+// Gathers the words of kLanes rows of `kBytes`, `stride` apart. Nothing past them is read.
+template <int kBytes>
 void gather_words(const std::uint8_t* first, std::int64_t stride, Int* words) {
-  constexpr int kBytes = kSegmentBytes<Format>;
   constexpr int kWhole = kBytes / 16;
   for (int i = 0; i < kWhole; ++i) simd::load_lines(first + 16 * i, stride, words + 4 * i);
   if constexpr (kBytes % 16 != 0) {
-    // The last 16 bytes, without those that are there already: nothing past the block is read.
+    // The last 16 bytes, without those that are there already.
     constexpr int kSkip = 16 - kBytes % 16;
     constexpr int kShift = kSkip % 4 * 8;
     Int last[5] = {};
@@ -75,31 +81,26 @@ class RowWords {
   // Valid until the next call.
   const Int* segment(std::int64_t index) {
     if (weight_.is_interleaved) {
-      const auto* words = reinterpret_cast<const Int*>(weight_.blocks + row_ * weight_.row_bytes) +
-                          index * kWords<Format>;
-      // Unpacking takes words in an order that the hardware does not follow, and more cache lines
-      // are under way in L2 than in L1. Harmless past the end.
-      constexpr int kToL2 = 1;
-      for (int i = 0; i < kWords<Format>; ++i) {
-        __builtin_prefetch(words + kWordsAhead + i, 0, kToL2);
-      }
-      return words;
+      return reinterpret_cast<const Int*>(weight_.blocks + row_ * weight_.row_bytes) +
+             index * kWords<Format>;
     }
+    constexpr int kBytes = kSegmentBytes<Format>;
+    Int gathered[kPaddedBytes<Format> / 4];
     for (int lane = 0; lane <= last_; ++lane) prefetch_segment(weight_, row_ + lane, index + 1);
     if (Format::block_size == kSegment && last_ == kLanes - 1) {
-      constexpr std::int64_t kBytes = kSegmentBytes<Format>;
-      gather_words<Format>(weight_.blocks + row_ * weight_.row_bytes + index * kBytes,
-                           weight_.row_bytes, words_);
-      return words_;
+      gather_words<kBytes>(weight_.blocks + row_ * weight_.row_bytes + index * kBytes,
+                           weight_.row_bytes, gathered);
+    } else {
+      constexpr int kStride = kPaddedBytes<Format>;
+      alignas(64) std::uint8_t ordered[kLanes * kStride];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        order_bytes<Format>(weight_, row_ + std::min<std::int64_t>(lane, last_), index,
+                            ordered + lane * kStride);
+      }
+      gather_words<kStride>(ordered, kStride, gathered);
     }
-    alignas(64) std::uint8_t ordered[kLanes * kPaddedBytes<Format>];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      order_bytes<Format>(weight_, row_ + std::min<std::int64_t>(lane, last_), index,
-                          ordered + lane * kPaddedBytes<Format>);
-    }
-    for (int i = 0; i < kPaddedBytes<Format> / 16; ++i) {
-      simd::load_lines(ordered + 16 * i, kPaddedBytes<Format>, words_ + 4 * i);
-    }
+#pragma GCC unroll 72
+    for (int i = 0; i < kWords<Format>; ++i) words_[place_of<Format>(i)] = gathered[i];
     return words_;
   }
 
@@ -110,7 +111,7 @@ class RowWords {
   const Weight& weight_;
   std::int64_t row_;
   std::int64_t last_;
-  Int words_[kPaddedBytes<Format> / 4];
+  Int words_[kWords<Format>];
 };
 
 template <typename Format>
