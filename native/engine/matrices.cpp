@@ -77,12 +77,18 @@ void Matrices::interleave(WeightIndex index, ThreadPool::Lease& lease) {
   const auto i = static_cast<std::size_t>(index);
   const kernels::Weight& stored = stored_[i].weight;
   const auto* kernel = matrices_[i].kernel;
-  constexpr std::int64_t kRows = 8 * kGroup;
+  const bool is_mapped = program_.is_mapped(index);
+  // Pages are given back as it goes: both copies of a large matrix are never in memory together.
+  constexpr std::int64_t kRows = 16 * kGroup;
   lease.parallel_for((stored.rows + kRows - 1) / kRows, [&](std::int64_t chunk, int) {
-    kernel->interleave(stored, chunk * kRows, std::min(stored.rows, (chunk + 1) * kRows),
-                       memory_[i].as<std::uint8_t>());
+    const std::int64_t begin = chunk * kRows;
+    const std::int64_t end = std::min(stored.rows, begin + kRows);
+    kernel->interleave(stored, begin, end, memory_[i].as<std::uint8_t>());
+    if (is_mapped) {
+      release_pages(stored.blocks + begin * stored.row_bytes, (end - begin) * stored.row_bytes);
+    }
   });
-  if (program_.is_mapped(index)) release_pages(stored.blocks, stored.rows * stored.row_bytes);
+  if (is_mapped) release_pages(stored.blocks, stored.rows * stored.row_bytes);
   stored_[i].is_ready = true;
 }
 
