@@ -21,6 +21,7 @@ from lilliput.containers.checkpoint_folder import CheckpointFolder
 from lilliput.containers.compressed_tensors import EightBitInputs
 from lilliput.containers.container import Contents, Split
 from lilliput.containers.gptq import Gptq
+from lilliput.containers.mlx import Mlx
 from lilliput.containers.publish import publish
 from lilliput.errors import CheckpointError, ContainerError, LilliputError
 from lilliput.formats import get_format
@@ -36,6 +37,8 @@ HELD = (
     *((EightBitInputs(), name) for name in ("int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor")),
     *((BitsAndBytesDouble(), name) for name in ("nf4", "nf4_g128")),
     *((BitsAndBytes(), name) for name in ("nf4", "nf4_g128", "int8_channel")),
+    *((Mlx(), f"int{bits}_g{group}_affine") for bits, group in ((2, 32), (3, 64), (4, 64), (5, 128), (6, 32), (8, 64))),
+    *((Mlx(), name) for name in ("mxfp4", "nvfp4")),
 )
 
 
@@ -71,7 +74,8 @@ def edited(target: Path, **arrays: np.ndarray | None) -> None:
 
 def configured(target: Path, **fields: Json) -> None:
     config = json.loads((target / "config.json").read_text())
-    config["quantization_config"] |= fields
+    for key in {"quantization", "quantization_config"} & set(config):
+        config[key] |= fields
     (target / "config.json").write_text(json.dumps(config))
 
 
@@ -270,6 +274,11 @@ def test_layers_left_in_floats_are_named_for_each_reader(tmp_path: Path) -> None
         (BitsAndBytes(), "int8_channel", {"weight_format": np.ones((), np.uint8)}, "another order"),
         (BitsAndBytes(), "nf4", {"weight.absmax": np.zeros(3, np.float32)}, r"absmax' is F32 \[3\]"),
         (BitsAndBytes(), "nf4", {"weight.quant_map": None}, "quant_map' is missing"),
+        (Mlx(), "int4_g64_affine", {"biases": None}, "biases' is missing"),
+        (Mlx(), "int4_g64_affine", {"biases": np.zeros((128, 3), np.float16)}, r"biases' is F16 \[128, 3\]"),
+        (Mlx(), "int4_g64_affine", {"scales": np.zeros(7, np.float16)}, r"scales' has shape \[7\]"),
+        (Mlx(), "int4_g64_affine", {"weight": np.zeros((128, 31), np.uint32)}, r"weight' is U32 \[128, 31\]"),
+        (Mlx(), "nvfp4", {"global_scale": np.ones(1, np.float32)}, "a second scale of a matrix"),
     ],
 )
 def test_damaged_arrays_are_named(
@@ -307,6 +316,9 @@ def test_a_strange_quant_state_is_refused(state: object, says: str, tmp_path: Pa
         (Gptq(), "int4_g32", {"adapter": {"x": 1}}, "adapter is set"),
         (Awq(), "int4_g32_asym", {"version": "gemv"}, "version is 'gemv'"),
         (Awq(), "int4_g32_asym", {"bits": 3}, "bits is 3"),
+        (Mlx(), "int4_g64_affine", {"bits": 7}, "bits 7 of 'model.layers.0"),
+        (Mlx(), "int4_g64_affine", {"group_size": "64"}, "group_size '64' and bits 4"),
+        (Mlx(), "int4_g64_affine", {"mode": "mxfp8"}, "mode is 'mxfp8'"),
     ],
 )
 def test_an_unknown_layout_names_the_field(

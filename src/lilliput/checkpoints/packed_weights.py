@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lilliput.checkpoints import awq, bitsandbytes, compressed_tensors, eight_bit_floats, four_bit_floats, gptq
+from lilliput.checkpoints import awq, bitsandbytes, compressed_tensors, eight_bit_floats, four_bit_floats, gptq, mlx
 from lilliput.checkpoints.packed_weight import Files, PackedWeight
 from lilliput.checkpoints.shards import read_json
 from lilliput.errors import CheckpointError
 
 # Methods beside compressed-tensors, which has kinds of its own.
-METHODS = (gptq.METHOD, awq.METHOD, bitsandbytes.METHOD, four_bit_floats.METHOD, eight_bit_floats.METHOD)
+METHODS = (gptq.METHOD, awq.METHOD, bitsandbytes.METHOD, four_bit_floats.METHOD, eight_bit_floats.METHOD, mlx.METHOD)
 
 
 # What config.json said of it came in a file of its own before 2024; its method, where the file names none.
@@ -24,6 +24,9 @@ def described_quantization(folder: Path, config: Mapping[str, object]) -> object
 
     Raises CheckpointError for an older file that is no JSON object.
     """
+    if mlx.is_mlx(config.get("quantization")):
+        described: Mapping[str, object] = config["quantization"]  # type: ignore[assignment]
+        return {**described, "quant_method": mlx.METHOD}
     found = config.get("quantization_config")
     if found is not None:
         return found
@@ -69,6 +72,8 @@ def packed_weights(quantization: object, files: Files) -> Mapping[str, PackedWei
             return awq.packed_weights(quantization, files)
         case bitsandbytes.METHOD:
             return bitsandbytes.packed_weights(files)
+        case mlx.METHOD:
+            return mlx.packed_weights(quantization, files)
         case four_bit_floats.METHOD:
             return four_bit_floats.packed_weights(files)
         case eight_bit_floats.METHOD:

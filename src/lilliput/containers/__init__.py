@@ -18,6 +18,7 @@ from lilliput.containers.gguf import Gguf
 from lilliput.containers.gptq import Gptq
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
 from lilliput.containers.litert.container import LiteRt
+from lilliput.containers.mlx import Mlx
 from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.onnx.profiles import OnnxInteger, OnnxStandard, OnnxTensorRt
 from lilliput.containers.onnx.qonnx import Qonnx
@@ -39,6 +40,7 @@ FOLDERS: tuple[Container, ...] = (
     Awq(),
     BitsAndBytes(),
     BitsAndBytesDouble(),
+    Mlx(),
     OnnxStandard(),
     OnnxInteger(),
     OnnxTensorRt(),

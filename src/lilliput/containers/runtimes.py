@@ -76,6 +76,7 @@ _SMALL = f"{_CT}test_small_floats_are_those_of_our_decoded_weights"
 _ZERO = f"{_CT}test_zero_points_are_exact_where_transformers_dequantizes"
 _W8A8 = f"{_CT}test_inputs_in_eight_bits_are_rounded_as_described"
 _STATIC = f"{_CT}test_static_inputs_are_rounded_to_the_range_that_was_measured"
+_MLX = "external/test_mlx_runs_our_folders.py::"
 _GGUF_PY = "conformance/test_containers.py::test_gguf_py_reads_our_files_and_decodes_the_same_values"
 _LLAMA_PYTHON = "external/test_llama_cpp_python.py::test_every_format_decodes_there_to_what_it_decodes_to_here"
 # Bits that vLLM's kernels for packed integers take.
@@ -146,6 +147,12 @@ ROWS: tuple[Row, ...] = (
     Row("bitsandbytes", "int8 a row", r"int8_channel", (
         Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_eight_bit_weights_are_ours_exactly",
              "it rounds inputs to int8 as well"),
+    )),
+    Row("mlx", "int2 to int6, int8 with a scale and a minimum: g32, g64, g128", r"int[234568]_g(?:32|64|128)_affine", (
+        Cell("mlx-lm", Reading.RUNS, f"{_MLX}test_logits_are_those_of_our_decoded_weights", "on its CPU backend"),
+    )),
+    Row("mlx", "MXFP4, NVFP4", r"(?:mx|nv)fp4", (
+        Cell("mlx-lm", Reading.RUNS, f"{_MLX}test_logits_are_those_of_our_decoded_weights", "on its CPU backend"),
     )),
     Row("onnx", "integers under a scale: int2 to int8, Q4_0, Q5_0, Q8_0, ternary", _ONNX_INTEGERS, (
         Cell("ONNX Runtime", Reading.RUNS, f"{_ONNX}test_every_format_that_is_held_computes_our_decoded_values"),
