@@ -31,7 +31,7 @@ def test_format_names_are_found_in_any_case() -> None:
 
 
 def test_unknown_format_suggests_the_nearest() -> None:
-    with pytest.raises(FormatError, match=r"unknown number format 'q4k'; did you mean Q4_K"):
+    with pytest.raises(FormatError, match=r"format 'q4k'; nearest: Q4_K, .*; `lilliput formats` lists all"):
         get_format("q4k")
 
 

@@ -34,7 +34,7 @@ def test_a_recipe_keeps_its_rules_in_order() -> None:
     [
         ("format: Q6_K", "formt: Q6_K", 4, "formt: unknown field; did you mean 'format'?"),
         ("rules:", "ruls:", 2, "ruls: unknown field; did you mean 'rules'?"),
-        ("format: Q6_K", "format: Q6_L", 4, "unknown number format 'Q6_L'; did you mean Q6_K"),
+        ("format: Q6_K", "format: Q6_L", 4, "unknown number format 'Q6_L'; nearest: Q6_K"),
         ("format: Q8_0", "format: [Q8_0]", 6, "string"),
         ("    format: Q8_0\n", "", 5, "format: this field is required"),
         ("role: output", "role: outptu", 5, "unknown role 'outptu'; did you mean 'output'?"),
@@ -47,7 +47,7 @@ def test_a_recipe_keeps_its_rules_in_order() -> None:
         ("format: F16", "format: F16\n    format: F32", 12, "field 'format' is given twice"),
         ("name: mine", "name: [", 3, "not YAML"),
         ("name: mine", "name: ../mine", 1, "'../mine' cannot name a file"),
-        ("name: mine", "base: Q4_K_X", 1, "unknown preset 'Q4_K_X'; did you mean Q4_K_"),
+        ("name: mine", "base: Q4_K_X", 1, "unknown preset 'Q4_K_X'; nearest: Q4_K_"),
     ],
 )
 def test_a_typo_is_told_with_line_and_nearest_name(old: str, new: str, line: int, message: str) -> None:
@@ -99,7 +99,13 @@ def test_a_plain_type_name_is_that_type_for_every_matrix(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("Q4_K_X", "Q4_K_"), ("Q4KM", "Q4_K_M"), ("IQ4XS", "IQ4_XS"), ("fp16", "F16"), ("zzz", "known")],
+    [
+        ("Q4_K_X", "Q4_K_"),
+        ("Q4KM", "Q4_K_M"),
+        ("IQ4XS", "IQ4_XS"),
+        ("fp16", "F16"),
+        ("zzz", "`lilliput formats` lists all"),
+    ],
 )
 def test_an_unknown_preset_suggests_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(RecipeError, match=f"unknown preset '{name}'.*{nearest}"):

@@ -9,8 +9,8 @@ import typer
 from typer.main import get_command
 
 import lilliput
-from lilliput.cli import bench, calibrate, convert, evaluate, fit, inspect, plan, push, quantize, report, run
-from lilliput.cli.output import report_failure
+from lilliput.cli import bench, calibrate, convert, evaluate, fit, formats, inspect, plan, push, quantize, report, run
+from lilliput.cli.output import print_json, report_failure
 
 app = typer.Typer(
     name="lilliput",
@@ -32,6 +32,7 @@ app.command("push")(push.command)
 app.command("run")(run.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspect.command)
+app.command("formats")(formats.command)
 
 INTERRUPTED = 130
 USAGE = 2
@@ -51,4 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
         return report_failure(error, as_json="--json" in words, usage_code=USAGE)
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
+        if "--json" in words:
+            print_json({"error": {"type": "KeyboardInterrupt", "message": "interrupted"}})
     return code if isinstance(code, int) else 0

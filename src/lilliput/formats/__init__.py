@@ -111,9 +111,10 @@ def get_format(name: str) -> NumberFormat:
         raise FormatError(
             f"{name}: an activation format inside llama.cpp; no file holds it. For 8-bit weights use Q8_0"
         )
-    near = get_close_matches(name.lower(), FORMATS, n=3)
-    hint = f"did you mean {', '.join(n.upper() for n in near)}?" if near else f"known: {', '.join(FORMATS)}"
-    raise FormatError(f"unknown number format '{name}'; {hint}")
+    near = get_close_matches(name.lower(), FORMATS, n=3, cutoff=0.0)
+    raise FormatError(
+        f"unknown number format '{name}'; nearest: {', '.join(n.upper() for n in near)}; `lilliput formats` lists all"
+    )
 
 
 @cache

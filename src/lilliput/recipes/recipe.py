@@ -242,9 +242,11 @@ def find_recipe(name: str, *, presets_only: bool = False) -> Recipe:
         rule = Rule(match="*", format=wanted, reason=f"every weight matrix is {wanted}, as asked")
         return Recipe(name=wanted, rules=(rule,))
     known = sorted({*preset_names(), *(number_format.upper() for number_format in FORMATS)})
-    near = get_close_matches(wanted, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    raise RecipeError(f"unknown preset '{name}'; {hint} (a recipe file's name ends in .yaml)")
+    near = get_close_matches(wanted, known, n=3, cutoff=0.0)
+    raise RecipeError(
+        f"unknown preset '{name}'; nearest: {', '.join(near)}; `lilliput formats` lists all (a recipe file's name ends "
+        "in .yaml)"
+    )
 
 
 def _is_format(name: str) -> bool:
