@@ -4,9 +4,10 @@
 import lilliput
 lilliput.plan("path/to/model", "Q4_K_M")
 lilliput.calibrate("path/to/model", ["text.txt"], "statistics.safetensors")
-lilliput.quantize("path/to/model", "Q4_K_M", statistics="statistics.safetensors")
-lilliput.evaluate("path/to/model", ["model-Q4_K_M.gguf"], "held-out.txt")
-lilliput.report("path/to/model", ["model-Q4_K_M.gguf"])
+guidance = lilliput.Guidance(statistics=Path("statistics.safetensors"))
+lilliput.quantize("path/to/model", "Q4_K_M", "model.gguf", guidance=guidance)
+lilliput.evaluate("path/to/model", ["model.gguf"], "held-out.txt")
+lilliput.report("path/to/model", ["model.gguf"])
 """
 
 from __future__ import annotations
@@ -15,11 +16,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lilliput.evaluation.model_logits import EvaluationOptions
     from lilliput.reporting import report
-    from lilliput.workflows import calibrate, evaluate, inspect, plan, quantize
+    from lilliput.workflows import (
+        CalibrateOptions,
+        Guidance,
+        QuantizeOptions,
+        calibrate,
+        evaluate,
+        inspect,
+        plan,
+        quantize,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "calibrate", "evaluate", "inspect", "plan", "quantize", "report"]
+__all__ = [
+    "CalibrateOptions",
+    "EvaluationOptions",
+    "Guidance",
+    "QuantizeOptions",
+    "__version__",
+    "calibrate",
+    "evaluate",
+    "inspect",
+    "plan",
+    "quantize",
+    "report",
+]
 
 
 def __getattr__(name: str) -> object:
