@@ -38,6 +38,8 @@ from lilliput.workflows import Guidance, PathLike, Progress, evaluate, is_builti
 
 # Long enough for a KL with an interval, short enough for a minute on a small model.
 KL_TOKENS = 16_384
+# Tokenizer and metadata differ by a little from container to container; more than that is worth a remark.
+LARGER = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
     notes += reading_warnings(container.name, formats)
     notes += _unused(options, moves, uses_ranges=getattr(container, "uses_ranges", False))
     parts = container.layout(contents, target.name, options.split)
+    notes += _larger(source, container, sum(part.size for part in parts))
     check_target(target, parts, overwrite=options.force)
     return Conversion(target, container, moves, contents, (*files.notes, *notes), options)
 
@@ -286,6 +289,17 @@ def _unused(options: ConvertOptions, moves: Sequence[TensorMove], *, uses_ranges
     if given is None or is_used:
         return []
     return [f"{given.name} is not used: no codes are chosen anew"]
+
+
+def _larger(source: ModelSource, container: Container, size: int) -> list[str]:
+    """A remark where the output takes more room than the input."""
+    before = sum(path.stat().st_size for path in source.weight_files)
+    if size <= before * LARGER:
+        return []
+    return [
+        f"the output takes {size / before:.2f} times the bytes of the input ({size:,} over {before:,}): "
+        f"{container.name} has no format as narrow for some tensors; --format names another one"
+    ]
 
 
 def summary(moves: list[tuple[str, str, Move]]) -> str:

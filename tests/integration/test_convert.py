@@ -123,8 +123,13 @@ def test_nothing_is_rounded_anew_without_being_asked(tiny: Path, tmp_path: Path)
 
 def test_floats_are_written_when_asked_for(tiny: Path, tmp_path: Path) -> None:
     start = made(tiny, "int4_g32", tmp_path / "start.gptq")
-    assert convert(start, tmp_path / "a.gguf", ConvertOptions(format="F32")).is_exact
+    result = convert(start, tmp_path / "a.gguf", ConvertOptions(format="F32"))
+    assert result.is_exact
+    assert any("times the bytes of the input" in note for note in result.notes)
     assert_same_values(start, tmp_path / "a.gguf")
+    # Nothing to remark where it shrinks.
+    back = convert(made(tiny, "q8_0", tmp_path / "b.gguf"), tmp_path / "c.safetensors")
+    assert not any("times the bytes" in note for note in back.notes)
 
 
 def test_floats_alone_are_left_to_quantize(tiny: Path, tmp_path: Path) -> None:
