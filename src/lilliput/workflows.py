@@ -31,7 +31,7 @@ from lilliput.containers.inspection import Inspection
 from lilliput.containers.inspection import inspect as inspect_file
 from lilliput.containers.publish import check_target, publish
 from lilliput.containers.runtimes import SUGGESTED, reading_warnings
-from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
+from lilliput.errors import CalibrationError, CheckpointError, ContainerError, RecipeError, TokenizerError
 from lilliput.evaluation.compare import EvaluationResult
 from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
 from lilliput.methods import METHODS
@@ -73,7 +73,8 @@ STREAM_TOKENS = 65_536
 class Guidance:
     """Where the importance of inputs comes from; at most one of the three, none means unweighted.
 
-    text: files to calibrate on now, or ("builtin",).  statistics: from `calibrate`.  imatrix: llama.cpp's file.
+    text: files to calibrate on now, or "builtin"; one name or several.  statistics: from `calibrate`.
+    imatrix: llama.cpp's file.
     """
 
     text: tuple[Path, ...] = ()
@@ -81,6 +82,9 @@ class Guidance:
     imatrix: Path | None = None
 
     def __post_init__(self) -> None:
+        names: PathLike | Sequence[PathLike] = self.text
+        names = (names,) if isinstance(names, str | os.PathLike) else names
+        object.__setattr__(self, "text", tuple(Path(name) for name in names))
         given = [name for name in ("text", "statistics", "imatrix") if getattr(self, name)]
         if len(given) > 1:
             raise CalibrationError(f"--{' and --'.join(given)} were both given; they say the same thing, give one")
@@ -522,8 +526,12 @@ def evaluate(
 
 
 def inspect(file: PathLike, *, revision: str | None = None) -> Inspection:
-    """Metadata and tensors of a file or folder, from headers alone."""
-    return inspect_file(Path(located(file)))
+    """Metadata and tensors of a file, folder or hub id, from headers alone; a hub id's files are fetched."""
+    path = Path(located(file))
+    if revision is not None or not path.exists():
+        with opened(file, revision) as source:
+            path = source.path
+    return inspect_file(path)
 
 
 def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | None = None) -> list[SpeedRow]:
@@ -533,8 +541,16 @@ def bench(model: PathLike, tests: Sequence[SpeedTest], *, progress: Progress | N
 
 @contextmanager
 def opened(model: PathLike, revision: str | None = None) -> Iterator[ModelSource]:
-    """Open a model by path, hub id, or the built-in name 'gulliver'; release its maps at the end."""
-    with closing(open_model(located(model), revision=revision)) as source:
+    """Open a model by path, hub id, or the built-in name 'gulliver'; release its maps at the end.
+
+    Raises CheckpointError for a revision of a path, and what opening raises.
+    """
+    name = located(model)
+    if revision is not None and Path(name).exists():
+        raise CheckpointError(
+            f"{model}: a path here; --revision {revision} chooses among those of a hub id, leave it out"
+        )
+    with closing(open_model(name, revision=revision)) as source:
         yield source
 
 

@@ -235,6 +235,17 @@ def test_an_unknown_preset_suggests_the_nearest(run: Run, model: Path, tmp_path:
     check_refused(run, tmp_path, ("quantize", model, "--to", "Q4_K_N"), "Q4_K_M")
 
 
+def test_an_unknown_format_names_three_and_the_list(run: Run, model: Path, tmp_path: Path) -> None:
+    check_refused(run, tmp_path, ("quantize", model, "--to", "wholly-other"), "nearest: ", "`lilliput formats`")
+    code, out, _ = run("formats", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert "Q4_K" in {item["name"] for item in found["formats"]}
+    assert "Q4_K_M" in {item["name"] for item in found["presets"]}
+    assert ".gguf" in {item["ending"] for item in found["containers"]}
+    assert "Q4_K_M" in run("formats")[1]
+
+
 def test_a_recipe_typo_names_field_and_line(run: Run, model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text('rules:\n  - match: "*"\n    formt: Q8_0\n')
@@ -356,5 +367,7 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(
     monkeypatch.setattr("lilliput.pipeline.quantize_tensors._quantize_slab", interrupted)
     folder = tmp_path / "output"
     folder.mkdir()
-    assert run("quantize", model, "--to", "Q8_0", "-o", folder / "out.gguf")[0] == 130
+    code, out, err = run("quantize", model, "--to", "Q8_0", "-o", folder / "out.gguf", "--json")
+    assert (code, json.loads(out)["error"]["message"]) == (130, "interrupted")
+    assert err.endswith("interrupted\n")
     assert list(folder.iterdir()) == []

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import errors
 from model_files import write_folder
 
+from lilliput import workflows
 from lilliput.checkpoints import hub
 from lilliput.containers import open_model
 from lilliput.errors import CheckpointError
@@ -29,6 +30,25 @@ def test_a_hub_id_opens_the_downloaded_folder_and_names_its_origin(
     assert "*.bin" not in str(asked["allow_patterns"])
     assert model.provenance.general["name"] == "Tiny 1B Instruct"
     assert model.provenance.general["repo_url"] == "https://huggingface.co/some-org/Tiny-1B-Instruct"
+
+
+def test_inspect_takes_a_hub_id_and_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "snapshots" / "0123abc")
+    asked: list[object] = []
+
+    def fake(repository: str, *, revision: str | None, **_: object) -> str:
+        asked.append(revision)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", fake)
+    assert workflows.inspect("some-org/Tiny-1B-Instruct", revision="v2").tensors
+    assert asked[0] == "v2"
+
+
+def test_a_revision_of_a_path_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match="--revision v2 chooses among those of a hub id, leave it out"):
+        workflows.inspect(folder, revision="v2")
 
 
 def http(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:

@@ -17,10 +17,16 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="STATS.safetensors, or imatrix.gguf for llama.cpp.")],
     text: options.Text = None,
     context: Annotated[int, typer.Option("--context", min=16, help="Tokens per chunk.")] = 512,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after this many tokens.")] = None,
-    merge: Annotated[list[Path] | None, typer.Option("--merge", help="Add the sums of earlier statistics.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Stop after this many tokens; default: all.")
+    ] = None,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", help="Add the sums of earlier statistics; repeatable.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    memory_limit: Annotated[str | None, typer.Option("--memory-limit", help="Working memory, e.g. 4GB.")] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option("--memory-limit", help="Working memory, e.g. 4GB; default: no limit.")
+    ] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     force: options.Force = False,

@@ -38,7 +38,9 @@ def command(
         str | None,
         typer.Option("--base", help="Hugging Face folder or id that a folder takes config and tokenizer files from."),
     ] = None,
-    split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Split files, e.g. 5GB.")] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", help="Split into files of at most, e.g. 5GB; default: one file.")
+    ] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     force: options.Force = False,

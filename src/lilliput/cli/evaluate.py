@@ -21,7 +21,9 @@ def command(
     context: Annotated[
         int, typer.Option("--context", min=16, help="Tokens per chunk; the second half is scored.")
     ] = 512,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of text.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of text; default: all.")
+    ] = None,
     activations: Annotated[
         str, typer.Option("--activations", help="f32 measures the file; engine adds the engine's own rounding.")
     ] = "f32",

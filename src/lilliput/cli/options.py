@@ -47,11 +47,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; default LILLIPUT_THREADS or all cores.")
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; default: main.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Effort = Annotated[
     str | None,
-    typer.Option("--effort", help="fast, balanced (the default with --text) or best: how carefully codes are chosen."),
+    typer.Option(
+        "--effort",
+        help="fast (the default without --text), balanced (with it) or best: how carefully codes are chosen.",
+    ),
 ]
 Method = Annotated[str | None, typer.Option("--method", help="One method by name, instead of --effort.")]
 Transforms = Annotated[
@@ -60,11 +63,19 @@ Transforms = Annotated[
         "--transform", help="Rewrite the float model first, e.g. awq_scaling or smooth_quant:0.5; repeatable, in order."
     ),
 ]
-Tokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of the text.")]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens", min=1, help="Use at most this many tokens of the text; default: 65536, or all with --effort fast."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs while calibrating, e.g. cuda.")]
 Inputs = Annotated[
     str | None,
-    typer.Option("--inputs", help="Fit layers to quantized inputs, float ones, or both (the default of effort best)."),
+    typer.Option(
+        "--inputs",
+        help="Fit layers to quantized inputs, float ones, or both; default: quantized, with --effort best both.",
+    ),
 ]
 Precision = Annotated[
     str,
@@ -75,14 +86,19 @@ Precision = Annotated[
 StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Statistics from `lilliput calibrate`.")]
 ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="llama.cpp's imatrix.gguf (or legacy .dat).")]
 # Targets of a search.
-Size = Annotated[str | None, typer.Option("--size", help="Largest file, e.g. 6GB.")]
+Size = Annotated[str | None, typer.Option("--size", help="Largest file, e.g. 6GB; GB is 10^9 bytes, GiB 2^30.")]
 Ram = Annotated[str | None, typer.Option("--ram", help="Largest file and KV cache together, e.g. 8GB.")]
-Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens of the KV cache for --ram.")]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=1, help="Tokens of the KV cache for --ram; default: all that the model can see."),
+]
 Bpw = Annotated[float | None, typer.Option("--bpw", help="Most bits per weight, all tensors.")]
 MaxKld = Annotated[float | None, typer.Option("--max-kld", help="Most KL from the original, nats a token.")]
 MinSpeed = Annotated[float | None, typer.Option("--min-speed", help="Least generated tokens a second here.")]
 Runtime = Annotated[str, typer.Option("--for", help="What will run it: llama.cpp, lilliput, vllm or onnxruntime.")]
-Candidates = Annotated[str, typer.Option("--formats", help="Comma list of formats to choose among.")]
+Candidates = Annotated[
+    str, typer.Option("--formats", help="Comma list of formats to choose among; default: those that --for takes.")
+]
 
 
 def given(context: typer.Context) -> dict[str, str]:

@@ -16,7 +16,9 @@ def command(
     path: Annotated[Path, typer.Argument(help="A GGUF (any part of a split), our own file, or a model folder.")],
     repository: Annotated[str, typer.Argument(help="organization/name; made where it is missing.")],
     private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch; made where it is missing.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, made where it is missing; default: main.")
+    ] = None,
     card: Annotated[
         Path | None, typer.Option("--card", help="A finished README.md, as `report --card` makes it.")
     ] = None,
@@ -24,7 +26,9 @@ def command(
         str | None, typer.Option("--base", help="The original: measure against it now, for the card.")
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="Text to measure on; default: 'builtin'.")] = None,
-    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", help="Of the commit; default: says what is uploaded.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded; upload nothing.")] = False,
     threads: options.Threads = None,
     json: options.Json = False,

@@ -27,7 +27,9 @@ def command(
     inputs: options.Inputs = None,
     precision: options.Precision = "float32",
     device: options.Device = "cpu",
-    split_max_size: Annotated[str | None, typer.Option("--split-max-size", help="Split files, e.g. 5GB.")] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option("--split-max-size", help="Split into files of at most, e.g. 5GB; default: one file.")
+    ] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     force: options.Force = False,

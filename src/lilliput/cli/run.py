@@ -29,12 +29,21 @@ def command(
     ] = None,
     beams: Annotated[int, typer.Option("--beams", min=1, help="Of an encoder-decoder's answers; 1 is greedy.")] = 1,
     guesses: Annotated[
-        int, typer.Option("--guesses", min=0, help="Most tokens guessed and verified in one pass; same text, faster.")
+        int,
+        typer.Option(
+            "--guesses", min=0, help="Most tokens guessed and verified in one pass; same text, faster; 0 turns it off."
+        ),
     ] = 0,
     draft: Annotated[
-        str | None, typer.Option("--draft", help="A smaller file of the same model that guesses (--guesses 8).")
+        str | None,
+        typer.Option(
+            "--draft",
+            help="A smaller file of the same model that guesses, 8 tokens a pass unless --guesses says otherwise.",
+        ),
     ] = None,
-    context: Annotated[int | None, typer.Option("--context", min=1, help="Tokens of KV cache.")] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, help="Tokens of KV cache; default: prompt and answer.")
+    ] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     json: options.Json = False,
