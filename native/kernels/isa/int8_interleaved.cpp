@@ -56,6 +56,7 @@ void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, st
       const std::int64_t last = (row_end - 1) / kLanes * kLanes;
       RowWords<Format> words(weight, std::min(row + panel * kLanes, last), row_end);
       Format::unpack_rows(words.segment(index), panels[panel]);
+      words.prefetch(index + 1);
     }
     const int groups32 = segment_columns(weight.columns, index) / 32;
     for (std::int64_t token = 0; token < tokens; token += kTokenTile) {

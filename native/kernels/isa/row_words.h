@@ -78,6 +78,18 @@ class RowWords {
   RowWords(const Weight& weight, std::int64_t row, std::int64_t row_end)
       : weight_(weight), row_(row), last_(std::min(row_end - row, std::int64_t{kLanes}) - 1) {}
 
+  // Asks for a segment of interleaved weights that is needed once all tokens have met the current one.
+  // Harmless past the end.
+  void prefetch(std::int64_t index) const {
+    if (!weight_.is_interleaved) return;
+    constexpr int kToL2 = 1;
+    const std::uint8_t* segment = weight_.blocks + row_ * weight_.row_bytes +
+                                  index * kWords<Format> * static_cast<std::int64_t>(sizeof(Int));
+    for (std::size_t i = 0; i < kWords<Format> * sizeof(Int); i += 64) {
+      __builtin_prefetch(segment + i, 0, kToL2);
+    }
+  }
+
   // Valid until the next call.
   const Int* segment(std::int64_t index) {
     if (weight_.is_interleaved) {

@@ -102,6 +102,7 @@ void multiply_chunk(const Product& product, std::int64_t tokens,
     for (int panel = 0; panel < used; ++panel) {
       RowWords<Format> words(weight, row + panel * kLanes, row_end);
       unpack_panel<Format>(words.segment(index), panels[panel]);
+      words.prefetch(index + 1);
     }
     for (std::int64_t token = 0; token < tokens; token += kScaledTile) {
       for (int panel = 0; panel < used; ++panel) {

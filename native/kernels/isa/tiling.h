@@ -44,7 +44,11 @@ inline int segment_columns(std::int64_t columns, std::int64_t index) {
 inline void store_sums(const float* sums, std::int64_t tokens, int rows, float* y,
                        std::int64_t y_stride) {
   for (std::int64_t token = 0; token < tokens; ++token) {
-    std::copy_n(sums + token * kRowBlock, rows, y + token * y_stride);
+    const float* from = sums + token * kRowBlock;
+    float* to = y + token * y_stride;
+    int row = 0;
+    for (; row + kLanes <= rows; row += kLanes) simd::store(to + row, simd::load(from + row));
+    for (; row < rows; ++row) to[row] = from[row];
   }
 }
 
