@@ -20,6 +20,8 @@ inline Float as_float(__m256 a) { return (Float)a; }
 
 inline Float load(const float* p) { return as_float(_mm256_loadu_ps(p)); }
 inline void store(float* p, Float a) { _mm256_storeu_ps(p, (__m256)a); }
+inline void stream(float* p, Float a) { _mm256_stream_ps(p, (__m256)a); }
+inline void end_streams() { _mm_sfence(); }
 inline Int load_int(const void* p) {
   return as_int(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }

@@ -20,6 +20,8 @@ inline Float as_float(__m512 a) { return (Float)a; }
 
 inline Float load(const float* p) { return as_float(_mm512_loadu_ps(p)); }
 inline void store(float* p, Float a) { _mm512_storeu_ps(p, (__m512)a); }
+inline void stream(float* p, Float a) { _mm512_stream_ps(p, (__m512)a); }
+inline void end_streams() { _mm_sfence(); }
 inline Int load_int(const void* p) { return as_int(_mm512_loadu_si512(p)); }
 inline void store_int(void* p, Int a) { _mm512_storeu_si512(p, raw(a)); }
 inline Float broadcast(float a) { return as_float(_mm512_set1_ps(a)); }

@@ -26,6 +26,8 @@ inline Float load(const float* p) {
   return a;
 }
 inline void store(float* p, Float a) { std::memcpy(p, &a, sizeof(a)); }
+inline void stream(float* p, Float a) { store(p, a); }
+inline void end_streams() {}
 inline Int load_int(const void* p) {
   Int a;
   std::memcpy(&a, p, sizeof(a));

@@ -5,6 +5,7 @@
 //
 //   Float, Int         vectors of kLanes float / int32; + - * & | ^ are elementwise
 //   fma, max, sum, ...  what their names say; sum and max_lane join the lanes
+//   stream             store past the caches, p aligned to a vector; end_streams before others read
 //   dot_unsigned, dot_signed
 //                      per lane: accumulator + the sum of four byte products, exact. Weights are
 //                      unsigned up to 63, or signed codes as `signed_codes` returns them; inputs

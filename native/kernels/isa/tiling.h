@@ -40,16 +40,21 @@ inline int segment_columns(std::int64_t columns, std::int64_t index) {
   return static_cast<int>(std::min<std::int64_t>(kSegment, columns - index * kSegment));
 }
 
-// Sums of kRowBlock rows, [token][row], to y.
+// Sums of kRowBlock rows, [token][row], to y. They are too many to stay in a cache until they are
+// read: past the caches, no line is read only to be overwritten.
 inline void store_sums(const float* sums, std::int64_t tokens, int rows, float* y,
                        std::int64_t y_stride) {
   for (std::int64_t token = 0; token < tokens; ++token) {
     const float* from = sums + token * kRowBlock;
     float* to = y + token * y_stride;
     int row = 0;
-    for (; row + kLanes <= rows; row += kLanes) simd::store(to + row, simd::load(from + row));
-    for (; row < rows; ++row) to[row] = from[row];
+    constexpr std::uintptr_t kVector = sizeof(Float);
+    if (reinterpret_cast<std::uintptr_t>(to) % kVector == 0) {
+      for (; row + kLanes <= rows; row += kLanes) simd::stream(to + row, simd::load(from + row));
+    }
+    std::copy(from + row, from + rows, to + row);
   }
+  simd::end_streams();
 }
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA
