@@ -77,6 +77,7 @@ _ZERO = f"{_CT}test_zero_points_are_exact_where_transformers_dequantizes"
 _W8A8 = f"{_CT}test_inputs_in_eight_bits_are_rounded_as_described"
 _STATIC = f"{_CT}test_static_inputs_are_rounded_to_the_range_that_was_measured"
 _MLX = "external/test_mlx_runs_our_folders.py::"
+_VLLM_RUNS = "external/test_vllm_runs_our_folders.py::test_next_tokens_have_the_probabilities_of_our_engine"
 _GGUF_PY = "conformance/test_containers.py::test_gguf_py_reads_our_files_and_decodes_the_same_values"
 _LLAMA_PYTHON = "external/test_llama_cpp_python.py::test_every_format_decodes_there_to_what_it_decodes_to_here"
 # Bits that vLLM's kernels for packed integers take.
@@ -95,7 +96,7 @@ ROWS: tuple[Row, ...] = (
     )),
     Row("compressed-tensors", "int4, int8: g32, g64, g128, channel", _VLLM_BITS, (
         Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
-        Cell(_VLLM, Reading.UNTRIED),
+        Cell(_VLLM, Reading.RUNS, _VLLM_RUNS, "int4 was run; its CPU build has no kernel for int8 weights alone"),
     )),
     Row("compressed-tensors", "other int2 to int8", r"int[2-8]_(?:g\d+|channel|tensor)", (
         Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
@@ -113,13 +114,15 @@ ROWS: tuple[Row, ...] = (
         Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
     )),
     Row("compressed-tensors-w8a8", "int8 a row", r"int8_channel", (
-        Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to int8, a scale a token"), Cell(_VLLM, Reading.UNTRIED),
+        Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to int8, a scale a token"),
+        Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),
     Row("compressed-tensors-w8a8", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
         Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to FP8, a scale a token"), Cell(_VLLM, Reading.UNTRIED),
     )),
     Row("compressed-tensors-w8a8-static", "int8 a row", r"int8_channel", (
-        Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to int8, one scale a layer"), Cell(_VLLM, Reading.UNTRIED),
+        Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to int8, one scale a layer"),
+        Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),
     Row("compressed-tensors-w8a8-static", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
         Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to FP8, one scale a layer"), Cell(_VLLM, Reading.UNTRIED),
@@ -129,14 +132,15 @@ ROWS: tuple[Row, ...] = (
         Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
     )),
     Row("gptq", "int2, int3, int4, int8", r"int[2348]_(?:g\d+|channel)", (
-        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.UNTRIED),
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
+        Cell(_VLLM, Reading.RUNS, _VLLM_RUNS, "int4 was run"),
     )),
     Row("gptq", "the same with zero points", r"int[2348]_(?:g\d+|channel)_asym", (
         Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
         Cell(_VLLM, Reading.REFUSES, note="it has kernels for symmetric GPTQ alone; AWQ or compressed-tensors instead"),
     )),
     Row("awq", "int4 with zero points", r"int4_g\d+_asym", (
-        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.UNTRIED),
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),
     Row("bitsandbytes", "NF4", r"nf4(?:_g\d+)?", (
         Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_four_bit_weights_are_ours_exactly"),

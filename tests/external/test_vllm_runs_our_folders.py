@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM, built for CPUs, runs the folders that we write and predicts what our engine predicts from their weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import environment_python
+from tiny_llama import TEXT, write_tiny_llama
+
+from lilliput import workflows
+from lilliput.containers import open_model
+from lilliput.runtime.session import EngineOptions, Session
+
+pytestmark = [pytest.mark.external, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
+SCRIPT = Path(__file__).with_name("vllm_run.py")
+TOKENS = [int(token) for token in np.random.default_rng(0).integers(2, 380, 24)]
+# What is written, the type that its kernels compute in, and how far a log probability may be. The logits of this random
+# model are large (a bfloat16 near 8 has steps of 0.06), inputs in 8 bits add their own rounding, and inputs beyond the
+# range of the calibration text are clipped where it is static.
+FOLDERS = {
+    "int4.compressed-tensors": ("int4_g128", "bfloat16", 0.15),
+    "int8.w8a8": ("int8_channel", "bfloat16", 0.4),
+    "int8.w8a8-static": ("int8_channel", "bfloat16", 0.8),
+    "int4.gptq": ("int4_g128", "bfloat16", 0.15),
+    "int4.awq": ("int4_g128_asym", "bfloat16", 0.2),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folders")
+    tiny = write_tiny_llama(folder / "tiny")
+    (folder / "text.txt").write_text(TEXT * 20)
+    statistics = folder / "statistics.safetensors"
+    workflows.calibrate(tiny, [folder / "text.txt"], statistics)
+    for name, (kind, _, _) in FOLDERS.items():
+        guidance = workflows.Guidance(statistics=statistics)
+        workflows.quantize(tiny, kind, folder / name, guidance=guidance)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path, request: pytest.FixtureRequest) -> dict[str, dict[str, float | str]]:
+    """All folders in one process: vLLM takes longer to start than to run."""
+    python = environment_python(request, "vllm")
+    jobs = [[str(folder / name), TOKENS, dtype] for name, (_, dtype, _) in FOLDERS.items()]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [python, "-I", SCRIPT, folder / "jobs.json", folder / "out.json"]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert (folder / "out.json").is_file(), run.stderr[-2000:]
+    return dict(zip(FOLDERS, json.loads((folder / "out.json").read_text()), strict=False))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_next_tokens_have_the_probabilities_of_our_engine(
+    name: str, folder: Path, theirs: dict[str, dict[str, float | str]]
+) -> None:
+    found = theirs[name]
+    assert "error" not in found, found
+    session = Session(open_model(folder / name), EngineOptions(activations="f32", kv_format="f32", context=64))
+    logits = np.asarray(session.forward(TOKENS, output="all"))[-1].astype(np.float64)
+    expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    difference = max(abs(float(value) - expected[int(token)]) for token, value in found.items())
+    print(f"{name}: largest difference {difference:.4f} of {len(found)} log probabilities")
+    assert difference < FOLDERS[name][2]
