@@ -472,10 +472,12 @@ def calibrate(
     """
     from lilliput.calibration.collect import CalibrationOptions
     from lilliput.calibration.collect import calibrate as collect_statistics
-    from lilliput.calibration.statistics_file import merge, read_statistics, write_statistics
+    from lilliput.calibration.statistics_file import check_ending, merge, read_statistics, write_statistics
 
     options = options or CalibrateOptions()
     target = Path(output) if output is not None else None
+    if target is not None:
+        check_ending(target)
     if target is not None and target.exists() and not options.force:
         raise CalibrationError(f"{target} exists already; pass --force to replace it or choose another name with -o")
     earlier = [read_statistics(path) for path in options.merge]

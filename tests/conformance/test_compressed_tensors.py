@@ -316,5 +316,5 @@ def test_the_name_of_the_output_decides(tmp_path: Path) -> None:
     assert container_for(tmp_path / "m.compressed-tensors").name == "compressed-tensors"
     assert CONTAINER.recognises(made(tmp_path / "m.compressed-tensors"))
     assert not CONTAINER.recognises(tmp_path)
-    with pytest.raises(ContainerError, match=r"must end in one of \.gguf, \.safetensors, \.compressed-tensors"):
-        container_for(tmp_path / "m.bin")
+    with pytest.raises(ContainerError, match=r"must end in a known ending.*`lilliput formats`"):
+        container_for(tmp_path / "m.mdl")

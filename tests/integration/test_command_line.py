@@ -246,6 +246,27 @@ def test_an_unknown_format_names_three_and_the_list(run: Run, model: Path, tmp_p
     assert "Q4_K_M" in run("formats")[1]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("calibrate", "gulliver", "-o", "stats.txt"), ".safetensors, or in .gguf"),
+        (("quantize", "gulliver", "-o", "model.guff"), "nearest: .gguf"),
+        (("quantize", "gulliver", "--to", "nowhere.yaml"), "cannot read the recipe: No such file or directory"),
+        (("bench", "gulliver", "--prefill", "0", "--decode", "0"), "nothing to measure"),
+    ],
+)
+def test_a_wrong_name_or_number_is_refused_with_what_to_do(run: Run, words: tuple[str, ...], says: str) -> None:
+    code, out, err = run(*words, "--json")
+    assert (code, err.count("\n")) == (1, 1)
+    assert says in err
+    assert says in json.loads(out)["error"]["message"]
+
+
+def test_parts_that_one_tensor_overfills_are_said(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ("quantize", model, "--to", "Q8_0", "-o", tmp_path / "tiny.gguf", "--split-max-size", "1kB")
+    assert "a tensor is never cut, and the largest part has" in run(*words)[2]
+
+
 def test_a_recipe_typo_names_field_and_line(run: Run, model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text('rules:\n  - match: "*"\n    formt: Q8_0\n')
@@ -301,6 +322,7 @@ def test_an_effort_that_needs_a_text_says_so(run: Run, model: Path, tmp_path: Pa
         (("fit", "--from", "work", "--size", "5MB", "-o", "x.gguf", "--tokens", "9"), "--tokens", "with --from"),
         (("fit", "gulliver", "--max-kld", "1", "--search", "agent"), "--search", "with --max-kld"),
         (("quantize", "gulliver", "--inputs", "both"), "--inputs", "without a text"),
+        (("run", "gulliver", "--beams", "2"), "--beams", "on a model that predicts the next token"),
     ],
 )
 def test_an_option_without_effect_is_refused_by_name(

@@ -327,6 +327,12 @@ def _writeable(values: FloatArray) -> FloatArray:
     return values if values.flags.writeable else values.copy()
 
 
+def _first_clause(error: Exception) -> str:
+    """Torch goes on with a list of every kind of device there is."""
+    line = str(error).splitlines()[0]
+    return "no device of torch's" if line.startswith("Expected one of") else line
+
+
 def _usable_device(name: str) -> torch.device:
     import torch
 
@@ -334,7 +340,7 @@ def _usable_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CalibrationError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}; try cpu") from error
+        raise CalibrationError(f"device '{name}' cannot be used: {_first_clause(error)}; give cpu or cuda") from error
     return device
 
 

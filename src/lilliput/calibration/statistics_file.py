@@ -24,7 +24,7 @@ from lilliput.calibration.imatrix import is_imatrix, read_imatrix, write_imatrix
 from lilliput.checkpoints.safetensors_reader import SafetensorsFile
 from lilliput.containers.part_writer import disk_error
 from lilliput.containers.publish import staging_folder
-from lilliput.errors import CalibrationError
+from lilliput.errors import CalibrationError, PublishError
 from lilliput.records import InputStatistics, Statistics
 
 FORMAT = "lilliput.statistics"
@@ -32,11 +32,20 @@ VERSION = "1"
 _PARTS = {"sum_of_squares": ("F64", "<f8"), "absmax": ("F32", "<f4"), "tokens": ("I64", "<i8")}
 
 
+def check_ending(path: Path) -> None:
+    """Raise PublishError for a name that says another kind of file."""
+    if path.suffix.lower() not in (".safetensors", ".gguf"):
+        raise PublishError(
+            f"{path.name}: the name must end in .safetensors, or in .gguf for llama.cpp's imatrix; change it with -o"
+        )
+
+
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Write whole or not at all, replacing what is there; a name that ends in .gguf becomes an imatrix file.
 
     Raises PublishError.
     """
+    check_ending(path)
     with staging_folder(path) as staging:
         part = staging / path.name
         try:

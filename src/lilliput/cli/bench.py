@@ -22,8 +22,11 @@ def command(
 ) -> None:
     """Measure prefill and decode, one process per row, medians with their spread."""
     from lilliput import workflows
+    from lilliput.errors import RuntimeModelError
     from lilliput.runtime.speed import speed_tests
 
+    if prefill == 0 and decode == 0:
+        raise RuntimeModelError("nothing to measure: --prefill and --decode are both 0; give one of them tokens")
     tests = speed_tests(values.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat)
     with progress("measuring") as advance:
         rows = workflows.bench(file, tests, progress=advance)

@@ -76,4 +76,4 @@ def command(
         )
     exact = "every value is the same" if result.is_exact else f"{len(changed)} tensors differ"
     kl = f"; mean KL {result.mean_kl[0]:.3g} ± {result.mean_kl[1]:.2g} nats" if result.mean_kl else ""
-    tell(f"{result.output[0]}: {human_bytes(result.bytes)}, {exact}{kl}; ledger {result.ledger}")
+    tell(f"{result.output[0]}: file {human_bytes(result.bytes)}, {exact}{kl}; ledger {result.ledger}")

@@ -70,6 +70,9 @@ def command(
     output = outputs[0] if outputs else None
     with progress("quantizing") as advance:
         result = workflows.quantize(model, to, output, guidance=guidance, options=chosen, progress=advance)
+    over = max(path.stat().st_size for path in result.output)
+    if split.max_bytes is not None and over > split.max_bytes:
+        warn(f"--split-max-size {split_max_size}: a tensor is never cut, and the largest part has {human_bytes(over)}")
     for warning in result.warnings:
         warn(warning)
     if json:

@@ -15,7 +15,13 @@ from lilliput.cli.output import print_json, say, tell
 DRAFT_GUESSES = 8
 
 
+# What the next token is drawn by, and what a search for an answer takes instead.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "guesses", "draft")
+ANSWERING = ("beams",)
+
+
 def command(
+    call: typer.Context,
     file: Annotated[str, typer.Argument(help="Model to run: GGUF, lilliput safetensors or Hugging Face folder.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; may be empty.")] = "",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Most tokens to generate.")] = 128,
@@ -58,6 +64,7 @@ def command(
     from lilliput.runtime.session import EngineOptions
 
     if sequences.task_of(file, revision) != "next_token":
+        options.refuse(call, SAMPLING, "on a model that does not predict the next token; leave it out")
         answers = AnswerOptions(beams=beams, max_length=max_tokens + 1)
         found = sequences.run(file, prompt, answers=answers, engine=EngineOptions(threads, context), revision=revision)
         if json:
@@ -65,6 +72,7 @@ def command(
         else:
             tell(found.to_text())
         return
+    options.refuse(call, ANSWERING, "on a model that predicts the next token; leave it out")
     sampling = SamplingOptions(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=values.chosen_seed(seed),

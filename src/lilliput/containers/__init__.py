@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from lilliput.checkpoints.huggingface import HuggingFaceModel
@@ -106,8 +107,12 @@ def container_for(target: Path) -> Container:
         if target.name.endswith(container.suffix):
             return container
     not_written(target.suffix)
-    known = ", ".join(container.suffix for container in (*CONTAINERS, *FOLDERS))
-    raise ContainerError(f"{target.name}: the name must end in one of {known}; it decides the file format")
+    suffixes = [container.suffix for container in (*CONTAINERS, *FOLDERS)]
+    near = get_close_matches(target.suffix, suffixes, n=3, cutoff=0.0)
+    raise ContainerError(
+        f"{target.name}: the name must end in a known ending, which decides the file format; nearest: "
+        f"{', '.join(near)}; `lilliput formats` lists all"
+    )
 
 
 def _open_folder(folder: Path) -> ModelSource:

@@ -232,7 +232,8 @@ def find_recipe(name: str, *, presets_only: bool = False) -> Recipe:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{name}: cannot read the recipe: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise RecipeError(f"{name}: cannot read the recipe: {why}") from error
         recipe = parse_recipe(text, path.name)
         return recipe if recipe.name else recipe.model_copy(update={"name": path.stem})
     wanted = name.upper().removeprefix("GGUF:")

@@ -78,7 +78,7 @@ def _read_unicode(path: Path) -> str:
         if data.startswith(GZIP_MAGIC):
             data = gzip.decompress(data)
     except FileNotFoundError as error:
-        raise TextError(f"{path}: no such file") from error
+        raise TextError(f"{path}: no such file; give a text or JSONL file, gzipped or not") from error
     except (OSError, EOFError, zlib.error) as error:
         raise TextError(f"{path}: cannot be read: {error}") from error
     try:
