@@ -98,6 +98,14 @@ def read_recipe(recipe: str | Path | Mapping[str, object] | ModuleRecipe) -> Mod
     if isinstance(recipe, str) and not recipe.endswith((".yaml", ".yml")):
         get_scheme(recipe)
         return ModuleRecipe(name=recipe, rules=(ModuleRule(scheme=recipe),))
+    if not isinstance(recipe, str | Path | Mapping):
+        raise RecipeError(
+            f"the recipe is a {type(recipe).__name__}; give a scheme's name, a YAML file's path, or what it holds"
+        )
+    if isinstance(recipe, str | Path) and not Path(recipe).is_file():
+        raise RecipeError(
+            f"recipe {recipe}: no such file; give the path of a YAML file, or a scheme such as W8A8-dynamic"
+        )
     try:
         content = recipe if isinstance(recipe, Mapping) else safe_load(Path(recipe).read_text(encoding="utf-8"))
         return ModuleRecipe.model_validate(content)

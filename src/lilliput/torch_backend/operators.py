@@ -211,6 +211,14 @@ def _bound_weight(weight: Sequence[torch.Tensor], rows: int, columns: int) -> _n
     return bound
 
 
+def _refuse_gradient(_context: object, *_gradients: torch.Tensor | None) -> None:
+    raise RuntimeError(
+        "a quantized layer has no gradient (autograd): codes cannot be trained. Train the float model and quantize it "
+        "afterwards, run this one under torch.no_grad(), or keep the layers that are to be trained: "
+        "quantize_(model, scheme, keep=[names])"
+    )
+
+
 @torch.library.custom_op("lilliput::blocks_linear", mutates_args=())
 def blocks_linear(
     x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, number_format: str, exact_input: bool
@@ -237,6 +245,10 @@ def _(
     x: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, number_format: str, exact_input: bool
 ) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], blocks.shape[0]))
+
+
+torch.library.register_autograd("lilliput::integer_linear", _refuse_gradient)
+torch.library.register_autograd("lilliput::blocks_linear", _refuse_gradient)
 
 
 @torch.library.custom_op("lilliput::decode", mutates_args=())

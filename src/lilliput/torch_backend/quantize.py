@@ -8,6 +8,7 @@ Steps   1. rules give every linear and embedding module a scheme, or a reason to
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from lilliput.torch_backend.scheme import LayerScheme
 from lilliput.torch_backend.stored_weight import StoredWeight
 from lilliput.torch_backend.weight_planes import made_planes
 from lilliput.transforms.smooth_quant import smoothing_factors
+
+# What the report says of modules that are none of ours to replace, before their class.
+ALIEN = "no replacement for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ def quantize_(
     Returns what became of every module, with bytes; what stays float is there with its reason.
     Raises RecipeError for a recipe that cannot be, CalibrationError where data are missing.
     """
+    _check_model(model)
     rules = read_recipe(recipe)
     if keep:
         kept = [{"modules": pattern, "keep": True} for pattern in keep]
@@ -67,7 +72,7 @@ def quantize_(
         )
     chosen, notes = _choose(model, rules)
     if not chosen:
-        raise RecipeError("no module of this model is quantized by this recipe: " + _reasons(notes))
+        raise RecipeError("no module of this model is quantized by this recipe: " + _reasons(model, notes))
     factors, fixed = _calibrate(model, chosen, calibration)
     made: dict[int, StoredWeight] = {}
     for choice in chosen:
@@ -218,7 +223,7 @@ def _why_not(module: torch.nn.Module) -> str:
         return ""
     if isinstance(module, torch.nn.Embedding | torch.nn.Linear):
         return f"a {type(module).__name__} computes in a way of its own"
-    return f"no replacement for {type(module).__name__}"
+    return f"{ALIEN} {type(module).__name__}"
 
 
 def _set_module(model: torch.nn.Module, name: str, new: torch.nn.Module) -> None:
@@ -226,8 +231,35 @@ def _set_module(model: torch.nn.Module, name: str, new: torch.nn.Module) -> None
     setattr(model.get_submodule(parent), child, new)
 
 
-def _reasons(notes: Mapping[str, str]) -> str:
+def _check_model(model: object) -> None:
+    """Raise RecipeError for what is no float module: a path, a class, a model that was quantized before."""
+    if isinstance(model, str | Path):
+        raise RecipeError(
+            f"quantize_ takes a torch.nn.Module, and '{model}' is a name; load it first, with "
+            "AutoModel….from_pretrained, or quantize the folder to a file with `lilliput quantize`"
+        )
+    if not isinstance(model, torch.nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise RecipeError(f"quantize_ takes a torch.nn.Module, and this is {kind}")
+    if isinstance(model, StoredWeight):
+        raise RecipeError("this layer is quantized already; quantize the float one it came from")
+
+
+def _reasons(model: torch.nn.Module, notes: Mapping[str, str]) -> str:
+    """Why nothing is left to do."""
+    ours = sum(isinstance(module, StoredWeight) for module in model.modules())
+    if ours:
+        return (
+            f"it is quantized already ({ours} modules); load the float model again to quantize it otherwise, or call "
+            "model.dequantize() on one of transformers"
+        )
+    kinds = Counter(type(model.get_submodule(name)).__name__ for name, note in notes.items() if note.startswith(ALIEN))
     listed = [f"{name}: {note}" for name, note in notes.items() if note]
+    if kinds and sum(kinds.values()) == len(listed):
+        named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
+        return (
+            f"it has no linear or embedding modules, only {named}; linear layers and embeddings are what is quantized"
+        )
     return "; ".join(listed[:3]) or "it has no linear or embedding modules"
 
 

@@ -14,6 +14,7 @@ FP8-dynamic, FP8-static   8-bit floats on both sides; inputs simulated
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from lilliput.activations import (
     RANGE_METHODS,
@@ -28,6 +29,10 @@ from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.torch_backend.integer_form import has_integer_form
 
+# As people write them.
+SPELLED = (
+    "W8A8-dynamic", "W8A8-static", "W4A8-dynamic", "W8A16", "W4A16", "LLM.int8", "FP8-dynamic", "FP8-static"
+)  # fmt: skip
 SCHEMES = {
     "w8a8-dynamic": "int8_channel/int8_token",
     "w8a8-static": "int8_channel/int8_static_asym",
@@ -86,7 +91,19 @@ def get_scheme(name: str, *, ranges: str = "min_max", smoothing: float = 0.0) ->
     try:
         return LayerScheme(get_format(weight), get_input_format(inputs or "f32"), ranges, smoothing)
     except FormatError as error:
-        raise RecipeError(f"scheme '{name}': {error}; schemes: {', '.join(SCHEMES)}, or <format>/<inputs>") from error
+        near = " or ".join(repr(each) for each in _near(name))
+        # A list of all formats would bury what was meant.
+        why = f"did you mean {near}?" if near else f"{error};"
+        raise RecipeError(
+            f"unknown scheme '{name}': {why} schemes: {', '.join(SPELLED)}, or <format>/<inputs>"
+        ) from error
+
+
+def _near(name: str) -> list[str]:
+    """Schemes that a wrong name may have meant, as they are written: those that it begins, else the likest."""
+    begun = [scheme for scheme in SPELLED if scheme.lower().startswith(name.lower())] if name else []
+    spelled = {scheme.lower(): scheme for scheme in SPELLED}
+    return begun or [spelled[each] for each in get_close_matches(name.lower(), spelled, n=2, cutoff=0.6)]
 
 
 __all__ = ["SCHEMES", "FloatInputs", "LayerScheme", "PlainInputs", "get_scheme"]

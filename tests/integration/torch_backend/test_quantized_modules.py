@@ -107,7 +107,7 @@ def test_weights_without_integer_arithmetic_are_refused_for_integer_inputs() -> 
     for name in ("nf4/int8_token", "Q4_K/int8_token", "fp8_e4m3_channel/int8_g32"):
         with pytest.raises(RecipeError, match="no integer arithmetic"):
             lt.get_scheme(name)
-    with pytest.raises(RecipeError, match="schemes: w8a8-dynamic"):
+    with pytest.raises(RecipeError, match="schemes: W8A8-dynamic"):
         lt.get_scheme("W9A9")
 
 
@@ -346,11 +346,60 @@ def test_a_compiled_model_has_no_break_and_gives_the_same(scheme: str) -> None:
         assert torch.equal(compiled(ids()), wanted)
 
 
-def test_gradients_are_refused_rather_than_wrong() -> None:
-    layer = lt.QuantizedLinear.from_float(linear(), "W8A8-dynamic")
+@pytest.mark.parametrize("scheme", ["W8A8-dynamic", "Q4_K"])
+def test_gradients_are_refused_with_what_to_do_instead(scheme: str) -> None:
+    layer = lt.QuantizedLinear.from_float(linear(), scheme)
     x = torch.randn(2, 256, requires_grad=True)
-    with pytest.raises(RuntimeError, match="autograd"):
+    with pytest.raises(RuntimeError, match=r"no gradient \(autograd\).*Train the float model"):
         layer(x).sum().backward()
+
+
+def test_a_second_time_is_told_as_such() -> None:
+    model = network()
+    lt.quantize_(model)
+    with pytest.raises(RecipeError, match=r"quantized already \(4 modules\).*float model"):
+        lt.quantize_(model, "W4A16")
+    with pytest.raises(RecipeError, match="quantized already"):
+        lt.quantize_(model[1])
+
+
+def test_a_model_of_convolutions_alone_says_what_it_has() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.LSTM(8, 8)
+    )
+    with pytest.raises(RecipeError, match=r"only 2 Conv2d, 1 LSTM"):
+        lt.quantize_(model)
+
+
+def test_what_is_no_model_is_refused_by_what_it_is() -> None:
+    with pytest.raises(RecipeError, match=r"'bert-base' is a name; load it first"):
+        lt.quantize_("bert-base")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="this is the class Linear"):
+        lt.quantize_(torch.nn.Linear)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="this is a dict"):
+        lt.quantize_({})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("W8A8", "'W8A8-dynamic' or 'W8A8-static'"),
+        ("w8a8_dynamic", "'W8A8-dynamic'"),
+        ("fp8", "'FP8-dynamic' or 'FP8-static'"),
+        ("LLM.int4", "'LLM.int8'"),
+    ],
+)
+def test_a_wrong_scheme_suggests_the_near_one(wrong: str, meant: str) -> None:
+    with pytest.raises(RecipeError, match=rf"unknown scheme '{wrong}': did you mean {meant}"):
+        lt.quantize_(network(), wrong)
+
+
+def test_a_missing_recipe_file_and_a_recipe_of_another_type_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "mine.yaml", str(tmp_path / "mine.yaml")):
+        with pytest.raises(RecipeError, match=r"mine\.yaml: no such file"):
+            lt.quantize_(network(), path)
+    with pytest.raises(RecipeError, match="the recipe is a int"):
+        lt.quantize_(network(), 8)  # type: ignore[arg-type]
 
 
 def test_inputs_on_the_meta_device_give_shapes() -> None:
