@@ -17,7 +17,16 @@ from lilliput.calibration.builtin_mix import builtin_texts
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import EvaluationError, RuntimeModelError, TextError
 from lilliput.evaluation.model_logits import EvaluationOptions
-from lilliput.evaluation.sequences import AnswerScores, ClassScores, Sample, Scores, VectorScores, measure
+from lilliput.evaluation.sequences import (
+    AnswerScores,
+    ClassScores,
+    PlaceScores,
+    Sample,
+    Scores,
+    VectorScores,
+    measure,
+)
+from lilliput.runtime import encoder_heads as heads
 from lilliput.runtime.answers import AnswerOptions, answer
 from lilliput.runtime.encoder_decoder import EncoderDecoderSession
 from lilliput.runtime.encoder_session import EncoderSession
@@ -115,15 +124,18 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """What a model made of one text: one of the three.
+    """What a model made of one text: one of these.
 
     vector: of the sentence.  classes: label -> probability.  answer: text, its tokens beside it.
+    tags: token, its likeliest label, that one's probability.  guesses: for each mask, tokens with their probabilities.
     """
 
     vector: tuple[float, ...] = ()
     classes: tuple[tuple[str, float], ...] = ()
     answer: str | None = None
     token_ids: tuple[int, ...] = ()
+    tags: tuple[tuple[str, str, float], ...] = ()
+    guesses: tuple[tuple[tuple[str, float], ...], ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """The contract of `lilliput run --json` for such models."""
@@ -131,12 +143,20 @@ class SequenceResult:
             return {"vector": [*self.vector]}
         if self.classes:
             return {"classes": dict(self.classes)}
+        if self.tags:
+            return {"tags": [{"token": token, "label": label, "probability": p} for token, label, p in self.tags]}
+        if self.guesses:
+            return {"masks": [[{"token": token, "probability": p} for token, p in mask] for mask in self.guesses]}
         return {"text": self.answer, "token_ids": [*self.token_ids]}
 
     def to_text(self) -> str:
         """For people: the answer, or classes from the likeliest on, or the vector's numbers."""
         if self.classes:
             return "\n".join(f"{share:.4f} {name}" for name, share in sorted(self.classes, key=lambda item: -item[1]))
+        if self.tags:
+            return "\n".join(f"{share:.4f} {label} {token}" for token, label, share in self.tags)
+        if self.guesses:
+            return "\n".join("  ".join(f"{share:.4f} {token}" for token, share in mask) for mask in self.guesses)
         return self.answer if self.answer is not None else " ".join(f"{value:.6f}" for value in self.vector)
 
 
@@ -162,6 +182,12 @@ def run(
                 shares = np.exp(logits - logits.max())
                 shares /= shares.sum()
                 return SequenceResult(classes=tuple(zip(session.traits.labels, shares.tolist(), strict=True)))
+            case "tagging":
+                return SequenceResult(tags=heads.tags(EncoderSession(source, engine), tokenizer, text))
+            case "spans":
+                return SequenceResult(answer=heads.span(EncoderSession(source, engine), tokenizer, text))
+            case "masked_token":
+                return SequenceResult(guesses=heads.guesses(EncoderSession(source, engine), tokenizer, text))
             case "sequence_to_sequence":
                 found = answer(EncoderDecoderSession(source, engine, beams=answers.beams), tokens, answers)
                 ends = {found.token_ids[0], *(source.config.decoder.end_token_ids if source.config.decoder else ())}
@@ -180,13 +206,17 @@ def _samples(source: ModelSource, path: Path, limit: int | None) -> Iterator[Sam
         tokens = tokenizer.encode(text, add_special=True)
         if len(tokens) > context:
             tokens = [*tokens[: context - 1], tokens[-1]]
+        masked: tuple[tuple[int, int], ...] = ()
+        if source.config.task == "masked_token":
+            tokens, masked = heads.masked(tokens, tokenizer)
         used += len(tokens)
         if limit is not None and used > limit:
             return
         answer_tokens = None
         if wanted is not None and source.config.decoder is not None:
             answer_tokens = (source.config.decoder.start_token_id, *tokenizer.encode(wanted, add_special=True))
-        yield Sample(tokens, _label_index(label, labels, path), answer_tokens)
+        is_of_text = source.config.task == "classification"
+        yield Sample(tokens, _label_index(label, labels, path) if is_of_text else None, answer_tokens, masked=masked)
 
 
 def _label_index(label: object, labels: tuple[str, ...], path: Path) -> int | None:
@@ -233,6 +263,14 @@ def _numbers(scores: Scores) -> dict[str, float | None]:
             }
         case ClassScores(agreement, kld, accuracy):
             found = {"agreement": agreement, "mean_kld": kld.value, "mean_kld_stderr": kld.stderr, "accuracy": accuracy}
+        case PlaceScores(exact, agreement, kld, accuracy):
+            found = {
+                "exact": exact,
+                "agreement": agreement,
+                "mean_kld": kld.value,
+                "mean_kld_stderr": kld.stderr,
+                "accuracy": accuracy,
+            }
         case AnswerScores(exact, kld, same_top, wanted):
             found = {
                 "exact": exact,

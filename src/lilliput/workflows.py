@@ -19,7 +19,7 @@ from lilliput.architectures.prediction_heads import described_heads
 from lilliput.arrays import IntArray
 from lilliput.calibration.block_stream import Precision
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
-from lilliput.calibration.enough_text import check_enough, few_tokens_notes
+from lilliput.calibration.enough_text import check_enough, check_runnable, few_tokens_notes
 from lilliput.calibration.expert_inputs import knows_inputs
 from lilliput.calibration.input_ranges import input_ranges
 from lilliput.checkpoints.model_source import ModelSource
@@ -36,6 +36,7 @@ from lilliput.evaluation.compare import EvaluationResult
 from lilliput.evaluation.model_logits import EvaluationOptions, compare_models
 from lilliput.methods import METHODS
 from lilliput.models import BUILT_IN, gulliver
+from lilliput.pipeline.correct_biases import corrects_biases, with_biases
 from lilliput.pipeline.quantize_blocks import StreamInputs, StreamOptions, needs_stream, quantize_blocks
 from lilliput.pipeline.quantize_tensors import Done, quantized_tensors
 from lilliput.pipeline.transform_model import check_guidance, decided, outlined, transform_plans
@@ -67,6 +68,8 @@ FINGERPRINT_KEY = "lilliput.fingerprint"
 EFFORTS = {"fast": "searched_scales", "balanced": "feedback", "best": "feedback"}
 # Enough for the Hessian of 4,096 inputs; more text gains little and costs time in proportion.
 STREAM_TOKENS = 65_536
+# Encoders read sentences and passages: fitted to chunks of 512 tokens, int4 costs MiniLM's sentences twice as much.
+ENCODER_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +192,8 @@ def _planned(
     source: ModelSource, to: str | Recipe, container: Container | None, guidance: Guidance, options: QuantizeOptions
 ) -> tuple[ModelSource, Plan]:
     """The model as its transforms will leave it, headers only, and the plan for that."""
-    if source.config.unknown is not None and guidance.text:
-        raise CalibrationError(
-            f"{source.config.unknown.model_type}: lilliput cannot run this architecture, so it cannot look at its "
-            "inputs on a text; leave --text out, or give --statistics or --imatrix by the checkpoint's tensor names"
-        )
+    if guidance.text:
+        check_runnable(source.config)
     recipe = find_recipe(to) if isinstance(to, str) else to
     transforms = [parse_transform(words) for words in (*recipe.transforms, *options.transforms)]
     has_statistics = guidance.is_given and not guidance.text
@@ -410,8 +410,10 @@ class _Job:
             threads=self.options.threads or default_threads(),
         )
         done = quantize_blocks(self.source, self.plan, chunks, folder, stream, progress)
+        if corrects_biases(self.source):
+            done = with_biases(self.source, self.plan, done, chunks, folder, stream.threads)
         if self.options.effort == "best":
-            known = folder.finished("tuned", tuned_rows(self.plan, done))
+            known = folder.finished("tuned", tuned_rows(self.source, self.plan, done))
             if known is None:
                 known = tune(self.source, self.plan, done, chunks, TuneOptions(threads=stream.threads), progress)
                 folder.finish("tuned", known)
@@ -610,8 +612,10 @@ def _chunks(source: ModelSource, texts: Sequence[Path], tokens: int | None) -> I
     """Token ids [chunks, chunk_size] of the text to quantize on."""
     from lilliput.calibration.data import calibration_chunks
 
-    size = min(CalibrateOptions().chunk_size, source.config.context_length)
-    chunks = calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens)
+    is_encoder = source.config.encoder is not None
+    size = ENCODER_CHUNK if is_encoder else CalibrateOptions().chunk_size
+    size = min(size, source.config.context_length)
+    chunks = calibration_chunks(source.vocabulary(), texts, chunk_size=size, tokens=tokens, has_ends=is_encoder)
     check_enough(chunks, texts)
     return chunks
 

@@ -61,11 +61,23 @@ CASES = [
     Case("bert-regression", "bert", {"num_labels": 1}, "ForSequenceClassification"),
     Case("roberta", "roberta", {"type_vocab_size": 1}),
     Case("roberta-classes", "roberta", {"type_vocab_size": 1, **LABELS}, "ForSequenceClassification"),
+    Case("bert-tags", "bert", LABELS, "ForTokenClassification"),
+    Case("bert-spans", "bert", {}, "ForQuestionAnswering"),
+    Case("bert-masked", "bert", {}, "ForMaskedLM"),
+    Case("bert-masked-relu", "bert", {"hidden_act": "relu"}, "ForMaskedLM", ignored={"activation": "gelu"}),
+    Case("bert-masked-untied", "bert", {"tie_word_embeddings": False}, "ForMaskedLM"),
+    Case("roberta-tags", "roberta", {"type_vocab_size": 1, **LABELS}, "ForTokenClassification"),
+    Case("roberta-spans", "roberta", {"type_vocab_size": 1}, "ForQuestionAnswering"),
+    Case("roberta-masked", "roberta", {"type_vocab_size": 1}, "ForMaskedLM"),
     Case("xlm-roberta", "xlm-roberta", {"type_vocab_size": 1}),
     Case("camembert", "camembert", {"type_vocab_size": 1}),
 ]
-IN_GGUF = [case for case in CASES if case.fields.get("hidden_act", "gelu") == "gelu"]
-CLASSES = {"Model": "AutoModel", "ForSequenceClassification": "AutoModelForSequenceClassification"}
+OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
+IN_GGUF = [case for case in CASES if case.fields.get("hidden_act", "gelu") == "gelu" and case.head not in OF_TOKENS]
+CLASSES = {
+    "Model": "AutoModel", "ForSequenceClassification": "AutoModelForSequenceClassification",
+    **{head: f"AutoModel{head}" for head in OF_TOKENS},
+}  # fmt: skip
 
 
 def saved_model(case: Case, folder: Path):
@@ -84,6 +96,10 @@ def saved_model(case: Case, folder: Path):
 def their_output(model, case: Case, tokens: list[int], segments: list[int]):
     with torch.no_grad():
         found = model(torch.tensor([tokens]), token_type_ids=torch.tensor([segments]))
+    if case.head == "ForQuestionAnswering":
+        return torch.stack((found.start_logits[0], found.end_logits[0]), -1).double().numpy()
+    if case.head in OF_TOKENS:
+        return found.logits[0].double().numpy()
     return (found.logits if case.head != "Model" else found.last_hidden_state[0]).double().numpy()
 
 
@@ -121,7 +137,7 @@ def test_our_program_and_engine_give_what_transformers_gives(case: Case, tmp_pat
         without = replace(source.config, encoder=replace(source.config.encoder, **in_traits), **others)
         assert np.abs(reference(without) - theirs).max() > case.margin * limit
     session = EncoderSession(source, EngineOptions(threads=1, activations="f32"))
-    engine = session.run(tokens, "all" if case.head == "Model" else "first", segments)
+    engine = session.run(tokens, "first" if case.head == "ForSequenceClassification" else "all", segments)
     assert np.abs(engine - theirs).max() <= 2 * limit
 
 
@@ -191,7 +207,7 @@ def test_vectors_are_pooled_as_sentence_transformers_says(
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder"),
         ({"hidden_act": "mish"}, "hidden_act"),
-        ({"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering"),
+        ({"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice"),
         ({"sentence_transformers": {"Dense": {}}}, "modules.json has a module Dense"),
         ({"sentence_transformers": {"Pooling": {"pooling_mode_max_tokens": True}}}, "pooling_mode_max_tokens"),
     ],
@@ -239,3 +255,30 @@ def test_gguf_metadata_gives_the_same_program_back() -> None:
     metadata = {**bert.gguf_metadata(config), "general.architecture": "bert"}
     again = architecture_for_gguf(metadata).config_from_gguf(metadata, shapes)
     assert again == config
+
+
+def test_a_bert_that_was_also_trained_on_pairs_of_sentences_opens(tmp_path: Path) -> None:
+    """bert-base-uncased keeps a pooler and that head beside the masked one."""
+    from safetensors.numpy import load_file, save_file
+
+    case = next(case for case in CASES if case.name == "bert-masked")
+    saved_model(case, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    bias = stored.get("cls.predictions.decoder.bias", stored.get("cls.predictions.bias"))
+    extra = {
+        "cls.predictions.bias": bias, "cls.predictions.decoder.bias": bias,
+        "cls.predictions.decoder.weight": stored["bert.embeddings.word_embeddings.weight"],
+        "cls.seq_relationship.weight": np.ones((2, 64), np.float32),
+        "cls.seq_relationship.bias": np.ones(2, np.float32),
+        "bert.pooler.dense.weight": np.ones((64, 64), np.float32), "bert.pooler.dense.bias": np.ones(64, np.float32),
+    }  # fmt: skip
+    save_file({**stored, **extra}, tmp_path / "model.safetensors")
+    source = open_model(tmp_path)
+    assert {"cls.weight", "next_sentence.weight"} <= set(source.headers)
+    assert source.config.task == "masked_token"
+    assert source.config.tied
+    file = tmp_path / "made.safetensors"
+    workflows.quantize(tmp_path, "int8_channel", file, options=workflows.QuantizeOptions(threads=1))
+    assert set(open_model(file).headers) == set(source.headers)
+    with pytest.raises(LilliputError, match=r"masked token.*safetensors"):
+        workflows.quantize(tmp_path, "Q8_0", tmp_path / "made.gguf")

@@ -151,3 +151,91 @@ def test_bench_times_a_whole_text(run: Run, folder: Path) -> None:
     else:
         assert code == 0, err
         assert json.loads(out)
+
+
+HEADS = {"masked": "BertForMaskedLM", "tags": "BertForTokenClassification", "spans": "BertForQuestionAnswering"}
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    path = tmp_path_factory.mktemp(str(request.param))
+    torch.manual_seed(0)
+    settings = transformers.BertConfig(
+        vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.2, num_labels=2 if request.param == "spans" else 3,
+    )  # fmt: skip
+    getattr(transformers, HEADS[request.param])(settings).save_pretrained(path)
+    described = json.loads((path / "config.json").read_text())
+    marks = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "tokenizer_class": "BertTokenizer"}
+    return request.param, write_folder(path, wordpiece(600), **{**described, **marks})
+
+
+def test_heads_of_tokens_are_quantized_run_and_measured(
+    run: Run, head: tuple[str, Path], text: Path, tmp_path: Path
+) -> None:
+    kind, folder = head
+    files = [tmp_path / f"{name}.safetensors" for name in ("INT8_CHANNEL", "INT4_G32")]
+    for file in files:
+        code, _, err = run("quantize", folder, "--to", file.stem, "-o", file, "--threads", 1)
+        assert code == 0, err
+    code, out, err = run("eval", folder, *files, "--text", text, "--json", "--threads", 1)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["task"] == {"masked": "masked_token", "tags": "tagging", "spans": "spans"}[kind]
+    eight, four = found["files"]
+    assert eight["mean_kld"] < four["mean_kld"]
+    assert 0.9 < eight["agreement"] <= 1.0
+    assert eight["agreement"] >= four["agreement"]
+    assert (eight["accuracy"] is not None) == (kind == "masked")
+
+
+def test_heads_say_what_transformers_pipelines_say(run: Run, head: tuple[str, Path]) -> None:
+    kind, folder = head
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if kind == "masked":
+        prompt = "the [MASK] is a line"
+        theirs = transformers.pipeline("fill-mask", str(folder), tokenizer=tokenizer)(prompt)
+        wanted = [(item["token_str"].removeprefix("##"), item["score"]) for item in theirs]
+    elif kind == "tags":
+        prompt = "the cat is a line"
+        theirs = transformers.pipeline("token-classification", str(folder), tokenizer=tokenizer, ignore_labels=[])(
+            prompt
+        )
+        wanted = [(item["word"].removeprefix("##"), item["entity"], item["score"]) for item in theirs]
+    else:
+        prompt = "who is it\nthe cat is a line of text about the dog"
+        model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder)
+        both = tokenizer(*prompt.split("\n"), return_tensors="pt")
+        with torch.no_grad():
+            output = model(**both)
+        scores = output.start_logits[0][:, None] + output.end_logits[0][None]
+        places = torch.arange(len(scores))
+        inside = (both["token_type_ids"][0] == 1) & (both["input_ids"][0] != tokenizer.sep_token_id)
+        length = places[None] - places[:, None]
+        allowed = inside[:, None] & inside[None] & (length >= 0) & (length < 15)
+        best = int(scores.masked_fill(~allowed, -torch.inf).argmax())
+        ids = both["input_ids"][0, best // len(scores) : best % len(scores) + 1]
+        wanted = [tokenizer.decode(ids)]
+    code, out, err = run("run", folder, "-p", prompt, "--json", "--threads", 1)
+    assert code == 0, err
+    found = json.loads(out)
+    if kind == "masked":
+        assert [item["token"] for item in found["masks"][0]] == [token for token, _ in wanted]
+        np.testing.assert_allclose(
+            [item["probability"] for item in found["masks"][0]], [p for _, p in wanted], rtol=0.02
+        )
+    elif kind == "tags":
+        assert [(item["token"], item["label"]) for item in found["tags"]] == [item[:2] for item in wanted]
+        np.testing.assert_allclose(
+            [item["probability"] for item in found["tags"]], [p for _, _, p in wanted], rtol=0.02
+        )
+    else:
+        assert found["text"] == wanted[0].removeprefix("##")
+
+
+def test_a_prompt_that_a_head_cannot_use_is_told_what_it_needs(run: Run, head: tuple[str, Path]) -> None:
+    kind, folder = head
+    code, _, err = run("run", folder, "-p", "one line and no mark", "--threads", 1)
+    assert (code == 0) == (kind == "tags")
+    if kind != "tags":
+        assert {"masked": "[MASK]", "spans": "a line break and the passage"}[kind] in err

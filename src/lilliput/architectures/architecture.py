@@ -25,7 +25,12 @@ Residual = Literal["sequential", "parallel", "norm_after"]
 # How an encoder's hidden states become one vector: their mean, or the first token's.
 Pooling = Literal["mean", "cls"]
 # What a model is for, and so how it is run and measured.
-Task = Literal["next_token", "embedding", "classification", "sequence_to_sequence"]
+Task = Literal[
+    "next_token", "embedding", "classification", "sequence_to_sequence", "masked_token", "tagging", "spans"
+]  # fmt: skip
+# What an encoder's head tells: a class of the text (vectors without labels), a tag of each token, where an answer
+# starts and ends, or the token behind each mask.
+EncoderHead = Literal["text", "tags", "spans", "masked"]
 # Of models without rotary positions.
 NO_ROPE = RopeFrequencies(1.0, 0)
 
@@ -37,6 +42,7 @@ class EncoderTraits:
     segments: rows of the segment embedding, 0 for none.
     has_pooler: before the classes are told apart, the first token goes through a dense layer and tanh.
     is_normalized: sentence vectors have length 1.  labels: names of the classes, empty without such a head.
+    head: what the labels are told of.
     """
 
     segments: int = 0
@@ -45,6 +51,7 @@ class EncoderTraits:
     is_normalized: bool = False
     has_pooler: bool = False
     labels: tuple[str, ...] = ()
+    head: EncoderHead = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,10 @@ class ModelConfig:
             return "sequence_to_sequence"
         if self.encoder is None:
             return "next_token"
-        return "classification" if self.encoder.labels else "embedding"
+        if self.encoder.head == "text":
+            return "classification" if self.encoder.labels else "embedding"
+        tasks: dict[EncoderHead, Task] = {"tags": "tagging", "spans": "spans", "masked": "masked_token"}
+        return tasks[self.encoder.head]
 
     def is_windowed(self, layer: int) -> bool:
         """Whether attention of this layer has the sliding window."""

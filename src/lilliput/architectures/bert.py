@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from lilliput.architectures import encoder
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
@@ -31,7 +32,8 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
 
 def tensor_table(config: ModelConfig) -> tuple[TensorEntry, ...]:
     """Every tensor, in file order."""
-    return encoder.tensor_table(config, _spelled, _spelled("embeddings.position_embeddings.weight"))
+    spelled = partial(_spelled, head="qa_outputs" if config.task == "spans" else "classifier")
+    return encoder.tensor_table(config, spelled, _spelled("embeddings.position_embeddings.weight"))
 
 
 def program(config: ModelConfig) -> Program:
@@ -39,9 +41,13 @@ def program(config: ModelConfig) -> Program:
     return encoder.program(config)
 
 
-def _spelled(name: str) -> Source:
+def _spelled(name: str, head: str = "classifier") -> Source:
     """With and without the prefix that models with a head have, and as TensorFlow's checkpoints called norms."""
     if name.startswith("classifier"):
+        return Named(name.replace("classifier", head))
+    if name == encoder.MASKED_BIAS:
+        return FirstOf((Named("cls.predictions.decoder.bias"), Named(name)))
+    if name.startswith(("cls.predictions.decoder", encoder.NEXT_SENTENCE)):
         return Named(name)
     old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
     names = dict.fromkeys((name, f"bert.{name}", old, f"bert.{old}"))

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from lilliput.architectures.architecture import (
     NO_ROPE,
+    EncoderHead,
     EncoderTraits,
     Json,
     ModelConfig,
@@ -49,6 +50,14 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
+# Class of the checkpoint -> what its head tells, and whether `id2label` names it.
+_HEADS: Mapping[str, tuple[EncoderHead, bool]] = {
+    "ForSequenceClassification": ("text", True),
+    "ForTokenClassification": ("tags", True),
+    "ForQuestionAnswering": ("spans", False),
+    "ForMaskedLM": ("masked", False),
+    "Model": ("text", False),
+}
 # llama.cpp's numbers; 0 leaves the choice to whoever reads the file.
 _POOLING: Mapping[int, Pooling] = {0: "mean", 1: "mean", 2: "cls", 4: "cls"}
 _RANK = 4
@@ -61,6 +70,10 @@ _NEUTRAL_VALUES: Mapping[str, tuple[Json, ...]] = {
     "rotary_value": (None, False),
     "use_bias": (None, True),
 }
+# BERT's names of the masked head; families spell them otherwise.
+MASKED_DENSE, MASKED_NORM = "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"
+MASKED_OUTPUT, MASKED_BIAS = "cls.predictions.decoder.weight", "cls.predictions.bias"
+NEXT_SENTENCE = "cls.seq_relationship"
 # Checkpoint name of a canonical tensor without its prefix and layer, from the family's file.
 Spelled = Callable[[str], Source]
 
@@ -77,15 +90,17 @@ def read_huggingface(config: Mapping[str, Json], *, first_position: int) -> Mode
     hidden_size, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if hidden_size % heads:
         raise fields.error("num_attention_heads", f"is {heads}", f"a divisor of hidden size {hidden_size}")
-    labels = labels_of(fields) if is_classifier(fields) else ()
+    head, has_classes = head_of(fields)
+    labels = labels_of(fields) if has_classes else ("start", "end") if head == "spans" else ()
     pooling, is_normalized = _pooling(fields)
     traits = EncoderTraits(
         segments=0 if fields.value("type_vocab_size") == 0 else fields.integer("type_vocab_size", 2),
         activation=activation_of(fields, "hidden_act"),
         pooling="cls" if labels else pooling,
-        is_normalized=is_normalized and not labels,
-        has_pooler=True,
+        is_normalized=is_normalized and not labels and head == "text",
+        has_pooler=head == "text",
         labels=labels,
+        head=head,
     )
     return ModelConfig(
         family="bert",
@@ -99,7 +114,8 @@ def read_huggingface(config: Mapping[str, Json], *, first_position: int) -> Mode
         ffn_size=fields.integer("intermediate_size"),
         norm_epsilon=fields.number("layer_norm_eps", 1e-12),
         rope=NO_ROPE,
-        tied=False,
+        tied=head == "masked",
+        head_bias=head == "masked",
         encoder=traits,
     )
 
@@ -112,17 +128,18 @@ def activation_of(fields: ConfigFields, name: str, default: str = "gelu") -> Act
     return ACTIVATIONS[found]
 
 
-def is_classifier(fields: ConfigFields) -> bool:
-    """Whether the checkpoint has a head that classifies sequences. Raises UnsupportedModelError for other heads."""
+def head_of(fields: ConfigFields) -> tuple[EncoderHead, bool]:
+    """What the checkpoint's head tells, and whether it tells classes that config.json names.
+
+    Raises UnsupportedModelError for other heads.
+    """
     classes = fields.value("architectures")
     name = str(classes[0]) if isinstance(classes, list) and classes else "Model"
-    if name.endswith("ForSequenceClassification"):
-        return True
-    if not name.endswith("Model"):
-        raise fields.error(
-            "architectures", f"is {name}", "…Model (sentence vectors) and …ForSequenceClassification, for this family"
-        )
-    return False
+    for ending, found in _HEADS.items():
+        if name.endswith(ending):
+            return found
+    known = ", ".join(f"…{ending}" for ending in _HEADS)
+    raise fields.error("architectures", f"is {name}", f"{known}, for this family")
 
 
 def labels_of(fields: ConfigFields) -> tuple[str, ...]:
@@ -191,6 +208,11 @@ def read_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[int, ...]
 def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
     """The `bert.*` keys. Raises UnsupportedModelError for an activation that llama.cpp does not take from a file."""
     traits = _traits(config)
+    if traits.head != "text":
+        raise UnsupportedModelError(
+            f"GGUF has no place for the head of a BERT for {config.task.replace('_', ' ')}; "
+            "give -o NAME.safetensors for lilliput's own layout"
+        )
     if traits.activation != "gelu":
         raise UnsupportedModelError(
             f"GGUF has no key for a BERT's activation, which is {traits.activation} here and gelu to its readers; "
@@ -233,14 +255,32 @@ def tensor_table(config: ModelConfig, spelled: Spelled, positions: Source) -> tu
     entries.extend(_norm("token_embd_norm", "embeddings.LayerNorm", hidden, spelled))
     for layer in range(config.layers):
         entries.extend(_block_entries(config, layer, spelled))
-    if traits.has_pooler or not traits.labels:
+    if traits.has_pooler or traits.head != "text" or not traits.labels:
         pooler = _linear("cls", "pooler.dense", (hidden, hidden), Role.POOLER, "cls_input", spelled)
         # Sentence vectors do not pass through it; it is kept where a checkpoint has it.
-        entries.extend(replace(entry, optional=not traits.labels) for entry in pooler)
+        is_needed = traits.head == "text" and traits.labels
+        entries.extend(replace(entry, optional=not is_needed) for entry in pooler)
+    if traits.head == "masked":
+        entries.extend(_masked_entries(config, spelled))
     if traits.labels:
         shape = (len(traits.labels), hidden)
         entries.extend(_linear("cls.output", "classifier", shape, Role.CLASSIFIER, "cls_output_input", spelled))
     return tuple(entries)
+
+
+def _masked_entries(config: ModelConfig, spelled: Spelled) -> Iterator[TensorEntry]:
+    """A dense layer, an activation, a norm, and the token embedding again with a bias."""
+    hidden = config.hidden_size
+    yield from _linear("masked", MASKED_DENSE, (hidden, hidden), Role.POOLER, "masked_input", spelled)
+    yield from _norm("masked_norm", MASKED_NORM, hidden, spelled)
+    tied_to = EMBEDDING if config.tied else None
+    shape = (config.vocab_size, hidden)
+    source = spelled("embeddings.word_embeddings.weight" if config.tied else MASKED_OUTPUT)
+    yield TensorEntry("output.weight", source, shape, Role.OUTPUT, "output", tied_to=tied_to)
+    yield TensorEntry("output.bias", spelled(MASKED_BIAS), shape[:1], Role.BIAS)
+    # Of models that were also trained to tell whether one sentence follows another; nothing here asks them.
+    for entry in _linear("next_sentence", NEXT_SENTENCE, (2, hidden), Role.CLASSIFIER, "next_sentence_input", spelled):
+        yield replace(entry, optional=True, input_group=None)
 
 
 def _norm(ours: str, theirs: str, width: int, spelled: Spelled) -> Iterator[TensorEntry]:
@@ -293,6 +333,16 @@ def program(config: ModelConfig) -> Program:
     for layer in range(config.layers):
         operations.extend(_block_operations(config, layer, is_last=layer == config.layers - 1))
     result = "hidden"
+    if traits.head == "masked":
+        buffers |= {"dense": hidden, "logits": config.vocab_size}
+        head = EMBEDDING if config.tied else "output.weight"
+        operations += [
+            Linear("dense", result, "masked.weight", "masked.bias"),
+            Activate("dense", "dense", traits.activation),
+            _norm_operation("dense", "dense", "masked_norm", config),
+            Linear("logits", "dense", head, "output.bias"),
+        ]
+        result = "logits"
     if traits.labels:
         if traits.has_pooler:
             buffers |= {"pooled": hidden}

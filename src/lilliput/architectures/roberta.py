@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from lilliput.architectures import encoder
-from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
+from lilliput.architectures.architecture import Json, ModelConfig, Task, TensorEntry
 from lilliput.architectures.config_fields import ConfigFields
 from lilliput.architectures.program import Program
 from lilliput.architectures.sources import FirstOf, Named, Rows, Source
@@ -41,7 +41,7 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
 
 def tensor_table(config: ModelConfig) -> tuple[TensorEntry, ...]:
     """Every tensor, in file order."""
-    spelled = partial(_spelled, is_classifier=bool(config.encoder and config.encoder.labels))
+    spelled = partial(_spelled, task=config.task)
     total = FIRST_POSITION + config.context_length
     name = "embeddings.position_embeddings.weight"
     positions = FirstOf(tuple(Rows(each, FIRST_POSITION, total, total) for each in (name, f"roberta.{name}")))
@@ -53,10 +53,24 @@ def program(config: ModelConfig) -> Program:
     return encoder.program(config)
 
 
-def _spelled(name: str, *, is_classifier: bool) -> Source:
-    """With and without the prefix that models with a head have; the head's two layers have names of their own."""
-    if is_classifier and name.startswith("pooler.dense"):
+# BERT's names of the masked head -> RoBERTa's.
+_MASKED = {
+    encoder.MASKED_DENSE: "lm_head.dense",
+    encoder.MASKED_NORM: "lm_head.layer_norm",
+    encoder.MASKED_OUTPUT: "lm_head.decoder.weight",
+}
+
+
+def _spelled(name: str, *, task: Task) -> Source:
+    """With and without the prefix that models with a head have; heads have names of their own."""
+    if task == "classification" and name.startswith("pooler.dense"):
         return Named(name.replace("pooler.dense", "classifier.dense"))
     if name.startswith("classifier"):
-        return Named(name.replace("classifier", "classifier.out_proj"))
+        heads = {"classification": "classifier.out_proj", "spans": "qa_outputs"}
+        return Named(name.replace("classifier", heads.get(task, "classifier")))
+    if name == encoder.MASKED_BIAS:
+        return FirstOf((Named("lm_head.decoder.bias"), Named("lm_head.bias")))
+    for theirs, ours in _MASKED.items():
+        if name.startswith(theirs):
+            return Named(name.replace(theirs, ours))
     return FirstOf((Named(name), Named(f"roberta.{name}")))

@@ -26,11 +26,17 @@ LONGEST_TOKEN = 16
 
 
 def calibration_chunks(
-    vocabulary: Vocabulary, texts: Sequence[Path], *, chunk_size: int = 512, tokens: int | None = None
+    vocabulary: Vocabulary,
+    texts: Sequence[Path],
+    *,
+    chunk_size: int = 512,
+    tokens: int | None = None,
+    has_ends: bool = False,
 ) -> IntArray:
     """Token ids [chunks, chunk_size]; one shorter chunk where there is less text than that.
 
-    texts: files; none means the built-in mix.  tokens: stop after this many.
+    texts: files; none means the built-in mix.  tokens: stop after this many.  has_ends: the last token of every chunk
+    is the one that ends a text, as encoders see it.
     Raises CalibrationError for text without tokens, TextError for a file that cannot be read.
     """
     if chunk_size < 1 or (tokens is not None and tokens < 1):
@@ -51,6 +57,8 @@ def calibration_chunks(
     chunks = np.array(ids[: len(ids) // length * length], dtype=np.int32).reshape(-1, length)
     if bos is not None:
         chunks[:, 0] = bos
+    if has_ends and vocabulary.add_eos_token and vocabulary.eos_token_id is not None and length > 1:
+        chunks[:, -1] = vocabulary.eos_token_id
     return chunks
 
 

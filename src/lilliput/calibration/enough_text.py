@@ -6,11 +6,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lilliput.architectures.architecture import ModelConfig
 from lilliput.arrays import IntArray
 from lilliput.errors import CalibrationError
 
 # The smallest chunk that `--context` allows; a mean square of so few is off by a third (the square root of 2/16).
 FEWEST_TOKENS = 16
+
+
+def check_runnable(config: ModelConfig) -> None:
+    """Raise CalibrationError for a model that cannot look at a text, because nothing here knows how it computes."""
+    if config.unknown is not None:
+        raise CalibrationError(
+            f"{config.unknown.model_type}: lilliput cannot run this architecture, so it cannot look at its inputs on a "
+            "text; leave --text out, or give --statistics or --imatrix by the checkpoint's tensor names"
+        )
 
 
 def check_enough(chunks: IntArray, texts: Sequence[Path]) -> None:

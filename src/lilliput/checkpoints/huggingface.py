@@ -266,12 +266,17 @@ class HuggingFaceModel:
             if name not in used | scales | self._copies
             and not _IGNORED.search(name)
             and not name.endswith(IGNORED_SUFFIXES)
+            and not self._repeats(name, used)
         ]
         if unexpected:
             raise CheckpointError(
                 f"{self.path.name}: {len(unexpected)} tensors that {self.architecture.family} does not know: "
                 f"{_few(unexpected)}; dropping them would change the model, so it is refused"
             )
+
+    def _repeats(self, name: str, used: set[str]) -> bool:
+        """Whether it is the second name that heads of masked language models have for their bias, which none adds."""
+        return name.endswith(".bias") and name.removesuffix(".bias") + ".decoder.bias" in used
 
     def _check_shape(self, source: str, expression: StoredSource | Computed, canonical: tuple[int, ...]) -> None:
         """The checkpoint's tensor `source`, one of those that the expression reads."""

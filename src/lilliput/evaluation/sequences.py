@@ -4,6 +4,8 @@
 Sentence vectors: the cosine between each text's two vectors, and whether texts keep their order: Spearman's correlation
 of the similarities of all pairs of texts, which is what a search by vectors ranks by.
 Classes: how often the likeliest class stays, the KL divergence of the classes, and accuracy where labels are known.
+Tags, spans, masked tokens: how often a text keeps all of its tags, its span, its tokens, how often each single one of
+them stays, and the KL divergence at each of these places.
 Answers: how often the greedy answer is the original's token for token, and the KL divergence of each next token along
 the original's answer.
 """
@@ -60,16 +62,34 @@ class AnswerScores:
     wanted: float | None
 
 
-Scores = VectorScores | ClassScores | AnswerScores
+@dataclass(frozen=True, slots=True)
+class PlaceScores:
+    """exact: share of texts of which everything stays.  agreement: share of single choices.  kld: nats a choice.
+
+    accuracy: share of masked tokens that were the text's own; None for other heads.
+    """
+
+    exact: float
+    agreement: float
+    kld: Estimate
+    accuracy: float | None
+
+
+Scores = VectorScores | ClassScores | AnswerScores | PlaceScores
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One text in tokens, special ones included.  label: index of its class.  wanted: tokens of its answer."""
+    """One text in tokens, special ones included.  label: index of its class.  wanted: tokens of its answer.
+
+    segments: of each token; None for one sentence.  masked: places whose tokens are masked, and what they were.
+    """
 
     tokens: Tokens
     label: int | None = None
     wanted: Tokens | None = None
+    segments: Tokens | None = None
+    masked: tuple[tuple[int, int], ...] = ()
 
 
 class Measured(Protocol):
@@ -93,6 +113,8 @@ def measure(
             return Vectors.of(EncoderSession(source, options), samples)
         case "classification":
             return Classes.of(EncoderSession(source, options), samples)
+        case "tagging" | "spans" | "masked_token":
+            return Places.of(EncoderSession(source, options), samples)
         case "sequence_to_sequence":
             session = EncoderDecoderSession(source, options)
             return Answers.of(session, samples, base if isinstance(base, Answers) else None)
@@ -184,6 +206,48 @@ class Answers:
             float(np.mean(exact)),
             mean_estimate(np.concatenate(divergences)),
             float(np.concatenate(same).mean()),
+            float(np.mean(hits)) if hits else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """choices: logits of the choices in each text, [choices, options]; of a span two, each over the text's tokens.
+
+    wanted: what was masked, where anything was.
+    """
+
+    choices: tuple[FloatArray, ...]
+    wanted: tuple[Tokens, ...]
+
+    @classmethod
+    def of(cls, session: EncoderSession, samples: Sequence[Sample]) -> Places:
+        """What the head says of every token, of every text's start and end, or of every mask."""
+        found = []
+        for sample in samples:
+            logits = session.token_logits(sample.tokens, sample.segments)
+            match session.traits.head:
+                case "spans":
+                    logits = np.ascontiguousarray(logits.T)
+                case "masked":
+                    logits = logits[[place for place, _ in sample.masked]]
+            found.append(logits)
+        return cls(tuple(found), tuple([token for _, token in sample.masked] for sample in samples))
+
+    def compared(self, other: Measured) -> PlaceScores:
+        """Choices that stay, and divergence."""
+        assert isinstance(other, Places)
+        same, divergences, hits = [], [], []
+        for ours, theirs, wanted in zip(self.choices, other.choices, self.wanted, strict=True):
+            targets = np.zeros(len(ours), dtype=np.int32)
+            scores = score(predict(ours, targets), predict(theirs, targets))
+            same.append(scores.same_top)
+            divergences.append(scores.kld)
+            hits.extend(theirs.argmax(axis=1)[: len(wanted)] == np.asarray(wanted, dtype=np.int64))
+        return PlaceScores(
+            float(np.mean([texts.all() for texts in same])),
+            float(np.concatenate(same).mean()),
+            mean_estimate(np.concatenate(divergences)),
             float(np.mean(hits)) if hits else None,
         )
 

@@ -90,5 +90,16 @@ class EncoderSession:
         """Logits of the classes, [labels] float32. Raises RuntimeModelError for a model without such a head."""
         if not self.traits.labels:
             raise RuntimeModelError("this model has no classification head; it embeds text")
+        if self.traits.head != "text":
+            raise RuntimeModelError(f"this model's head is for {self.traits.head}, of each token: use token_logits")
         logits: FloatArray = self.run(token_ids, "first", segments)[0]
         return logits
+
+    def token_logits(self, token_ids: Sequence[int] | IntArray, segments: Sequence[int] | None = None) -> FloatArray:
+        """What the head says of each token: float32 [tokens, labels], or [tokens, vocabulary] of a masked model.
+
+        Raises RuntimeModelError for a model whose head is about the whole text.
+        """
+        if self.traits.head == "text":
+            raise RuntimeModelError("this model tells nothing of single tokens; it embeds or classifies text")
+        return self.run(token_ids, "all", segments)

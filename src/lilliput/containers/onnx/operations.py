@@ -193,7 +193,7 @@ def translate(program: Program, weights: Weights, config: ModelConfig, style: Gr
 def add_outputs(rows: str, width: int, inputs: AttentionInputs, config: ModelConfig, half: Half) -> None:
     """What a model of its task gives. rows: [batch, sequence, width]."""
     graph, sequences = inputs.graph, ("batch_size", "sequence_length", width)
-    if config.encoder is None or half != "whole":
+    if config.encoder is None or half != "whole" or config.encoder.head != "text":
         name = "last_hidden_state" if half == "encoder" else "logits"
         graph.add_many("Identity", (rows,), (name,))
         graph.outputs.insert(0, Port(name, ElementType.FLOAT, sequences))
