@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed beside llama.cpp: the same file, interleaved rounds, a read probe in each round, medians and ratios.
 
-    python benchmarks/speed.py MODEL.gguf [MODEL.gguf …] --llama-bench PATH --threads 1,2 --rounds 5
+    python benchmarks/speed.py MODEL.gguf [MODEL.gguf …] --llama-bench PATH --ik-llama-bench PATH --rounds 5
+    python benchmarks/speed.py MODEL.gguf --llama-bench PATH --prefill 0 --depth 4096 --kv f16,q8_0
 
 Each round measures, in turn: memory bandwidth, our engine, llama-bench as it is, llama-bench with `--repack 0` where it
-knows that option. Judge by ratios within a round: on shared machines bandwidth moves by a factor of two within minutes.
+knows that option, ik_llama.cpp's as it is and with `-rtr 1` (at a depth it knows decode only). The peers get the same
+KV cache, with flash attention. Judge by ratios within a round: on shared machines bandwidth moves by a factor of two
+within minutes.
 One JSON line per file, thread count, test and engine goes to stdout, a table to stderr.
 """
 
@@ -27,7 +30,8 @@ import numpy as np
 
 from lilliput import _native
 from lilliput.models import gulliver
-from lilliput.runtime.speed import SpeedTest, measure_speed
+from lilliput.runtime.session import KV_FORMATS, KvFormat
+from lilliput.runtime.speed import SpeedTest, Test, measure_speed
 
 PROBE_BYTES = 1 << 29
 OURS = "lilliput"
@@ -41,6 +45,8 @@ class Cell:
     threads: int
     test: str
     n: int
+    depth: int
+    kv_format: KvFormat
 
 
 def read_bandwidth() -> float:
@@ -54,15 +60,24 @@ def read_bandwidth() -> float:
     return best
 
 
-def our_rate(cell: Cell, depth: int) -> float:
-    test = SpeedTest("prefill" if cell.test == "prefill" else "decode", cell.n, depth, cell.threads, 1)
+def our_rate(cell: Cell) -> float:
+    kind: Test = "prefill" if cell.test == "prefill" else "decode"
+    test = SpeedTest(kind, cell.n, cell.depth, cell.threads, 1, cell.kv_format)
     return measure_speed(str(cell.file), [test])[0].tok_s_median
 
 
-def llama_bench_rate(program: Path, cell: Cell, depth: int, *options: str) -> float | None:
-    """Tokens per second, or None where this llama-bench does not know the options."""
+def llama_bench_rate(program: Path, cell: Cell, *options: str, knows_depth: bool = True) -> float | None:
+    """Tokens per second, or None where this llama-bench does not know the options or the test."""
     sizes = ["-p", str(cell.n), "-n", "0"] if cell.test == "prefill" else ["-p", "0", "-n", str(cell.n)]
-    command = [program, "-m", cell.file, "-t", str(cell.threads), *sizes, "-d", str(depth), "-r", "1", "-o", "json"]
+    if knows_depth:
+        sizes += ["-d", str(cell.depth)]
+    elif cell.depth:
+        if cell.test == "prefill":
+            return None
+        sizes = ["-p", "0", "-n", "0", "-gp", f"{cell.depth},{cell.n}"]
+    # A quantized cache of values works with flash attention only.
+    cache = ["-ctk", cell.kv_format, "-ctv", cell.kv_format, "-fa", "1"]
+    command = [program, "-m", cell.file, "-t", str(cell.threads), *sizes, *cache, "-r", "1", "-o", "json"]
     done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return None
@@ -74,17 +89,25 @@ def rounds(arguments: argparse.Namespace, cells: list[Cell]) -> Iterator[tuple[C
     for number in range(arguments.rounds):
         for cell in cells:
             yield cell, "read GB/s", read_bandwidth()
-            yield cell, OURS, our_rate(cell, arguments.depth)
-            if arguments.llama_bench is None:
-                continue
-            for name, options in (("llama.cpp", ()), ("llama.cpp --repack 0", ("--repack", "0"))):
-                rate = llama_bench_rate(arguments.llama_bench, cell, arguments.depth, *options)
+            yield cell, OURS, our_rate(cell)
+            for name, program, options in peers(arguments):
+                rate = llama_bench_rate(program, cell, *options, knows_depth=not name.startswith("ik"))
                 if rate is not None:
                     yield cell, name, rate
         print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr)
 
 
-def summary(cell: Cell, depth: int, rates: dict[str, list[float]]) -> Iterator[dict[str, object]]:
+def peers(arguments: argparse.Namespace) -> Iterator[tuple[str, Path, tuple[str, ...]]]:
+    """(name, program, options) of each rival."""
+    if arguments.llama_bench is not None:
+        yield "llama.cpp", arguments.llama_bench, ()
+        yield "llama.cpp --repack 0", arguments.llama_bench, ("--repack", "0")
+    if arguments.ik_llama_bench is not None:
+        yield "ik_llama.cpp", arguments.ik_llama_bench, ()
+        yield "ik_llama.cpp -rtr 1", arguments.ik_llama_bench, ("-rtr", "1")
+
+
+def summary(cell: Cell, rates: dict[str, list[float]]) -> Iterator[dict[str, object]]:
     """One record per engine; `ratio` is the median over rounds of ours divided by theirs."""
     for engine, values in rates.items():
         record: dict[str, object] = {
@@ -92,14 +115,15 @@ def summary(cell: Cell, depth: int, rates: dict[str, list[float]]) -> Iterator[d
             "threads": cell.threads,
             "test": cell.test,
             "n": cell.n,
-            "depth": depth,
+            "depth": cell.depth,
+            "kv_format": cell.kv_format,
             "engine": engine,
             "median": round(statistics.median(values), 3),
             "min": round(min(values), 3),
             "max": round(max(values), 3),
             "rounds": len(values),
         }
-        if engine.startswith("llama.cpp"):
+        if engine.startswith(("llama.cpp", "ik_llama.cpp")):
             ratios = [ours / theirs for ours, theirs in zip(rates[OURS], values, strict=True)]
             record["ratio"] = round(statistics.median(ratios), 3)
         yield record
@@ -127,17 +151,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="default: the built-in model")
     parser.add_argument("--llama-bench", type=Path, help="the rival's program")
+    parser.add_argument("--ik-llama-bench", type=Path, help="that of ik_llama.cpp")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--depth", type=int, default=0)
+    parser.add_argument("--kv", default="f16", help="formats of the KV cache, e.g. f16,q8_0")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     sizes = [("prefill", arguments.prefill), ("decode", arguments.decode)]
     cells = [
-        Cell(file, int(threads), test, n)
+        Cell(file, int(threads), test, n, arguments.depth, kv_format)
         for file in arguments.files or [gulliver()]
         for threads in arguments.threads.split(",")
+        for kv_format in KV_FORMATS
+        if kv_format in arguments.kv.split(",")
         for test, n in sizes
         if n > 0
     ]
@@ -146,10 +174,10 @@ def main() -> None:
         measured[cell][engine].append(rate)
     where = machine()
     for cell in cells:
-        for record in summary(cell, arguments.depth, measured[cell]):
+        for record in summary(cell, measured[cell]):
             print(json.dumps({**record, **where}), flush=True)
             ratio = f"  ours / theirs {record['ratio']}" if "ratio" in record else ""
-            label = f"{cell.file.stem} {cell.threads}T {cell.test} {cell.n}"
+            label = f"{cell.file.stem} {cell.threads}T {cell.test} {cell.n} @{cell.depth} {cell.kv_format}"
             print(f"{label:44} {record['engine']!s:22} {record['median']:>9}{ratio}", file=sys.stderr)
 
 

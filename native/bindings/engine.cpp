@@ -63,8 +63,13 @@ constexpr std::array<std::pair<const char*, kernels::RopeStyle>, 2> kRopeStyles{
     {{"adjacent", kernels::RopeStyle::adjacent}, {"halves", kernels::RopeStyle::halves}}};
 constexpr std::array<std::pair<const char*, bool>, 2> kExactInput{
     {{"engine", false}, {"f32", true}}};
-constexpr std::array<std::pair<const char*, kernels::CacheFormat>, 2> kCacheFormats{
-    {{"f16", kernels::CacheFormat::f16}, {"f32", kernels::CacheFormat::f32}}};
+constexpr std::array<std::pair<const char*, kernels::CacheFormat>, 6> kCacheFormats{
+    {{"f16", kernels::CacheFormat::f16},
+     {"f32", kernels::CacheFormat::f32},
+     {"q8_0", kernels::CacheFormat::q8_0},
+     {"q4_0", kernels::CacheFormat::q4_0},
+     {"q8_0_plain", kernels::CacheFormat::q8_0_plain},
+     {"q4_0_plain", kernels::CacheFormat::q4_0_plain}}};
 
 // The program and the Python arrays whose bytes it points into.
 struct BoundProgram {
@@ -365,5 +370,14 @@ void bind_engine(nb::module_& module) {
   bind_engine_class(module);
   module.def("available_instruction_sets", &available_instruction_sets,
              "Instruction sets that this machine runs, worst first.");
+  module.def(
+      "kv_cache_bytes",
+      [](const std::string& kv_format, std::int64_t context, std::int64_t kv_heads,
+         std::int64_t head_dim) {
+        const auto format = by_name(kCacheFormats, kv_format, "kv format");
+        return engine::KvCache({{kv_heads, head_dim}}, context, format).bytes();
+      },
+      "kv_format"_a, "context"_a, "kv_heads"_a, "head_dim"_a,
+      "Bytes of one layer's cache of keys and values.");
   module.def("usable_cpus", &engine::usable_cpus, "CPUs that this process may use.");
 }

@@ -191,6 +191,7 @@ struct Engine::AttentionRun {
     }
     const float inverse = 1.0f / total;
     for (std::int64_t d = 0; d < head_dim; ++d) y[d] *= inverse;
+    if (kernels::is_rotated(cache().format())) engine.vector_kernels_.rotate(y, head_dim, y);
   }
 };
 

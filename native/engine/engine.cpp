@@ -44,6 +44,11 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
                          : shared_->states != program_->shared_states()) {
     refuse("the program's shared states are not those of the cache it is given");
   }
+  if (shared_ != nullptr) {
+    if (shared_->isa.value_or(options_.isa) != options_.isa)
+      refuse("the shared cache is laid out for another instruction set");
+    shared_->isa = options_.isa;
+  }
   const auto batch = static_cast<std::size_t>(options_.batch);
   for (std::size_t i = 0; i < program_->buffers().size(); ++i) {
     const bool is_callers = static_cast<BufferIndex>(i) == program_->output();

@@ -4,31 +4,28 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 
 namespace lilliput::engine {
-namespace {
-
-std::size_t element_bytes(kernels::CacheFormat format) {
-  return format == kernels::CacheFormat::f16 ? 2 : 4;
-}
-
-}  // namespace
-
 KvCache::KvCache(const std::vector<KvState>& states, std::int64_t context,
                  kernels::CacheFormat format, std::int64_t sequences)
     : format_(format), slots_(static_cast<std::size_t>(sequences)) {
   std::iota(slots_.begin(), slots_.end(), 0);
-  const std::size_t element = element_bytes(format);
-  const auto keys = static_cast<std::size_t>(kernels::round_up(context, kernels::kKeyGroup));
+  const auto runs =
+      static_cast<std::size_t>(kernels::round_up(context, kernels::kKeyGroup) / kernels::kKeyGroup);
   for (const KvState& state : states) {
-    const auto head_dim = static_cast<std::size_t>(state.head_dim);
-    const auto padded_dim =
-        static_cast<std::size_t>(kernels::round_up(state.head_dim, kernels::kKeyGroup));
+    if (kernels::code_bits(format) != 0 && state.head_dim > kernels::kLargestCodedHead) {
+      throw std::invalid_argument("heads are " + std::to_string(state.head_dim) +
+                                  " wide; a cache of 8 or 4 bits takes heads of up to " +
+                                  std::to_string(kernels::kLargestCodedHead) +
+                                  ": use kv format f16");
+    }
     Layer layer;
     layer.kv_heads = state.kv_heads;
-    layer.head_dim = state.head_dim;
-    layer.key_bytes = keys * head_dim * element;
-    layer.value_bytes = keys * padded_dim * element;
+    layer.run_bytes = kernels::run_bytes(format, state.head_dim);
+    layer.key_bytes = runs * layer.run_bytes.keys;
+    layer.value_bytes = runs * layer.run_bytes.values;
     layer.memory = Memory(static_cast<std::size_t>(sequences * state.kv_heads) *
                           (layer.key_bytes + layer.value_bytes));
     layers_.push_back(std::move(layer));
@@ -74,17 +71,14 @@ void KvCache::reorder(std::span<const std::int32_t> sources, std::int64_t length
 }
 
 void KvCache::copy_slot(std::int64_t from, std::int64_t to, std::int64_t length) {
-  const std::size_t element = element_bytes(format_);
-  const auto keys = static_cast<std::size_t>(kernels::round_up(length, kernels::kKeyGroup));
+  const auto runs =
+      static_cast<std::size_t>(kernels::round_up(length, kernels::kKeyGroup) / kernels::kKeyGroup);
   for (const Layer& layer : layers_) {
-    const auto padded_dim = kernels::round_up(layer.head_dim, kernels::kKeyGroup);
     for (std::int64_t kv_head = 0; kv_head < layer.kv_heads; ++kv_head) {
       const kernels::HeadCache source = head_of_slot(layer, kv_head, from);
       const kernels::HeadCache target = head_of_slot(layer, kv_head, to);
-      std::memcpy(target.keys, source.keys,
-                  keys * static_cast<std::size_t>(layer.head_dim) * element);
-      std::memcpy(target.values, source.values,
-                  static_cast<std::size_t>(length * padded_dim) * element);
+      std::memcpy(target.keys, source.keys, runs * layer.run_bytes.keys);
+      std::memcpy(target.values, source.values, runs * layer.run_bytes.values);
     }
   }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys and values of every layer, of one sequence or several; the layout of one head is
-// kernels::HeadCache.
+// that of kernels/cache_layout.h.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -31,7 +32,7 @@ class KvCache {
  private:
   struct Layer {
     std::int64_t kv_heads;
-    std::int64_t head_dim;
+    kernels::RunBytes run_bytes;
     std::size_t key_bytes;    // of one head
     std::size_t value_bytes;  // of one head
     Memory memory;            // slots one after the other, in each its heads, each keys then values
@@ -54,6 +55,8 @@ struct SharedCache {
   std::int64_t context;
   KvCache cache;
   std::int64_t length = 0;
+  // Of the engines that use it: codes of keys lie as their dot products want them.
+  std::optional<kernels::Isa> isa;
 };
 
 }  // namespace lilliput::engine

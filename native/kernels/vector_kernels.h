@@ -6,31 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cache_layout.h"
 #include "kernels/matmul.h"
 
 namespace lilliput::kernels {
 
 enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu, tanh };
 enum class RopeStyle : std::uint8_t { adjacent, halves };
-enum class CacheFormat : std::uint8_t { f16, f32 };
-
-// Keys that lie side by side in the cache; also the step in which a cache grows.
-inline constexpr std::int64_t kKeyGroup = 16;
-// Keys that one step of attention looks at.
-inline constexpr std::int64_t kKeyBlock = 64;
-
-static inline std::int64_t round_up(std::int64_t n, std::int64_t step) {
-  return (n + step - 1) / step * step;
-}
-
-// Keys and values of one kv head, in float16 or float32.
-// keys: [context / 16][head_dim][16]: sixteen keys are the lanes of a vector, so that scores need
-// no sum over lanes. values: [context][padded_dim], padded_dim = head_dim rounded up to 16, the
-// padding zero.
-struct HeadCache {
-  void* keys;
-  void* values;
-};
 
 // The rows that one kv head serves: `tokens` x `group` queries, row = token * group + head within
 // the group.
@@ -84,8 +66,12 @@ struct VectorKernels {
                           std::int64_t position, const float* key, const float* value);
   // `scratch` has attention_scratch_floats(rows, head_dim) floats of this thread's own, 64-byte
   // aligned.
+  // Of a rotated cache `weighted` is rotated too.
   void (*attend)(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
                  float* scratch);
+  // y = H x / sqrt(b) for each run of b floats, b the largest power of two that divides head_dim
+  // and H the Hadamard matrix of that size: its own inverse; y may be x.
+  void (*rotate)(const float* x, std::int64_t head_dim, float* y);
 };
 
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim);

@@ -8,8 +8,8 @@
 //   stream             store past the caches, p aligned to a vector; end_streams before others read
 //   dot_unsigned, dot_signed
 //                      per lane: accumulator + the sum of four byte products, exact. Weights are
-//                      unsigned up to 63, or signed codes as `signed_codes` returns them; inputs
-//                      are int8 within -127..127
+//                      unsigned up to 63 (127 where one product at a time is given), or signed
+//                      codes as `signed_codes` returns them; inputs are int8 within -127..127
 //   dot_bytes          per lane: accumulator + the sum of four products of any uint8 input and any
 //                      int8 weight, exact
 //   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from lilliput.architectures.architecture import Json
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.sampler import SamplingOptions
-from lilliput.runtime.session import EngineOptions, Session
+from lilliput.runtime.session import EngineOptions, KvFormat, Session
 from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
 from lilliput.text.vocabulary import Vocabulary
 from lilliput.workflows import PathLike, opened
@@ -22,7 +22,7 @@ class GenerateOptions:
 
     context: positions of the cache; None means just enough for prompt and answer, up to the model's.
     guesses: tokens guessed and verified in one pass, from the text so far or by `draft`, a smaller file of the same
-    vocabulary; the text is distributed as without.
+    vocabulary; the text is distributed as without.  kv_format: of the cache.
     """
 
     max_tokens: int = 128
@@ -32,6 +32,7 @@ class GenerateOptions:
     revision: str | None = None
     guesses: int = 0
     draft: PathLike | None = None
+    kv_format: KvFormat = "f16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ def generate(
         tokenizer = Tokenizer(vocabulary)
         prompt_ids = tokenizer.encode(prompt, add_special=True) or _first_token(vocabulary)
         enough = min(len(prompt_ids) + options.max_tokens, source.config.context_length)
-        engine = EngineOptions(threads=options.threads, context=options.context or max(enough, 1))
+        engine = EngineOptions(
+            threads=options.threads, context=options.context or max(enough, 1), kv_format=options.kv_format
+        )
         draft = None if options.draft is None else Session(stack.enter_context(opened(options.draft)), engine)
         generation = Generation(
             Session(source, engine), prompt_ids, options.sampling,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -106,12 +106,9 @@ def evaluate(
         opened = [(str(name), stack.enter_context(workflows.opened(name))) for name in (base, *files)]
         original = opened[0][1]
         samples = list(_samples(original, Path(text), options.tokens))
-        engine = EngineOptions(
-            threads=options.threads,
-            activations=options.activations,
-            kv_format="f32" if options.activations == "f32" else "f16",
-        )
-        reference = measure(original, samples, engine)
+        engine = EngineOptions(threads=options.threads, activations=options.activations, kv_format=options.cache_format)
+        base_cache = replace(options, kv_format=None).cache_format
+        reference = measure(original, samples, replace(engine, kv_format=base_cache))
         found = []
         for index, (name, source) in enumerate(opened[1:]):
             _check_alike(original, name, source)

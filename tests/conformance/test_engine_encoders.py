@@ -110,12 +110,12 @@ def two_programs() -> tuple[ProgramSource, ProgramSource]:
     return ProgramSource(encoder, tensors), ProgramSource(decoder, tensors)
 
 
-def engines(instruction_set: str = "", *, sequences: int = 1):
+def engines(instruction_set: str = "", *, sequences: int = 1, kv_format: str = "f32"):
     encoder, decoder = two_programs()
     lowered = lower(encoder.program, encoder.tensor)
-    shared = _native.SharedCache(lowered, context=128, kv_format="f32")
+    shared = _native.SharedCache(lowered, context=128, kv_format=kv_format)
     common = {
-        "context": 128, "batch": 128, "threads": 2, "kv_format": "f32", "activations": "f32", "shared": shared,
+        "context": 128, "batch": 128, "threads": 2, "kv_format": kv_format, "activations": "f32", "shared": shared,
         "instruction_set": instruction_set,
     }  # fmt: skip
     return _native.Engine(lowered, **common), _native.Engine(
@@ -140,6 +140,30 @@ def test_the_decoder_reads_what_the_encoder_shared(instruction_set, length):
     reference = two_programs()
     run_program(reference[0], text, [], shared=left)
     assert np.abs(found - run_program(reference[1], answer, range(12), shared=left)).max() < BOUND
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize(("kv_format", "error"), [("f16", 0.001), ("q8_0", 0.03), ("q4_0", 0.4)])
+def test_what_is_shared_may_lie_in_any_format(instruction_set, kv_format, error):
+    text, answer = tokens_of(100), tokens_of(12)
+    found = []
+    for chosen in ("f32", kv_format):
+        encoder, decoder = engines(instruction_set, kv_format=chosen)
+        encoder.forward(text, 0, rows(0))
+        found.append(decoder.forward(answer, 0, rows(12)))
+    assert 0 < np.sqrt(np.mean((found[1] - found[0]) ** 2) / np.mean(found[0] ** 2)) < error
+
+
+def test_engines_of_two_instruction_sets_do_not_share_a_cache():
+    encoder, decoder = two_programs()
+    lowered = lower(encoder.program, encoder.tensor)
+    common = {
+        "context": 8, "batch": 8, "threads": 1,
+        "shared": _native.SharedCache(lowered, context=8, kv_format="q8_0"),
+    }  # fmt: skip
+    _native.Engine(lowered, instruction_set=INSTRUCTION_SETS[-1], **common)
+    with pytest.raises(ValueError, match="the shared cache is laid out for another instruction set"):
+        _native.Engine(lower(decoder.program, decoder.tensor), instruction_set="scalar", **common)
 
 
 def test_a_decoder_does_not_run_before_its_encoder():

@@ -8,6 +8,8 @@ namespace lilliput::kernels::LILLIPUT_ISA {
 
 void store_key_value(const HeadCache& cache, CacheFormat format, std::int64_t head_dim,
                      std::int64_t position, const float* key, const float* value);
+// y = H x / sqrt(b): see VectorKernels::rotate.
+void rotate(const float* x, std::int64_t head_dim, float* y);
 void attend(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
             float* scratch);
 

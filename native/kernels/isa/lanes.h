@@ -198,7 +198,28 @@ inline Lanes zero_where_below(const Lanes& x, float limit, const Lanes& a) {
 
 #endif
 
-// Sum of the lanes, always in the same order.
+// Sum and maximum of the lanes, always in the same order: halves onto halves.
+#if defined(__AVX512F__) || defined(__AVX2__)
+inline float sum(__m256 a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float largest(__m256 a) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+#if defined(__AVX512F__)
+inline __m256 low_half(Lanes a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 high_half(Lanes a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+inline __m256 low_half(Lanes a) { return a.low; }
+inline __m256 high_half(Lanes a) { return a.high; }
+#endif
+inline float sum(Lanes a) { return sum(_mm256_add_ps(low_half(a), high_half(a))); }
+inline float largest(Lanes a) { return largest(_mm256_max_ps(low_half(a), high_half(a))); }
+#else
 inline float sum(const Lanes& a) {
   float v[kLanes];
   store(v, a);
@@ -207,7 +228,6 @@ inline float sum(const Lanes& a) {
   }
   return v[0];
 }
-
 inline float largest(const Lanes& a) {
   float v[kLanes];
   store(v, a);
@@ -216,6 +236,7 @@ inline float largest(const Lanes& a) {
   }
   return v[0];
 }
+#endif
 
 // e^x with relative error below 3e-7, NaN for NaN; x above 88 counts as 88, and e^x is 0 below
 // -87.3 (minus infinity included). x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor series to

@@ -17,6 +17,7 @@ def command(
     prefill: Annotated[int, typer.Option("--prefill", min=0, help="Prompt tokens; 0 skips.")] = 512,
     decode: Annotated[int, typer.Option("--decode", min=0, help="Generated tokens; 0 skips.")] = 128,
     depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens already in the cache.")] = 0,
+    kv: options.KvCache = "f16",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 5,
     json: options.Json = False,
 ) -> None:
@@ -27,7 +28,10 @@ def command(
 
     if prefill == 0 and decode == 0:
         raise RuntimeModelError("nothing to measure: --prefill and --decode are both 0; give one of them tokens")
-    tests = speed_tests(values.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat)
+    tests = speed_tests(
+        values.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat,
+        kv_format=values.kv_format(kv),
+    )  # fmt: skip
     with progress("measuring") as advance:
         rows = workflows.bench(file, tests, progress=advance)
     if json:

@@ -27,6 +27,10 @@ def command(
     activations: Annotated[
         str, typer.Option("--activations", help="f32 measures the file; engine adds the engine's own rounding.")
     ] = "f32",
+    kv: Annotated[
+        str | None,
+        typer.Option("--kv", help="KV cache of the files, as for run; default f32, or f16 with --activations engine."),
+    ] = None,
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
@@ -38,7 +42,10 @@ def command(
     from lilliput import sequences, workflows
     from lilliput.evaluation.model_logits import EvaluationOptions
 
-    chosen = EvaluationOptions(context, tokens, values.activation_kind(activations), threads=threads)
+    chosen = EvaluationOptions(
+        context, tokens, values.activation_kind(activations), threads=threads,
+        kv_format=None if kv is None else values.kv_format(kv),
+    )  # fmt: skip
     flattered = workflows.calibrated_on(files, text)
     if flattered:
         warn(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import human_bytes, print_json, progress, tell, warn
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def command(
     size: options.Size = None,
     ram: options.Ram = None,
     context: options.Context = None,
+    kv: options.KvCache = "f16",
     bpw: options.Bpw = None,
     max_kld: options.MaxKld = None,
     min_speed: options.MinSpeed = None,
@@ -74,7 +75,7 @@ def command(
     from lilliput.errors import RecipeError
 
     _refuse_useless(call, search)
-    goal = options.goal(size, ram, context, bpw, max_kld, min_speed)
+    goal = replace(options.goal(size, ram, context, bpw, max_kld, min_speed), kv_format=values.kv_format(kv))
     chosen = fitting.FitOptions(
         runtime=runtime, formats=options.candidate_names(formats),
         effort=effort, method=method, sensitivity=cast("fitting.SensitivityKind", sensitivity),

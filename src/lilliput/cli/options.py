@@ -47,6 +47,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; default LILLIPUT_THREADS or all cores.")
 ]
+KvCache = Annotated[
+    str,
+    typer.Option("--kv", help="KV cache: f16, f32, q8_0 or q4_0; q8_0_plain, q4_0_plain do not rotate."),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; default: main.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Effort = Annotated[
@@ -126,7 +130,7 @@ def refuse_for_search(context: typer.Context) -> None:
     """Refuse what another option, given or not, leaves without effect in a search. Raises RecipeError."""
     known = given(context)
     if "ram" not in known:
-        refuse(context, ("context",), "without --ram, which counts its cache; add --ram or leave it out")
+        refuse(context, ("context", "kv"), "without --ram, which counts its cache; add --ram or leave it out")
     if "method" in known:
         refuse(context, ("effort",), "with --method, which says what an effort stands for; give one of them")
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lilliput.cli import options
+from lilliput.cli import options, values
 from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, tell, warn
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # What `plan` without a target does not look at, and what it does not look at with one.
-SEARCH_ONLY = ("context", "runtime", "formats")
+SEARCH_ONLY = ("context", "kv", "runtime", "formats")
 PRESET_ONLY = ("output", "statistics", "imatrix", "transform")
 # Stages of `quantize` and of `fit`, in words.
 QUANTIZE_STAGES = {
@@ -52,6 +53,7 @@ def command(
     size: options.Size = None,
     ram: options.Ram = None,
     context: options.Context = None,
+    kv: options.KvCache = "f16",
     bpw: options.Bpw = None,
     max_kld: options.MaxKld = None,
     min_speed: options.MinSpeed = None,
@@ -77,7 +79,7 @@ def command(
         options.refuse_for_search(call)
         if not text:
             raise RecipeError("a search measures on text: give --text FILE, or --text builtin")
-        goal = options.goal(size, ram, context, bpw, max_kld, min_speed)
+        goal = replace(options.goal(size, ram, context, bpw, max_kld, min_speed), kv_format=values.kv_format(kv))
         search = fitting.FitOptions(
             runtime=runtime, formats=options.candidate_names(formats), effort=effort, method=method, tokens=tokens,
             threads=threads, revision=revision,

@@ -50,6 +50,7 @@ def command(
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Tokens of KV cache; default: prompt and answer.")
     ] = None,
+    kv: options.KvCache = "f16",
     threads: options.Threads = None,
     revision: options.Revision = None,
     json: options.Json = False,
@@ -65,8 +66,9 @@ def command(
 
     if sequences.task_of(file, revision) != "next_token":
         options.refuse(call, SAMPLING, "on a model that does not predict the next token; leave it out")
+        engine = EngineOptions(threads, context, kv_format=values.kv_format(kv))
         answers = AnswerOptions(beams=beams, max_length=max_tokens + 1)
-        found = sequences.run(file, prompt, answers=answers, engine=EngineOptions(threads, context), revision=revision)
+        found = sequences.run(file, prompt, answers=answers, engine=engine, revision=revision)
         if json:
             print_json(found.to_json())
         else:
@@ -83,7 +85,9 @@ def command(
         sys.stdout.flush()
 
     guesses = guesses or (DRAFT_GUESSES if draft else 0)
-    chosen = generating.GenerateOptions(max_tokens, sampling, context, threads, revision, guesses, draft)
+    chosen = generating.GenerateOptions(
+        max_tokens, sampling, context, threads, revision, guesses, draft, values.kv_format(kv)
+    )
     result = generating.generate(file, prompt, options=chosen, on_text=None if json else show)
     if json:
         print_json(result.to_json())

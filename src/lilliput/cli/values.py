@@ -13,7 +13,7 @@ from lilliput.errors import RecipeError
 if TYPE_CHECKING:
     from lilliput.calibration.block_stream import Precision
     from lilliput.pipeline.quantize_blocks import StreamInputs
-    from lilliput.runtime.session import Activations
+    from lilliput.runtime.session import Activations, KvFormat
 
 Chosen = TypeVar("Chosen")
 
@@ -27,6 +27,14 @@ def activation_kind(name: str) -> Activations:
     """Parse --activations. Raises RecipeError."""
     known: dict[str, Activations] = {"f32": "f32", "engine": "engine"}
     return _one_of("--activations", name, known)
+
+
+def kv_format(name: str) -> KvFormat:
+    """Parse --kv. Raises RecipeError."""
+    from lilliput.runtime.session import KV_FORMATS
+
+    known: dict[str, KvFormat] = {known: known for known in KV_FORMATS}
+    return _one_of("--kv", name, known)
 
 
 def stream_inputs(name: str | None) -> StreamInputs | None:

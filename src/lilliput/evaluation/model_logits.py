@@ -14,7 +14,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import EvaluationError
 from lilliput.evaluation.chunks import SMALLEST_CONTEXT, Chunks, cut
 from lilliput.evaluation.compare import EvaluationResult, Floor, evaluate
-from lilliput.runtime.session import EngineOptions, Session, checked_context
+from lilliput.runtime.session import EngineOptions, KvFormat, Session, checked_context
 from lilliput.text.tokenizer import Tokenizer
 
 Activations = Literal["f32", "engine"]
@@ -28,6 +28,7 @@ class EvaluationOptions:
 
     context: tokens in a window.  tokens: of the text to use at most, None means all.
     activations: "f32" measures the files; "engine" runs files and base as the engine would run them.
+    kv_format: of the files' cache of keys and values; None is float32, and F16 where "engine" runs them.
     measure_floor: also measure what the engine's own arithmetic adds, on the first file that has quantized weights.
     """
 
@@ -37,6 +38,12 @@ class EvaluationOptions:
     measure_floor: bool = True
     threads: int | None = None
     seed: int = 0
+    kv_format: KvFormat | None = None
+
+    @property
+    def cache_format(self) -> KvFormat:
+        """The cache of keys and values that the files run with."""
+        return self.kv_format or ("f32" if self.activations == "f32" else "f16")
 
 
 class ModelLogits:
@@ -48,14 +55,13 @@ class ModelLogits:
         self.bytes = sum(path.stat().st_size for path in source.weight_files)
         headers = source.headers.values()
         self.bits_per_weight = 8 * sum(h.nbytes for h in headers) / sum(h.rows * h.columns for h in headers)
-        is_exact = options.activations == "f32"
         self._session = Session(
             source,
             EngineOptions(
                 threads=options.threads,
                 context=options.context,
                 activations=options.activations,
-                kv_format="f32" if is_exact else "f16",
+                kv_format=options.cache_format,
             ),
         )
         self.vocab_size = self._session.vocab_size
@@ -87,7 +93,8 @@ def compare_models(
     for _, source in (base, *files):
         checked_context(options.context, source.config.context_length)
     chunks = tokenize(base[1], text, options) if text is not None else builtin_chunks(base[1], options)
-    reference = ModelLogits(base[1], base[0], options)
+    # What a smaller cache costs counts too: the original keeps its own.
+    reference = ModelLogits(base[1], base[0], replace(options, kv_format=None))
     sources = [ModelLogits(source, name, options) for name, source in files]
     floor = engine_floor(files, options)
     return evaluate(reference, sources, chunks, floor=floor, seed=options.seed, progress=progress)

@@ -466,13 +466,15 @@ class _Fitting:
             sizes.append(goal.size)
         if goal.ram is not None:
             context = checked_context(goal.context, config.context_length)
-            left = goal.ram - cache_bytes(config, context)
+            cache = cache_bytes(config, context, goal.kv_format)
+            left = goal.ram - cache
             if left < problem.file_bytes(problem.smallest):
-                least = problem.file_bytes(problem.smallest) + cache_bytes(config, context)
+                least = problem.file_bytes(problem.smallest) + cache
+                smaller = " or --kv q8_0" if goal.kv_format in ("f16", "f32") else ""
                 raise RecipeError(
-                    f"--ram {goal.ram:,} bytes: the cache of {context} tokens takes {cache_bytes(config, context):,} "
-                    f"and the smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,} or a shorter "
-                    "--context"
+                    f"--ram {goal.ram:,} bytes: the {goal.kv_format} cache of {context} tokens takes {cache:,} and the "
+                    f"smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,}, a shorter --context"
+                    + smaller
                 )
             sizes.append(left)
         if goal.bits_per_weight is not None:
@@ -635,7 +637,7 @@ class _Fitting:
         ram = (
             None
             if goal.ram is None
-            else size + cache_bytes(config, checked_context(goal.context, config.context_length))
+            else size + cache_bytes(config, checked_context(goal.context, config.context_length), goal.kv_format)
         )
         shutil.rmtree(self.folder / "made", ignore_errors=True)
         result = FitResult(

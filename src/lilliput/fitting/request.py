@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 from lilliput.architectures.architecture import Json
 from lilliput.errors import RecipeError
+from lilliput.runtime.session import KvFormat
 from lilliput.search.frontier import FRONTIER
 from lilliput.search.predict import Agreement
 
@@ -23,7 +24,8 @@ IDENTITY, COSTS, RESULT = "identity.json", "costs.json", "result.json"
 class Goal:
     """What the model must stay within; at least one.
 
-    size: bytes of the file.  ram: bytes of file and KV cache at `context`.  bits_per_weight: of tensors.
+    size: bytes of the file.  ram: bytes of file and KV cache at `context` in `kv_format`.
+    bits_per_weight: of tensors.
     max_kld: mean KL from the original on the selection text, nats.  min_speed: generated tokens a second, here.
     """
 
@@ -33,6 +35,7 @@ class Goal:
     bits_per_weight: float | None = None
     max_kld: float | None = None
     min_speed: float | None = None
+    kv_format: KvFormat = "f16"
 
     def __post_init__(self) -> None:
         targets = (self.size, self.ram, self.bits_per_weight, self.max_kld, self.min_speed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from lilliput.runtime.lowering import lower
 from lilliput.runtime.processors import default_threads
 
 Activations = Literal["engine", "f32"]
-KvFormat = Literal["f16", "f32"]
+KvFormat = Literal["f16", "f32", "q8_0", "q4_0", "q8_0_plain", "q4_0_plain"]
+KV_FORMATS: tuple[KvFormat, ...] = get_args(KvFormat)
 OutputRows = Literal["last", "all", "none"] | Sequence[int]
 
 # Tokens of one forward pass. Unpacking a weight is shared by the tokens of a batch: 512 loses nothing measurable.
@@ -36,7 +37,8 @@ class EngineOptions:
     activations: "engine" quantizes inputs where the kernels want it, "f32" keeps them exact.
     repack: interleave the rows of quantized weights in memory of the process, each when it is first used, which is
         faster at every number of tokens; otherwise weights stay where the file is mapped, shared between processes.
-    kv_format: of the cache.  instruction_set: "scalar", "avx2", "avx512_vnni", or None for the best.
+    kv_format: of the cache of keys and values; q8_0 and q4_0 rotate them first, plain ones do not.
+    instruction_set: "scalar", "avx2", "avx512_vnni", or None for the best.
     """
 
     threads: int | None = None

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from lilliput.errors import RuntimeModelError
+from lilliput.runtime.session import KvFormat
 
 Test = Literal["prefill", "decode"]
 
@@ -25,6 +26,7 @@ class SpeedTest:
     depth: int
     threads: int
     repeat: int
+    kv_format: KvFormat = "f16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class SpeedRow:
     test: Test
     n: int
     depth: int
+    kv_format: KvFormat
     tok_s_median: float
     tok_s_min: float
     tok_s_max: float
@@ -72,10 +75,14 @@ def measure_speed(
     return rows
 
 
-def speed_tests(thread_counts: Sequence[int], *, prefill: int, decode: int, depth: int, repeat: int) -> list[SpeedTest]:
+def speed_tests(
+    thread_counts: Sequence[int], *, prefill: int, decode: int, depth: int, repeat: int, kv_format: KvFormat = "f16"
+) -> list[SpeedTest]:
     """The rows of `lilliput bench`: for each thread count, prefill then decode; 0 tokens skip a test."""
     sizes: list[tuple[Test, int]] = [("prefill", prefill), ("decode", decode)]
-    return [SpeedTest(test, n, depth, threads, repeat) for threads in thread_counts for test, n in sizes if n > 0]
+    return [
+        SpeedTest(test, n, depth, threads, repeat, kv_format) for threads in thread_counts for test, n in sizes if n > 0
+    ]
 
 
 def _row(test: SpeedTest, timed: Timed) -> SpeedRow:
@@ -85,6 +92,7 @@ def _row(test: SpeedTest, timed: Timed) -> SpeedRow:
         test=test.test,
         n=test.n,
         depth=test.depth,
+        kv_format=test.kv_format,
         tok_s_median=statistics.median(rates),
         tok_s_min=min(rates),
         tok_s_max=max(rates),

@@ -42,7 +42,7 @@ def measure(model: str, test: SpeedTest) -> Timed:
         )
     if source.config.task != "next_token":
         return _measure_encoder(source, test)
-    session = Session(source, EngineOptions(threads=test.threads, context=context))
+    session = Session(source, EngineOptions(threads=test.threads, context=context, kv_format=test.kv_format))
     tokens = np.random.default_rng(0).integers(0, session.vocab_size, test.depth + test.n, dtype=np.int32)
     session.forward(tokens[: test.depth], "none")
     seconds = []

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 
+from lilliput import _native
 from lilliput.architectures.architecture import ModelConfig
 from lilliput.errors import RecipeError
+from lilliput.runtime.session import KvFormat
 from lilliput.search.allocate import Knapsack, Options, allocate_within
 from lilliput.search.choices import Choice, Picks, chosen_bytes
 from lilliput.search.predict import CostTable
 from lilliput.search.speed_costs import SpeedTable
-
-KV_VALUE_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +174,9 @@ class _Move:
     seconds: float
 
 
-def cache_bytes(config: ModelConfig, context: int) -> int:
-    """Bytes of the cache of keys and values in F16 for so many tokens."""
-    return 2 * KV_VALUE_BYTES * config.layers * config.kv_heads * config.head_dim * context
+def cache_bytes(config: ModelConfig, context: int, kv_format: KvFormat = "f16") -> int:
+    """Bytes of the engine's cache of keys and values for so many tokens."""
+    return config.layers * _native.kv_cache_bytes(kv_format, context, config.kv_heads, config.head_dim)
 
 
 def reasons(problem: Problem, picks: Picks) -> Mapping[str, str]:
