@@ -17,7 +17,11 @@ using kernels::AttentionTask;
 constexpr std::int64_t kTaskRows = 48;
 // Up to so many tokens there are too few tiles to share out, so that keys are cut into ranges.
 constexpr std::int64_t kFewTokens = 8;
-constexpr std::int64_t kShortestRange = 512;
+// Ranges of all kv heads together that keep threads busy, where they need not be shorter than
+// kShortestRange; longer ones than kLongRange are cut even so.
+constexpr std::int64_t kTasksWorthHaving = 4;
+constexpr std::int64_t kShortestRange = 128;
+constexpr std::int64_t kLongRange = 512;
 constexpr std::int64_t kMostRanges = 64;
 
 // Multiplications of scores below which one thread ends sooner (about 10 µs).
@@ -39,9 +43,12 @@ AttentionTiling::AttentionTiling(const Attention& attention, std::int64_t tokens
       ranges(1),
       attention_(attention) {
   if (tokens > kFewTokens) return;
-  range_length =
-      std::max(kShortestRange,
-               kernels::round_up((key_end + kMostRanges - 1) / kMostRanges, kernels::kKeyBlock));
+  const auto cut = [&](std::int64_t pieces) {
+    return kernels::round_up((key_end + pieces - 1) / pieces, kernels::kKeyBlock);
+  };
+  const std::int64_t wanted = (kTasksWorthHaving + attention.kv_heads - 1) / attention.kv_heads;
+  range_length = std::clamp(cut(wanted), kShortestRange, kLongRange);
+  range_length = std::max(range_length, cut(kMostRanges));
   ranges = (key_end + range_length - 1) / range_length;
 }
 

@@ -29,9 +29,18 @@ void store_floats(const HeadCache& cache, std::int64_t head_dim, std::int64_t po
   T* keys = static_cast<T*>(cache.keys) + position / kKeyGroup * kKeyGroup * head_dim +
             position % kKeyGroup;
   T* values = static_cast<T*>(cache.values) + position * padded_dim;
-  for (std::int64_t d = 0; d < head_dim; ++d) keys[d * kKeyGroup] = to_cache<T>(key[d]);
-  for (std::int64_t d = 0; d < head_dim; ++d) values[d] = to_cache<T>(value[d]);
-  for (std::int64_t d = head_dim; d < padded_dim; ++d) values[d] = T{};
+  std::int64_t d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) {
+    T lanes[kLanes];
+    store(lanes, load(key + d));
+    for (int i = 0; i < kLanes; ++i) keys[(d + i) * kKeyGroup] = lanes[i];
+    store(values + d, load(value + d));
+  }
+  for (; d < head_dim; ++d) {
+    keys[d * kKeyGroup] = to_cache<T>(key[d]);
+    values[d] = to_cache<T>(value[d]);
+  }
+  for (; d < padded_dim; ++d) values[d] = T{};
 }
 
 // The codes of one position's key or value, and their scales in F16.
