@@ -92,6 +92,10 @@ ENCODERS: dict[str, dict[str, Json]] = {
         "Transformer": {}, "Pooling": {"pooling_mode_cls_token": True}, "Normalize": {}}},
     "classes": {"model_type": "bert", "architectures": ["BertForSequenceClassification"],
                 "id2label": {"0": "bad", "1": "fair", "2": "good"}},
+    "tags": {"model_type": "bert", "architectures": ["BertForTokenClassification"],
+             "id2label": {"0": "bad", "1": "fair", "2": "good"}},
+    "spans": {"model_type": "bert", "architectures": ["BertForQuestionAnswering"]},
+    "masked": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
 }  # fmt: skip
 
 
@@ -114,6 +118,11 @@ def test_encoders_compute_the_same_as_their_programs(name: str, container: Onnx,
     traits = model.config.encoder
     for index, tokens in enumerate((TOKENS, short)):
         expected, bound = expected_and_bound(model, tokens)
+        if traits.head != "text":
+            # Few labels miss by chance less than the roundings of the head's own sums of 96 terms.
+            rounding = 96 * 2.0**-24 * np.abs(expected).max()
+            assert np.abs(found["logits"][index, : len(tokens)] - expected).max() <= max(bound, rounding)
+            continue
         if traits.labels:
             assert np.abs(found["logits"][index] - expected[0]).max() <= bound
             continue
