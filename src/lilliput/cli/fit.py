@@ -14,7 +14,9 @@ from lilliput.cli import options, values
 from lilliput.cli.output import human_bytes, print_json, progress, tell, warn
 
 if TYPE_CHECKING:
-    from lilliput.fitting import Interval
+    from collections.abc import Sequence
+
+    from lilliput.fitting import FitOptions, FitResult, Interval
 
 
 # What a finished search has decided already.
@@ -22,6 +24,14 @@ SEARCHED = (
     *("text", "selection", "runtime", "formats", "sensitivity", "search", "evaluations", "seed", "effort", "method"),
     *("tokens", "work", "revision"),
 )
+
+Outputs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output", "-o",
+        help="What --for loads, such as a .gguf file; default: named here. Repeatable: the same codes in each.",
+    ),
+]  # fmt: skip
 
 
 def command(
@@ -34,14 +44,7 @@ def command(
     bpw: options.Bpw = None,
     max_kld: options.MaxKld = None,
     min_speed: options.MinSpeed = None,
-    outputs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="What --for loads, such as a .gguf file; default: named here. Repeatable: the same codes in each.",
-        ),
-    ] = None,
+    outputs: Outputs = None,
     text: options.Text = None,
     selection: Annotated[
         Path | None, typer.Option("--selection", help="Text to compare on, not a part of --text; 'builtin' for ours.")
@@ -71,7 +74,6 @@ def command(
 ) -> None:
     """Find the best mix of formats within a budget by measuring, and quantize with it."""
     from lilliput import fitting
-    from lilliput.cli.outputs import tell_outputs
     from lilliput.errors import RecipeError
 
     _refuse_useless(call, search)
@@ -107,11 +109,21 @@ def command(
     if not json:
         _tell(result)
     if outputs is not None and several:
-        with progress("converting") as advance:
-            others = exporting.move_all(result.output, outputs[1:], model, chosen, advance)
-        for note in dict.fromkeys(note for other in others for note in other.notes):
-            warn(note)
-        tell_outputs(others, reference=str(result.output), as_json=json, earlier=result.to_json())
+        _convert(result, outputs[1:], model, chosen, as_json=json)
+
+
+def _convert(
+    result: FitResult, outputs: Sequence[Path], model: str | None, chosen: FitOptions, *, as_json: bool
+) -> None:
+    """The same codes in the other outputs."""
+    from lilliput import exporting
+    from lilliput.cli.outputs import tell_outputs
+
+    with progress("converting") as advance:
+        others = exporting.move_all(result.output, outputs, model, chosen, advance)
+    for note in dict.fromkeys(note for other in others for note in other.notes):
+        warn(note)
+    tell_outputs(others, reference=str(result.output), as_json=as_json, earlier=result.to_json())
 
 
 def _refuse_useless(call: typer.Context, search: str) -> None:

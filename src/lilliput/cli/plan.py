@@ -15,6 +15,7 @@ from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, p
 if TYPE_CHECKING:
     from lilliput.fitting import FitPlan, Goal
     from lilliput.recipes.estimate import CostEstimate
+    from lilliput.workflows import PlanReport
 
 
 # What `plan` without a target does not look at, and what it does not look at with one.
@@ -102,6 +103,10 @@ def command(
     if json:
         print_json(report.to_json())
         return
+    _tell_plan(report, f"{model} -> {to}", model)
+
+
+def _tell_plan(report: PlanReport, title: str, model: str) -> None:
     rows = [
         (
             row.source_name.removeprefix("model."),
@@ -112,7 +117,7 @@ def command(
         )
         for row in report.plan.rows
     ]
-    print_table(f"{model} -> {to}", ("tensor", "shape", "format", "size", "reason"), rows, numeric=(1, 3))
+    print_table(title, ("tensor", "shape", "format", "size", "reason"), rows, numeric=(1, 3))
     print_assumptions(model, report.plan.assumed)
     for item in report.plan.transforms:
         strength = "" if item.strength is None else f" at strength {item.strength:g}"

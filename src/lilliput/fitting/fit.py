@@ -472,9 +472,9 @@ class _Fitting:
                 least = problem.file_bytes(problem.smallest) + cache
                 smaller = " or --kv q8_0" if goal.kv_format in ("f16", "f32") else ""
                 raise RecipeError(
-                    f"--ram {goal.ram:,} bytes: the {goal.kv_format} cache of {context} tokens takes {cache:,} and the "
-                    f"smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,}, a shorter --context"
-                    + smaller
+                    f"--ram {goal.ram:,} bytes: the cache of {context} tokens takes {cache:,} in {goal.kv_format} and "
+                    f"the smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,}, a shorter "
+                    f"--context{smaller}"
                 )
             sizes.append(left)
         if goal.bits_per_weight is not None:
