@@ -131,7 +131,8 @@ Floats matmul(const std::string& name, const Bytes& blocks, std::int64_t rows, c
   const std::int64_t group = lilliput::kernels::kMostLanes;
   const std::int64_t padded_rows = (rows + group - 1) / group * group;
   const std::int64_t interleaved_bytes = interleaves ? kernel.interleaved_row_bytes(columns) : 0;
-  Buffer interleaved_rows(static_cast<std::size_t>(padded_rows * interleaved_bytes));
+  Buffer interleaved_rows(static_cast<std::size_t>(padded_rows * interleaved_bytes) +
+                          lilliput::kernels::kInterleavedMargin);
   if (interleaves) {
     kernel.interleave(weight, 0, rows, interleaved_rows.data());
     weight = {id, rows, columns, interleaved_rows.data(), interleaved_bytes, true};

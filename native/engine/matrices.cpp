@@ -65,7 +65,8 @@ Matrices::Matrices(const Program& program, const MatrixOptions& options) : progr
     }
     const std::int64_t row_bytes = interleaved->interleaved_row_bytes(stored.columns);
     memory_[i] =
-        Memory(static_cast<std::size_t>(kernels::round_up(stored.rows, kGroup) * row_bytes));
+        Memory(static_cast<std::size_t>(kernels::round_up(stored.rows, kGroup) * row_bytes) +
+               kernels::kInterleavedMargin);
     matrices_.push_back({{stored.format, stored.rows, stored.columns, memory_[i].as<std::uint8_t>(),
                           row_bytes, true},
                          interleaved});

@@ -59,6 +59,8 @@ struct MatmulKernel {
   void (*interleave)(const Weight& stored, std::int64_t row_begin, std::int64_t row_end,
                      std::uint8_t* interleaved) = nullptr;
 };
+// Bytes past interleaved rows that may be read, whatever they are.
+inline constexpr std::size_t kInterleavedMargin = 8192;
 // Rows that are interleaved with each other, on the widest instruction set.
 inline constexpr std::int64_t kMostLanes = 16;
 

@@ -20,6 +20,19 @@ template <typename Format>
 inline constexpr int kWords = (kSegmentBytes<Format> + 3) / 4;
 template <typename Format>
 inline constexpr int kPaddedBytes = static_cast<int>(round_up(kSegmentBytes<Format>, 16));
+// Words of a segment of fewer columns: codes past the end are left out. What is read there instead
+// meets inputs that are zero.
+template <typename Format>
+constexpr std::int64_t words_of(int columns) {
+  if constexpr (Format::block_size == kSegment) {
+    return kWords<Format>;
+  } else {
+    constexpr int kBlocks = kSegment / Format::block_size;
+    constexpr int kCodes = static_cast<int>(sizeof(typename Format::Block)) - Format::header_bytes;
+    return kBlocks * Format::header_bytes / 4 + columns / Format::block_size * (kCodes / 4);
+  }
+}
+
 // Words lie in the order in which `unpack_rows` first needs them, as memory is read ahead only where
 // it is read in order; a format whose blocks have another order says where each word goes.
 template <typename Format>
@@ -128,7 +141,9 @@ class RowWords {
 
 template <typename Format>
 std::int64_t interleaved_row_bytes(std::int64_t columns) {
-  return segments_of(columns) * kWords<Format> * 4;
+  static_assert(kWords<Format> * sizeof(Int) <= kInterleavedMargin);
+  const std::int64_t last = segments_of(columns) - 1;
+  return (last * kWords<Format> + words_of<Format>(segment_columns(columns, last))) * 4;
 }
 
 // Interleaves the rows [row_begin, row_end) of a stored weight; row_begin is a multiple of kLanes.
@@ -141,7 +156,8 @@ void interleave(const Weight& weight, std::int64_t row_begin, std::int64_t row_e
     RowWords<Format> words(weight, row, row_end);
     auto* to = reinterpret_cast<Int*>(interleaved + row * row_bytes);
     for (std::int64_t index = 0; index < segments; ++index) {
-      std::copy_n(words.segment(index), kWords<Format>, to + index * kWords<Format>);
+      const int columns = segment_columns(weight.columns, index);
+      std::copy_n(words.segment(index), words_of<Format>(columns), to + index * kWords<Format>);
     }
   }
 }
