@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a random model of Llama-3.2-1B's shape: what speed is measured on. Speed does not depend on the values.
+"""Write a random model of Llama-3.2-1B's or Qwen2.5-0.5B's shape: what speed is measured on, whatever the values.
 
     python benchmarks/random_model.py random-1b-F16.gguf           # F16, without a tokenizer
     python benchmarks/random_model.py random-1b                    # a Hugging Face folder, BF16, Gulliver's tokenizer
+    python benchmarks/random_model.py random-0.5b-F16.gguf --shape qwen2.5-0.5b
 
 Quantize it with llama-quantize, or with `lilliput quantize`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -19,52 +21,83 @@ import numpy as np
 
 from lilliput.models import gulliver
 
-HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 2048, 8192, 16, 32, 8, 64, 128256
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths of a decoder with tied embeddings."""
+
+    architecture: str
+    hf_class: str
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    rope_theta: float
+    has_bias: bool  # of q, k and v
+
+    @property
+    def linears(self) -> tuple[tuple[str, str, int, int], ...]:
+        """(name in GGUF, name in a checkpoint, rows, columns) of a block."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (
+            ("attn_q", "self_attn.q_proj", q, self.hidden),
+            ("attn_k", "self_attn.k_proj", kv, self.hidden),
+            ("attn_v", "self_attn.v_proj", kv, self.hidden),
+            ("attn_output", "self_attn.o_proj", self.hidden, q),
+            ("ffn_gate", "mlp.gate_proj", self.ffn, self.hidden),
+            ("ffn_up", "mlp.up_proj", self.ffn, self.hidden),
+            ("ffn_down", "mlp.down_proj", self.hidden, self.ffn),
+        )
 
 
-def metadata(writer: gguf.GGUFWriter, layers: int) -> None:
+SHAPES = {
+    "llama-1b": Shape("llama", "LlamaForCausalLM", 2048, 8192, 16, 32, 8, 64, 128256, 500000.0, has_bias=False),
+    "qwen2.5-0.5b": Shape("qwen2", "Qwen2ForCausalLM", 896, 4864, 24, 14, 2, 64, 151936, 1000000.0, has_bias=True),
+}
+BIASED = ("attn_q", "attn_k", "attn_v")
+
+
+def metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_context_length(131072)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(FFN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_key_length(HEAD_DIM)
-    writer.add_value_length(HEAD_DIM)
-    writer.add_rope_dimension_count(HEAD_DIM)
-    writer.add_rope_freq_base(500000.0)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCABULARY)
+    writer.add_vocab_size(shape.vocabulary)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_tokenizer_model("none")
 
 
-def tensors(writer: gguf.GGUFWriter, layers: int) -> None:
+def tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
     random = np.random.default_rng(0)
 
     def matrix(name: str, rows: int, columns: int) -> None:
         values = random.standard_normal((rows, columns), dtype=np.float32) / np.float32(np.sqrt(columns))
         writer.add_tensor(name, values.astype(np.float16))
 
-    writer.add_tensor("rope_freqs.weight", np.ones(HEAD_DIM // 2, dtype=np.float32))
-    matrix("token_embd.weight", VOCABULARY, HIDDEN)
-    for layer in range(layers):
-        for part, rows, columns in (
-            ("attn_q", HEADS * HEAD_DIM, HIDDEN),
-            ("attn_k", KV_HEADS * HEAD_DIM, HIDDEN),
-            ("attn_v", KV_HEADS * HEAD_DIM, HIDDEN),
-            ("attn_output", HIDDEN, HEADS * HEAD_DIM),
-            ("ffn_gate", FFN, HIDDEN),
-            ("ffn_up", FFN, HIDDEN),
-            ("ffn_down", HIDDEN, FFN),
-        ):
+    if shape.architecture == "llama":
+        writer.add_tensor("rope_freqs.weight", np.ones(shape.head_dim // 2, dtype=np.float32))
+    matrix("token_embd.weight", shape.vocabulary, shape.hidden)
+    for layer in range(shape.layers):
+        for part, _, rows, columns in shape.linears:
             matrix(f"blk.{layer}.{part}.weight", rows, columns)
+            if shape.has_bias and part in BIASED:
+                writer.add_tensor(f"blk.{layer}.{part}.bias", np.zeros(rows, dtype=np.float32))
         for part in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{layer}.{part}.weight", np.ones(HIDDEN, dtype=np.float32))
-    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, dtype=np.float32))
+            writer.add_tensor(f"blk.{layer}.{part}.weight", np.ones(shape.hidden, dtype=np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(shape.hidden, dtype=np.float32))
 
 
-def write_folder(folder: Path, layers: int) -> None:
+def write_folder(folder: Path, shape: Shape) -> None:
     """The same shape as a Hugging Face checkpoint. Its tokenizer knows 4,096 of the tokens."""
     import torch
     from safetensors.torch import save_file
@@ -74,37 +107,31 @@ def write_folder(folder: Path, layers: int) -> None:
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return (torch.randn(rows, columns, generator=generator) * columns**-0.5).to(torch.bfloat16)
 
-    ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
-    state = {"model.embed_tokens.weight": matrix(VOCABULARY, HIDDEN), "model.norm.weight": ones}
-    for layer in range(layers):
+    ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
+    state = {"model.embed_tokens.weight": matrix(shape.vocabulary, shape.hidden), "model.norm.weight": ones}
+    for layer in range(shape.layers):
         block = f"model.layers.{layer}"
-        for part, rows, columns in (
-            ("self_attn.q_proj", HEADS * HEAD_DIM, HIDDEN),
-            ("self_attn.k_proj", KV_HEADS * HEAD_DIM, HIDDEN),
-            ("self_attn.v_proj", KV_HEADS * HEAD_DIM, HIDDEN),
-            ("self_attn.o_proj", HIDDEN, HEADS * HEAD_DIM),
-            ("mlp.gate_proj", FFN, HIDDEN),
-            ("mlp.up_proj", FFN, HIDDEN),
-            ("mlp.down_proj", HIDDEN, FFN),
-        ):
-            state[f"{block}.{part}.weight"] = matrix(rows, columns)
-        for part in ("input_layernorm", "post_attention_layernorm"):
-            state[f"{block}.{part}.weight"] = ones.clone()
+        for part, name, rows, columns in shape.linears:
+            state[f"{block}.{name}.weight"] = matrix(rows, columns)
+            if shape.has_bias and part in BIASED:
+                state[f"{block}.{name}.bias"] = torch.zeros(rows, dtype=torch.bfloat16)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            state[f"{block}.{name}.weight"] = ones.clone()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
-        "num_hidden_layers": layers,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
-        "vocab_size": VOCABULARY,
+        "architectures": [shape.hf_class],
+        "model_type": shape.architecture,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
+        "rope_theta": shape.rope_theta,
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
     }
@@ -116,14 +143,18 @@ def write_folder(folder: Path, layers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--layers", type=int, default=LAYERS, help="fewer, to measure what one costs")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--layers", type=int, help="fewer than the model's, to measure what one costs")
     options = parser.parse_args()
+    shape = SHAPES[options.shape]
+    if options.layers:
+        shape = replace(shape, layers=options.layers)
     if options.output.suffix != ".gguf":
-        write_folder(options.output, options.layers)
+        write_folder(options.output, shape)
         return
-    writer = gguf.GGUFWriter(options.output, "llama")
-    metadata(writer, options.layers)
-    tensors(writer, options.layers)
+    writer = gguf.GGUFWriter(options.output, shape.architecture)
+    metadata(writer, shape)
+    tensors(writer, shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
