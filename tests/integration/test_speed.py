@@ -26,11 +26,18 @@ def test_rows_say_what_was_measured_in_a_process_of_its_own(stories_folder: Path
     assert seen == [(1, 2), (2, 2)]
     for test, row in zip(tests, rows, strict=True):
         assert row.to_json().keys() == {
-            "threads", "test", "n", "depth", "kv_format", "tok_s_median", "tok_s_min", "tok_s_max", "peak_rss_bytes",
+            "threads", "test", "n", "depth", "kv_format", "batch", "ready_s", "first_token_s", "tok_s_median",
+            "tok_s_min", "tok_s_max", "peak_rss_bytes",
         }  # fmt: skip
         assert (row.threads, row.test, row.n, row.depth) == (2, test.test, test.n, 16)
         assert 0 < row.tok_s_min <= row.tok_s_median <= row.tok_s_max
+        assert 0 < row.ready_s < row.first_token_s
         assert 10_000_000 < row.peak_rss_bytes < 2_000_000_000
+
+
+def test_decoding_takes_as_many_tokens_a_pass_as_asked(stories_folder: Path) -> None:
+    tests = speed_tests([1], prefill=0, decode=9, depth=0, repeat=1, batches=(1, 4))
+    assert [row.batch for row in measure_speed(str(stories_folder), tests)] == [1, 4]
 
 
 def test_a_test_longer_than_the_context_is_refused_in_one_line(stories_folder: Path) -> None:

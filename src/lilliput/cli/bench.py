@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -16,6 +17,9 @@ def command(
     threads: Annotated[str, typer.Option("--threads", help="Comma list, e.g. 1,2; default all cores.")] = "",
     prefill: Annotated[int, typer.Option("--prefill", min=0, help="Prompt tokens; 0 skips.")] = 512,
     decode: Annotated[int, typer.Option("--decode", min=0, help="Generated tokens; 0 skips.")] = 128,
+    batch: Annotated[
+        str, typer.Option("--batch", help="Tokens of one pass when decoding, comma list, as when guesses are verified.")
+    ] = "1",
     depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens already in the cache.")] = 0,
     kv: options.KvCache = "f16",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 5,
@@ -30,17 +34,19 @@ def command(
         raise RuntimeModelError("nothing to measure: --prefill and --decode are both 0; give one of them tokens")
     tests = speed_tests(
         values.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat,
-        kv_format=values.kv_format(kv),
+        batches=values.positive_integers(batch, "--batch"),
     )  # fmt: skip
+    tests = [replace(test, kv_format=values.kv_format(kv)) for test in tests]
     with progress("measuring") as advance:
         rows = workflows.bench(file, tests, progress=advance)
     if json:
         print_json({"rows": [row.to_json() for row in rows]})
         return
     table = [
-        (str(row.threads), row.test, str(row.n), str(row.depth), f"{row.tok_s_median:.1f}",
-         f"{row.tok_s_min:.1f} to {row.tok_s_max:.1f}", human_bytes(row.peak_rss_bytes))
+        (str(row.threads), row.test if row.batch == 1 else f"{row.test} by {row.batch}", str(row.n), str(row.depth),
+         f"{row.tok_s_median:.1f}", f"{row.tok_s_min:.1f} to {row.tok_s_max:.1f}", f"{row.ready_s:.2f} s",
+         f"{row.first_token_s:.2f} s", human_bytes(row.peak_rss_bytes))
         for row in rows
     ]  # fmt: skip
-    headings = ("threads", "test", "tokens", "depth", "tok/s", "spread", "peak memory")
-    print_table(file, headings, table, numeric=(0, 2, 3, 4, 5, 6))
+    headings = ("threads", "test", "tokens", "depth", "tok/s", "spread", "ready", "first token", "peak memory")
+    print_table(file, headings, table, numeric=(0, 2, 3, 4, 5, 6, 7, 8))

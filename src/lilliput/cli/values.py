@@ -55,11 +55,14 @@ def thread_counts(words: str) -> tuple[int, ...]:
     """Parse a comma list of thread counts; empty means all cores. Raises RecipeError."""
     from lilliput.runtime.processors import default_threads
 
-    if not words:
-        return (default_threads(),)
+    return positive_integers(words, "--threads") if words else (default_threads(),)
+
+
+def positive_integers(words: str, option: str) -> tuple[int, ...]:
+    """Parse a comma list. Raises RecipeError."""
     counts = [word.strip() for word in words.split(",")]
     if not all(word.isdigit() and int(word) > 0 for word in counts):
-        raise RecipeError(f"--threads '{words}' is not a comma list of positive whole numbers such as 1,2")
+        raise RecipeError(f"{option} '{words}' is not a comma list of positive whole numbers such as 1,2")
     return tuple(int(word) for word in counts)
 
 

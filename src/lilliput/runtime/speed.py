@@ -7,6 +7,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -19,7 +20,10 @@ Test = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class SpeedTest:
-    """One row to measure: `n` tokens after `depth` tokens are in the cache."""
+    """One row to measure: `n` tokens after `depth` tokens are in the cache.
+
+    batch: tokens that decoding takes in one pass, as when guesses are verified.
+    """
 
     test: Test
     n: int
@@ -27,13 +31,16 @@ class SpeedTest:
     threads: int
     repeat: int
     kv_format: KvFormat = "f16"
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedRow:
     """One measured row.
 
-    tok_s_*: tokens per second.  peak_rss_bytes: the process's highest resident size, the file's pages included.
+    tok_s_*: tokens per second.  ready_s: seconds from the start of the process until the model can take tokens.
+    first_token_s: and until the logits after the first pass, of a prompt of n tokens or of one token, are there.
+    peak_rss_bytes: the process's highest resident size, the file's pages included.
     """
 
     threads: int
@@ -41,6 +48,9 @@ class SpeedRow:
     n: int
     depth: int
     kv_format: KvFormat
+    batch: int
+    ready_s: float
+    first_token_s: float
     tok_s_median: float
     tok_s_min: float
     tok_s_max: float
@@ -53,9 +63,11 @@ class SpeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What a worker hands back. seconds: of each repetition."""
+    """What a worker hands back. seconds: of each repetition.  *_at: seconds since the epoch."""
 
     seconds: tuple[float, ...]
+    ready_at: float
+    first_token_at: float
     peak_rss_bytes: int
 
 
@@ -69,23 +81,33 @@ def measure_speed(
     """
     rows = []
     for test in tests:
-        rows.append(_row(test, _run_worker(model, test)))
+        started_at = time.time()
+        rows.append(_row(test, _run_worker(model, test), started_at))
         if progress is not None:
             progress(len(rows), len(tests))
     return rows
 
 
 def speed_tests(
-    thread_counts: Sequence[int], *, prefill: int, decode: int, depth: int, repeat: int, kv_format: KvFormat = "f16"
+    thread_counts: Sequence[int],
+    *,
+    prefill: int,
+    decode: int,
+    depth: int,
+    repeat: int,
+    batches: Sequence[int] = (1,),
 ) -> list[SpeedTest]:
-    """The rows of `lilliput bench`: for each thread count, prefill then decode; 0 tokens skip a test."""
-    sizes: list[tuple[Test, int]] = [("prefill", prefill), ("decode", decode)]
+    """The rows of `lilliput bench`: for each thread count prefill, then decode with each batch; 0 tokens skip one."""
+    sizes: list[tuple[Test, int, int]] = [("prefill", prefill, 1), *(("decode", decode, batch) for batch in batches)]
     return [
-        SpeedTest(test, n, depth, threads, repeat, kv_format) for threads in thread_counts for test, n in sizes if n > 0
+        SpeedTest(test, n, depth, threads, repeat, batch=batch)
+        for threads in thread_counts
+        for test, n, batch in sizes
+        if n > 0
     ]
 
 
-def _row(test: SpeedTest, timed: Timed) -> SpeedRow:
+def _row(test: SpeedTest, timed: Timed, started_at: float) -> SpeedRow:
     rates = [test.n / seconds for seconds in timed.seconds]
     return SpeedRow(
         threads=test.threads,
@@ -93,6 +115,9 @@ def _row(test: SpeedTest, timed: Timed) -> SpeedRow:
         n=test.n,
         depth=test.depth,
         kv_format=test.kv_format,
+        batch=test.batch,
+        ready_s=timed.ready_at - started_at,
+        first_token_s=timed.first_token_at - started_at,
         tok_s_median=statistics.median(rates),
         tok_s_min=min(rates),
         tok_s_max=max(rates),
@@ -107,4 +132,4 @@ def _run_worker(model: str, test: SpeedTest) -> Timed:
         lines = done.stderr.strip().splitlines()
         raise RuntimeModelError(lines[-1] if lines else f"the measuring process ended with code {done.returncode}")
     answer = json.loads(done.stdout.splitlines()[-1])
-    return Timed(tuple(answer["seconds"]), answer["peak_rss_bytes"])
+    return Timed(**{**answer, "seconds": tuple(answer["seconds"])})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that measures one row of `lilliput bench`: prints {"seconds", "peak_rss_bytes"} on stdout."""
+"""The process that measures one row of `lilliput bench`: prints a `Timed` as JSON on stdout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def main() -> int:
     except LilliputError as failure:
         print(failure, file=sys.stderr)
         return 1
-    print(json.dumps({"seconds": timed.seconds, "peak_rss_bytes": timed.peak_rss_bytes}))
+    print(json.dumps(asdict(timed)))
     return 0
 
 
@@ -44,19 +45,23 @@ def measure(model: str, test: SpeedTest) -> Timed:
         return _measure_encoder(source, test)
     session = Session(source, EngineOptions(threads=test.threads, context=context, kv_format=test.kv_format))
     tokens = np.random.default_rng(0).integers(0, session.vocab_size, test.depth + test.n, dtype=np.int32)
+    ready_at = time.time()
+    # Warms up: weights are repacked when they are first used.
+    session.forward(tokens[: test.n if test.test == "prefill" else 1])
+    first_token_at = time.time()
+    session.truncate(0)
     session.forward(tokens[: test.depth], "none")
     seconds = []
-    for repetition in range(test.repeat + 1):
+    for _ in range(test.repeat):
         session.truncate(test.depth)
         start = time.perf_counter()
         if test.test == "prefill":
             session.forward(tokens[test.depth :])
         else:
-            # The first repetition only warms up: a few tokens do.
-            for token in tokens[test.depth :][: None if repetition else 4]:
-                session.forward([token])
+            for first in range(test.depth, len(tokens), test.batch):
+                session.forward(tokens[first : first + test.batch])
         seconds.append(time.perf_counter() - start)
-    return Timed(tuple(seconds[1:]), peak_resident_bytes())
+    return Timed(tuple(seconds), ready_at, first_token_at, peak_resident_bytes())
 
 
 def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
@@ -68,12 +73,15 @@ def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
         )
     session = EncoderSession(source, EngineOptions(threads=test.threads, context=test.n))
     tokens = np.random.default_rng(0).integers(0, source.config.vocab_size, test.n, dtype=np.int32)
+    ready_at = time.time()
+    session.run(tokens)
+    first_token_at = time.time()
     seconds = []
-    for _ in range(test.repeat + 1):
+    for _ in range(test.repeat):
         start = time.perf_counter()
         session.run(tokens)
         seconds.append(time.perf_counter() - start)
-    return Timed(tuple(seconds[1:]), peak_resident_bytes())
+    return Timed(tuple(seconds), ready_at, first_token_at, peak_resident_bytes())
 
 
 def peak_resident_bytes() -> int:
