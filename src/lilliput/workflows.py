@@ -173,6 +173,7 @@ class PlanReport:
             "disk_bytes": self.cost.disk_bytes,
             "seconds": dict(self.cost.seconds),
             "speeds_age": self.cost.speeds_age,
+            "is_busy": self.cost.is_busy,
             "warnings": list(self.plan.warnings),
         }
 

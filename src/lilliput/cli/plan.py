@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lilliput.cli import options, values
-from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, tell, warn
+from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, say, tell, warn
 
 if TYPE_CHECKING:
     from lilliput.fitting import FitPlan, Goal
@@ -85,6 +85,7 @@ def command(
             runtime=runtime, formats=options.candidate_names(formats), effort=effort, method=method, tokens=tokens,
             threads=threads, revision=revision,
         )  # fmt: skip
+        _say_measuring()
         _tell_search(fitting.plan_fit(model, goal, text=text, options=search), goal, as_json=json)
         return
     options.refuse(call, SEARCH_ONLY, "without a target of a search; add one, such as --size 5GB, or leave it out")
@@ -99,6 +100,7 @@ def command(
         threads=threads,
         revision=revision,
     )
+    _say_measuring()
     report = workflows.plan(model, to, output, guidance=guidance, options=chosen)
     if json:
         print_json(report.to_json())
@@ -133,19 +135,29 @@ def _tell_plan(report: PlanReport, title: str, model: str) -> None:
         warn(warning)
 
 
+def _say_measuring() -> None:
+    from lilliput.recipes.machine import knows_this_machine
+
+    if not knows_this_machine():
+        say("measuring how fast this machine is; this takes a while once, and is remembered")
+
+
 def _tell_times(cost: CostEstimate, words: Mapping[str, str]) -> None:
     stages = [(stage, human_seconds(seconds), words.get(stage, "")) for stage, seconds in cost.seconds.items()]
-    stages.append(("all", human_seconds(sum(cost.seconds.values())), _speeds_words(cost.speeds_age)))
+    stages.append(("all", human_seconds(sum(cost.seconds.values())), _speeds_words(cost)))
     print_table("time", ("stage", "takes", "what it does"), stages, numeric=(1,))
 
 
-def _speeds_words(age: float) -> str:
-    """Where times come from, and how to have them anew."""
-    from lilliput.recipes.machine import KEPT_SECONDS, cache_folder
+def _speeds_words(cost: CostEstimate) -> str:
+    """Where times come from, and when they are measured anew."""
+    from lilliput.recipes.machine import KEPT_BUSY_SECONDS, KEPT_SECONDS, cache_folder
 
-    when = f"{human_seconds(age)} ago" if age >= 60 else "now"
-    kept = f"kept {KEPT_SECONDS / 86_400:.0f} days in {cache_folder() / 'machine.json'}"
-    return f"at speeds of this machine measured {when}, {kept}"
+    when = f"{human_seconds(cost.speeds_age)} ago" if cost.speeds_age >= 60 else "now"
+    kept = f"{KEPT_SECONDS / 86_400:.0f} days"
+    if cost.is_busy:
+        when += " beside other work, so rather too long"
+        kept = f"{KEPT_BUSY_SECONDS / 3600:.0f} hour"
+    return f"at speeds of this machine measured {when}; kept {kept} in {cache_folder() / 'machine.json'}"
 
 
 def _tell_search(plan: FitPlan, goal: Goal, *, as_json: bool) -> None:

@@ -103,7 +103,7 @@ def estimate_fit(source: ModelSource, search: Search, speeds: MachineSpeeds) -> 
     disk += hidden * max(len(search.texts.calibration), search.sensitivity_windows * (source.config.layers + 1))
     kept = _kept_bytes(source, search)
     disk += kept if kept > KEPT_BYTES else 0
-    return CostEstimate(_peak_bytes(source, chosen, search), disk, seconds, speeds.age_seconds())
+    return CostEstimate(_peak_bytes(source, chosen, search), disk, seconds, speeds.age_seconds(), speeds.was_busy)
 
 
 def _near(rows: Sequence[TensorPlan], search: Search) -> list[TensorPlan]:

@@ -66,13 +66,15 @@ class CostEstimate:
 
     peak_ram_bytes: of the process, without pages of mapped files: the system takes those back when it needs them.
     disk_bytes: free space needed where the output goes.  seconds: by stage, in order.
-    speeds_age: seconds since the oldest speed of the machine that these rest on was measured.
+    speeds_age: seconds since the oldest speed of the machine that these rest on was measured.  is_busy: one of them
+    while the machine had other work.
     """
 
     peak_ram_bytes: int
     disk_bytes: int
     seconds: Mapping[str, float]
     speeds_age: float = 0.0
+    is_busy: bool = False
 
 
 def estimate(
@@ -106,7 +108,7 @@ def estimate(
     tensor = max((_tensor_bytes(row, headers[row.name]) for row in plan.rows), default=0)
     ram = PROCESS_BYTES + max(tensor, _text_bytes(plan.rows, text, tensor) if text.tokens else 0)
     disk = file_bytes + LEDGER_ENTRY_BYTES * len(plan.rows)
-    return CostEstimate(ram, disk, seconds, speeds.age_seconds())
+    return CostEstimate(ram, disk, seconds, speeds.age_seconds(), speeds.was_busy)
 
 
 def _text_bytes(rows: Sequence[TensorPlan], text: TextWork, tensor: int) -> int:

@@ -39,7 +39,7 @@ SECONDS_PER_PROBE = 0.05
 WRITE_SAMPLE_BYTES = 16_000_000
 HASH_SAMPLE_BYTES = 4_000_000
 # Clocks, disks and other tenants of a machine change from week to week; a measurement beside other work soon.
-KEPT_SECONDS, KEPT_BUSY_SECONDS = 3 * 86_400.0, 600.0
+KEPT_SECONDS, KEPT_BUSY_SECONDS = 3 * 86_400.0, 3_600.0
 # Running processes beyond the processors, averaged over a minute, that make a machine a busy one.
 BUSY_PROCESSES = 1.0
 
@@ -73,7 +73,10 @@ class MethodCost:
 
 
 class MachineSpeeds:
-    """Speeds of this machine, measured when first asked for and remembered in a file."""
+    """Speeds of this machine, measured when first asked for and remembered in a file.
+
+    was_busy: one of those asked for so far was measured while the machine had other work, which makes times too long.
+    """
 
     def __init__(self, threads: int, *, guided: bool, cache: Path | None = None) -> None:
         """Prepare to measure.
@@ -85,6 +88,7 @@ class MachineSpeeds:
         self._cache = cache or cache_folder() / "machine.json"
         self._known = _read(self._cache)
         self._oldest = time.time()
+        self.was_busy = False
 
     def method_cost(self, row: TensorPlan, header: TensorHeader) -> MethodCost:
         """What one tensor's method takes; a tensor that is kept is read as fast as it is decoded."""
@@ -140,11 +144,17 @@ class MachineSpeeds:
             self._known[key] = known
             _write(self._cache, self._known)
         self._oldest = min(self._oldest, known.measured)
+        self.was_busy = self.was_busy or known.is_busy
         return known.speeds
 
     def age_seconds(self) -> float:
         """How long ago the oldest of the speeds asked for so far was measured."""
         return max(time.time() - self._oldest, 0.0)
+
+
+def knows_this_machine() -> bool:
+    """Whether any speed is remembered; without, the first plan measures for a while."""
+    return bool(_read(cache_folder() / "machine.json"))
 
 
 def cache_folder() -> Path:
