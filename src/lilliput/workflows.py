@@ -44,7 +44,7 @@ from lilliput.pipeline.tune import BYTES_PER_WEIGHT, TuneOptions, tune, tuned_ro
 from lilliput.pipeline.work_folder import WorkFolder, work_path
 from lilliput.recipes.estimate import CostEstimate, TextWork, estimate, looks_before
 from lilliput.recipes.float_roles import with_float_roles
-from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, ledger_path, read_ledger, versions
+from lilliput.recipes.ledger import Ledger, LedgerEntry, check_complete, is_ledger_of, ledger_path, text_versions
 from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method, preset_names
@@ -321,7 +321,7 @@ def quantize(
         )
         # A file without its ledger: the run that made it was killed before its last step. The same bytes come again.
         is_made = _is_up_to_date(paths, job.fingerprint)
-        if is_made and _is_ledger_of(result.ledger, job.fingerprint) and not options.force:
+        if is_made and is_ledger_of(result.ledger, job.fingerprint) and not options.force:
             WorkFolder.discard_finished(work_path(target), job.fingerprint)
             return replace(result, bytes=sum(path.stat().st_size for path in paths), is_up_to_date=True)
         job = replace(job, options=replace(options, force=options.force or is_made))
@@ -702,19 +702,6 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
          options.stream_inputs, options.precision],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def text_versions() -> dict[str, str]:
-    """Of the packages that run a model on a text."""
-    installed = versions()
-    return {name: installed[name] for name in ("torch", "transformers") if name in installed}
-
-
-def _is_ledger_of(path: Path, fingerprint: str) -> bool:
-    try:
-        return read_ledger(path).fingerprints.get("output") == fingerprint
-    except ContainerError:
-        return False
 
 
 def _is_up_to_date(paths: Sequence[Path], fingerprint: str) -> bool:

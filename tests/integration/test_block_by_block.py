@@ -16,7 +16,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_llama import TEXT, write_tiny_llama
 
-from lilliput import workflows
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.containers import open_model
 from lilliput.errors import CalibrationError
@@ -197,7 +196,7 @@ def test_another_torch_never_continues_a_run(
     output = tmp_path / "model.gguf"
     with pytest.raises(Stopped):
         run(model, text, output, progress=stop_at(36))
-    monkeypatch.setattr(workflows, "versions", lambda: {"torch": "0.0"})
+    monkeypatch.setattr("lilliput.recipes.ledger.versions", lambda: {"torch": "0.0"})
     seen: list[int] = []
     run(model, text, output, progress=lambda done, _: seen.append(done))
     assert seen[0] == 1

@@ -47,7 +47,7 @@ from lilliput.fitting.texts import Texts, cut_texts
 from lilliput.formats import NumberFormat, get_format
 from lilliput.models import BUILT_IN
 from lilliput.pipeline.work_folder import WorkFolder
-from lilliput.recipes.ledger import ledger_path
+from lilliput.recipes.ledger import ledger_path, text_versions
 from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.recipes.recipe import Method, Recipe, Rule, parse_method
@@ -748,7 +748,7 @@ def _key(source: ModelSource, texts: Texts, method: Method) -> str:
 
 def _versions() -> str:
     """Ours, and those of the packages that run the model on the text."""
-    return " ".join([lilliput.__version__, *(f"{name} {at}" for name, at in workflows.text_versions().items())])
+    return " ".join([lilliput.__version__, *(f"{name} {at}" for name, at in text_versions().items())])
 
 
 def _default_name(source: ModelSource, goal: Goal, options: FitOptions) -> Path:

@@ -165,6 +165,20 @@ def read_ledger(path: Path) -> Ledger:
         raise ContainerError(f"{path.name}: no ledger of lilliput: {error}") from error
 
 
+def is_ledger_of(path: Path, fingerprint: str) -> bool:
+    """Whether the file there is the ledger of the run of that fingerprint."""
+    try:
+        return read_ledger(path).fingerprints.get("output") == fingerprint
+    except ContainerError:
+        return False
+
+
+def text_versions() -> dict[str, str]:
+    """Of the packages that run a model on a text."""
+    installed = versions()
+    return {name: installed[name] for name in ("torch", "transformers") if name in installed}
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change an output's bytes."""
     found: dict[str, str] = {}
