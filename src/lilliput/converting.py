@@ -22,7 +22,6 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import CONTAINERS, FOLDERS, container_for, not_written
 from lilliput.containers.checkpoint_folder import CheckpointFolder
 from lilliput.containers.container import Container, Contents, Split
-from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.publish import check_target, publish
 from lilliput.containers.rebuilt_folder import FolderFiles, folder_files
 from lilliput.containers.runtimes import reading_warnings, runtimes_of
@@ -214,7 +213,7 @@ def planned_outputs(
 
 def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: ExitStack) -> Conversion:
     container = _container(options.to, target)
-    if options.text is not None and isinstance(container, Onnx):
+    if options.text is not None and not getattr(container, "is_read", True):
         raise ContainerError(
             f"{target.name}: --text runs the output here, and {container.name} files are not run here; leave it out"
         )

@@ -16,7 +16,6 @@ from pathlib import Path
 from lilliput import workflows
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import container_for
-from lilliput.containers.onnx.container import Onnx
 from lilliput.converting import ConvertOptions, ConvertResult, convert_all, planned_outputs
 from lilliput.errors import PublishError, RecipeError
 from lilliput.fitting import FitOptions
@@ -95,7 +94,7 @@ def shared_formats(outputs: Sequence[Path], options: FitOptions) -> tuple[str, .
     """
     first, *others = outputs
     containers = [container_for(output) for output in others]
-    if isinstance(container_for(first), Onnx):
+    if not getattr(container_for(first), "is_read", True):
         raise RecipeError(
             f"{first.name}: other outputs are made from the first, and this kind is not read here; name another first"
         )

@@ -273,7 +273,10 @@ def test_scales_that_the_container_keeps_in_another_unit_are_reported(tiny: Path
             ("convert", "QUANT", "a.gptq", "--format", "F16"),
             "at least one quantized layer, and --format F16 leaves none",
         ),
-        (("convert", "QUANT", "a.onnx", "--text", "TEXT"), "--text runs the output here, and onnx files are not run"),
+        (
+            ("convert", "QUANT", "a.tflite", "--text", "TEXT"),
+            "--text runs the output here, and litert files are not run",
+        ),
         (("convert", "QUANT", "a.awq"), r"no place in .awq; pass --requantize .* or another container; it holds int4"),
     ],
 )

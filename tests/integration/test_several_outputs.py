@@ -134,8 +134,8 @@ def test_a_search_chooses_among_what_every_output_holds(tmp_path: Path) -> None:
         shared_formats([tmp_path / "a.gguf", tmp_path / "a.tflite"], FitOptions())
     with pytest.raises(RecipeError, match="--formats INT4_G32: its codes have no place in a litert output"):
         shared_formats([*outputs, tmp_path / "a.tflite"], replace(options, formats=("int7_channel", "int4_g32")))
-    with pytest.raises(RecipeError, match=r"a.onnx: other outputs are made from the first"):
-        shared_formats([tmp_path / "a.onnx", tmp_path / "a.gguf"], FitOptions(runtime="onnxruntime"))
+    with pytest.raises(RecipeError, match=r"a.tflite: other outputs are made from the first"):
+        shared_formats([tmp_path / "a.tflite", tmp_path / "a.gguf"], FitOptions())
     (tmp_path / "a.gguf").write_bytes(b"")
     with pytest.raises(PublishError, match=r"a\.gguf exists already"):
         shared_formats(outputs, options)

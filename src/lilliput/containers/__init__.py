@@ -130,6 +130,8 @@ def _open_file(path: Path) -> ModelSource:
             return container.open(path)
     if legacy_ggml.recognises(path):
         return legacy_ggml.LegacyModel(path)
+    if path.suffix == ".onnx":
+        return Onnx().open(path)
     if path.suffix in PICKLED_SUFFIXES:
         raise CheckpointError(
             f"{path.name}: pickled weights; unpickling runs code from the file, so it is refused; "

@@ -75,6 +75,7 @@ class LiteRt(Onnx):
     name = "litert"
     suffix = ".tflite"
     described = "a .tflite file"
+    is_read = False
     float_roles: tuple[Role, ...] = ()
     holds_text = (
         "a .tflite file holds integers with one scale a row or tensor, without zero points and without -128 "

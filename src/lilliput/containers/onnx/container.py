@@ -17,6 +17,7 @@ from lilliput.architectures.architecture import EncoderDecoder, Json
 from lilliput.architectures.program import Embed, Program
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
+from lilliput.containers.onnx.checkpoint import OnnxModel
 from lilliput.containers.onnx.genai import genai_config
 from lilliput.containers.onnx.graph import External, Graph
 from lilliput.containers.onnx.operations import AttentionKind, GraphStyle, Half, tensors_read, translate
@@ -51,6 +52,7 @@ class Onnx:
     suffix = ".onnx"
     float_roles: tuple[Role, ...] = ()
     described = "an ONNX file"
+    is_read = True
     attention: AttentionKind = "grouped"
     has_doubles = True
     holds_text = (
@@ -63,8 +65,8 @@ class Onnx:
         return bool(graph_files(path))
 
     def open(self, path: Path) -> ModelSource:
-        """Not to be opened as a model. Raises ContainerError."""
-        raise ContainerError(f"{path.name}: ONNX files are written here, not read; give the model that it came from")
+        """Open a folder or graph. Raises ContainerError, CheckpointError, UnsupportedModelError."""
+        return OnnxModel(path)
 
     def holds(self, number_format: NumberFormat) -> bool:
         """Whether some row length of this format can be stored."""

@@ -88,13 +88,14 @@ class Initializer:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation."""
+    """One operation. name: of a graph that was read; ours are numbered when they are written."""
 
     operation: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     domain: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +260,15 @@ def _read_graph_fields(graph: Graph, content: bytes) -> None:
 
 def _read_node(content: bytes) -> Node:
     inputs, outputs, attributes = [], [], {}
-    operation = domain = ""
+    operation = domain = called = ""
     for item in protobuf.fields(content):
         match item.number:
             case 1:
                 inputs.append(item.text)
             case 2:
                 outputs.append(item.text)
+            case 3:
+                called = item.text
             case 4:
                 operation = item.text
             case 5:
@@ -275,7 +278,7 @@ def _read_node(content: bytes) -> Node:
                 domain = item.text
             case _:
                 pass
-    return Node(operation, tuple(inputs), tuple(outputs), attributes, domain)
+    return Node(operation, tuple(inputs), tuple(outputs), attributes, domain, called)
 
 
 def _read_attribute(content: bytes) -> tuple[str, Attribute]:
@@ -304,12 +307,18 @@ def _read_initializer(content: bytes) -> Initializer:
     name, element, raw = "", 0, b""
     shape: list[int] = []
     external: dict[str, str] = {}
+    numbers: list[int] = []
     for item in protobuf.fields(content):
         match item.number:
             case 1:
                 shape.extend(item.integers)
             case 2:
                 element = item.integer
+            case 4 | 10:
+                # float_data and double_data: as the file has them, little endian.
+                raw += item.bytes
+            case 5 | 7:
+                numbers.extend(item.integers)
             case 8:
                 name = item.text
             case 9:
@@ -323,12 +332,22 @@ def _read_initializer(content: bytes) -> Initializer:
         raise ContainerError(f"ONNX constant '{name}' is of element type {element}, which is not read here")
     if any(size < 0 for size in shape):
         raise ContainerError(f"damaged ONNX file: constant '{name}' has shape {shape}")
+    raw = raw or _number_bytes(numbers, element)
     data = _place(name, external) if external else raw
     found = Initializer(name, ElementType(element), tuple(shape), data)
     size = data.nbytes if isinstance(data, External) else len(data)
     if size != found.nbytes:
         raise ContainerError(f"ONNX constant '{name}' has {size} bytes, its shape {shape} needs {found.nbytes}")
     return found
+
+
+def _number_bytes(numbers: Sequence[int], element: int) -> bytes:
+    """int32_data or int64_data in the width of the element, low bits first."""
+    if element in (ElementType.INT4, ElementType.UINT4):
+        # Two to a number here as in raw bytes.
+        return bytes(number & 0xFF for number in numbers)
+    width = _BITS[ElementType(element)] // 8
+    return b"".join((number & ((1 << 8 * width) - 1)).to_bytes(width, "little") for number in numbers)
 
 
 def _place(name: str, external: Mapping[str, str]) -> External:

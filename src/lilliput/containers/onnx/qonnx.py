@@ -102,6 +102,7 @@ class Qonnx(OnnxStandard):
     name = "qonnx"
     suffix = ".qonnx"
     uses_ranges = True
+    is_read = False
     holds_text = (
         "QONNX folders hold powers of two as scales: INT8_CHANNEL_POW2 and other INT<bits>_CHANNEL_POW2, _TENSOR_POW2, "
         "FIXED<m>.<n>, and F32, F16, BF16"

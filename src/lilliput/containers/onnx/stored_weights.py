@@ -103,10 +103,10 @@ class BlockWeight:
         scale = constants.floats(self.scale).reshape(self.rows, blocks)
         points = None if self.zero_point is None else constants.array(self.zero_point).reshape(self.rows, -1)
         for part in _row_slices(self.rows, self.columns):
-            levels = _fields(codes[part], self.bits).astype(np.float32).reshape(-1, blocks, self.block)
+            levels = bit_fields(codes[part], self.bits).astype(np.float32).reshape(-1, blocks, self.block)
             zero: FloatArray | float = float(1 << (self.bits - 1))
             if points is not None:
-                zero = _fields(points[part], self.bits)[:, :blocks, None].astype(np.float32)
+                zero = bit_fields(points[part], self.bits)[:, :blocks, None].astype(np.float32)
             values: FloatArray = (levels - zero) * scale[part].astype(np.float32)[:, :, None]
             yield values.reshape(len(values), -1)[:, : self.columns]
 
@@ -238,7 +238,7 @@ def find_weights(constants: Constants) -> dict[str, tuple[StoredWeight, ...]]:
     parts: dict[str, dict[int, StoredWeight]] = {}
     taken: set[str] = set()
     for node in graph.nodes:
-        weight = _weight_of(node, constants, producers, readers)
+        weight = weight_of(node, constants, producers, readers)
         if weight is None:
             continue
         weight.check(constants)
@@ -253,14 +253,14 @@ def find_weights(constants: Constants) -> dict[str, tuple[StoredWeight, ...]]:
     return {name: tuple(found[start] for start in sorted(found)) for name, found in parts.items()}
 
 
-def _weight_of(
+def weight_of(
     node: Node, constants: Constants, producers: Mapping[str, Node], readers: Mapping[str, list[Node]]
 ) -> BlockWeight | DequantizedWeight | GridWeight | None:
     """The weight that a node reads, where it reads one."""
-    inputs = [_behind(name, producers) for name in node.inputs]
+    inputs = [constant_behind(name, producers) for name in node.inputs]
     zero_point = inputs[2] if len(inputs) > 2 and inputs[2] else None
     if node.operation in _BLOCK_OPERATORS:
-        return _block_weight(node, inputs, constants)
+        return block_weight(node, inputs, constants)
     if node.operation == "Quant" and len(inputs) == 4 and inputs[0] in constants.graph.initializers:
         return GridWeight(inputs[0], inputs[1], inputs[3])
     if node.operation == "DequantizeLinear" and inputs and inputs[0] in constants.graph.initializers:
@@ -280,7 +280,8 @@ def _weight_of(
     return None
 
 
-def _block_weight(node: Node, inputs: list[str], constants: Constants) -> BlockWeight:
+def block_weight(node: Node, inputs: list[str], constants: Constants) -> BlockWeight:
+    """The weight of a MatMulNBits or GatherBlockQuantized. Raises ContainerError."""
     if len(inputs) < 3:
         raise ContainerError(f"{constants.path.name}: a {node.operation} of ONNX Runtime has too few inputs")
     bits, zero_point = _whole(node, "bits", 4), inputs[3] if len(inputs) > 3 and inputs[3] else None
@@ -292,7 +293,7 @@ def _block_weight(node: Node, inputs: list[str], constants: Constants) -> BlockW
     return BlockWeight(rows, columns, bits, _whole(node, "block_size", 128), inputs[0], inputs[2], zero_point)
 
 
-def _behind(name: str, producers: Mapping[str, Node]) -> str:
+def constant_behind(name: str, producers: Mapping[str, Node]) -> str:
     """The constant that a value is made from by casting, turning, or taking rows."""
     seen = producers.get(name)
     if seen is not None and seen.operation in ("Cast", "Transpose", "Gather") and seen.inputs:
@@ -327,7 +328,7 @@ def _row_slices(rows: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _fields(packed: ByteArray, bits: int) -> ByteArray:
+def bit_fields(packed: ByteArray, bits: int) -> ByteArray:
     """uint8 [n, bytes] -> [n, bytes * 8 / bits], lowest bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return ((packed[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(len(packed), -1)
