@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the engine's own rounding costs, beside llama.cpp's: KL of running a file from its exact float32 forward.
 
-    python benchmarks/engine_accuracy.py ORIGINAL FILE.gguf [FILE.gguf …] --text TEXT --llama-cpp FOLDER [--tokens 16384]
+    python benchmarks/engine_accuracy.py ORIGINAL FILE.gguf [FILE.gguf …] --text TEXT --llama-cpp FOLDER
 
 The weights of FILE, decoded to float32, are run in float32 by each engine itself; then FILE as it is, each engine with
 its usual rounding of inputs and an F16 cache. `file_kld` is what the file costs against ORIGINAL, in exact arithmetic:
