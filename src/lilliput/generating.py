@@ -22,7 +22,7 @@ class GenerateOptions:
 
     context: positions of the cache; None means just enough for prompt and answer, up to the model's.
     guesses: tokens guessed and verified in one pass, from the text so far or by `draft`, a smaller file of the same
-    vocabulary; the text is distributed as without.  kv_format: of the cache.
+    vocabulary; the text is distributed as without.  kv_format, repack: as in `EngineOptions`.
     """
 
     max_tokens: int = 128
@@ -33,6 +33,7 @@ class GenerateOptions:
     guesses: int = 0
     draft: PathLike | None = None
     kv_format: KvFormat = "f16"
+    repack: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,9 @@ def generate(
         prompt_ids = tokenizer.encode(prompt, add_special=True) or _first_token(vocabulary)
         enough = min(len(prompt_ids) + options.max_tokens, source.config.context_length)
         engine = EngineOptions(
-            threads=options.threads, context=options.context or max(enough, 1), kv_format=options.kv_format
-        )
+            threads=options.threads, context=options.context or max(enough, 1), kv_format=options.kv_format,
+            repack=options.repack,
+        )  # fmt: skip
         draft = None if options.draft is None else Session(stack.enter_context(opened(options.draft)), engine)
         generation = Generation(
             Session(source, engine), prompt_ids, options.sampling,

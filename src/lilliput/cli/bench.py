@@ -22,6 +22,7 @@ def command(
     ] = "1",
     depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens already in the cache.")] = 0,
     kv: options.KvCache = "f16",
+    repack: options.Repack = True,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 5,
     json: options.Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def command(
         values.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat,
         batches=values.positive_integers(batch, "--batch"),
     )  # fmt: skip
-    tests = [replace(test, kv_format=values.kv_format(kv)) for test in tests]
+    tests = [replace(test, kv_format=values.kv_format(kv), repack=repack) for test in tests]
     with progress("measuring") as advance:
         rows = workflows.bench(file, tests, progress=advance)
     if json:

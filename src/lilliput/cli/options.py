@@ -51,6 +51,13 @@ KvCache = Annotated[
     str,
     typer.Option("--kv", help="KV cache: f16, f32, q8_0 or q4_0; q8_0_plain, q4_0_plain do not rotate."),
 ]
+Repack = Annotated[
+    bool,
+    typer.Option(
+        "--repack/--no-repack",
+        help="Lay weights out in memory for speed, or run them where the file is mapped, shared between processes.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id; default: main.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Effort = Annotated[

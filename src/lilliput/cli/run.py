@@ -51,6 +51,7 @@ def command(
         int | None, typer.Option("--context", min=1, help="Tokens of KV cache; default: prompt and answer.")
     ] = None,
     kv: options.KvCache = "f16",
+    repack: options.Repack = True,
     threads: options.Threads = None,
     revision: options.Revision = None,
     json: options.Json = False,
@@ -66,7 +67,7 @@ def command(
 
     if sequences.task_of(file, revision) != "next_token":
         options.refuse(call, SAMPLING, "on a model that does not predict the next token; leave it out")
-        engine = EngineOptions(threads, context, kv_format=values.kv_format(kv))
+        engine = EngineOptions(threads, context, kv_format=values.kv_format(kv), repack=repack)
         answers = AnswerOptions(beams=beams, max_length=max_tokens + 1)
         found = sequences.run(file, prompt, answers=answers, engine=engine, revision=revision)
         if json:
@@ -86,7 +87,7 @@ def command(
 
     guesses = guesses or (DRAFT_GUESSES if draft else 0)
     chosen = generating.GenerateOptions(
-        max_tokens, sampling, context, threads, revision, guesses, draft, values.kv_format(kv)
+        max_tokens, sampling, context, threads, revision, guesses, draft, values.kv_format(kv), repack
     )
     result = generating.generate(file, prompt, options=chosen, on_text=None if json else show)
     if json:

@@ -53,6 +53,7 @@ class EncoderDecoderSession:
                     instruction_set=options.instruction_set or "",
                     activations=options.activations,
                     kv_format=kv_format,
+                    repacks=options.repack,
                     sequences=sequences,
                     shared=self._shared,
                 )

@@ -44,6 +44,7 @@ class EncoderSession:
                 instruction_set=options.instruction_set or "",
                 activations=options.activations,
                 kv_format="f32",
+                repacks=options.repack,
             )
         except ValueError as refused:
             raise RuntimeModelError(f"{source.path.name}: {refused}") from refused

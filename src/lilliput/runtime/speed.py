@@ -23,6 +23,7 @@ class SpeedTest:
     """One row to measure: `n` tokens after `depth` tokens are in the cache.
 
     batch: tokens that decoding takes in one pass, as when guesses are verified.
+    kv_format, repack: as in `EngineOptions`.
     """
 
     test: Test
@@ -32,6 +33,7 @@ class SpeedTest:
     repeat: int
     kv_format: KvFormat = "f16"
     batch: int = 1
+    repack: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,9 @@ def measure(model: str, test: SpeedTest) -> Timed:
         )
     if source.config.task != "next_token":
         return _measure_encoder(source, test)
-    session = Session(source, EngineOptions(threads=test.threads, context=context, kv_format=test.kv_format))
+    session = Session(
+        source, EngineOptions(threads=test.threads, context=context, kv_format=test.kv_format, repack=test.repack)
+    )
     tokens = np.random.default_rng(0).integers(0, session.vocab_size, test.depth + test.n, dtype=np.int32)
     ready_at = time.time()
     # Warms up: weights are repacked when they are first used.
