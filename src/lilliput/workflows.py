@@ -414,7 +414,7 @@ class _Job:
         if corrects_biases(self.source):
             done = with_biases(self.source, self.plan, done, chunks, folder, stream.threads)
         if self.options.effort == "best":
-            known = folder.finished("tuned", tuned_rows(self.source, self.plan, done))
+            known = folder.finished("tuned", tuned_rows(self.plan, done))
             if known is None:
                 known = tune(self.source, self.plan, done, chunks, TuneOptions(threads=stream.threads), progress)
                 folder.finish("tuned", known)

@@ -59,7 +59,7 @@ def test_training_starts_from_the_stored_values(source: ModelSource, preset: str
 
 def test_tuning_lowers_the_divergence_on_text_it_has_not_seen(source: ModelSource, chunks: IntArray) -> None:
     plan, done = quantized(source, "Q2_K")
-    rows = {row.name: row for row in tuned_rows(source, plan, done)}
+    rows = {row.name: row for row in tuned_rows(plan, done)}
     options = TuneOptions(epochs=2, batch=2)
     training = _Training(source, rows, done, chunks, options)
     result, ratio = training.run()

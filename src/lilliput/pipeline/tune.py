@@ -6,8 +6,7 @@ Idea      KL divergence from the float model's predictions, on the calibration t
           by Adam the outermost float scales and minimums of each matrix and the norms, by SignSGD the rounding.
 Paper     the end-to-end stage (E2E-QP) of EfficientQAT, https://arxiv.org/abs/2407.11062; the rounding of AutoRound,
           https://arxiv.org/abs/2309.05516
-Changes   of an encoder the distance of its vectors or classes, and its biases, see `tuning_objective`;
-          minimums, norms, embedding and head as well as the blocks' scales; rounding starts from codes that feedback
+Changes   minimums, norms, embedding and head as well as the blocks' scales; rounding starts from codes that feedback
           chose, and is trained on the model's KL instead of a block's outputs; the best state on held-out chunks is
           kept, as it will be stored, and the start where none is better.
 Cost      memory for about fourteen float32 arrays of the model; per step a forward pass of the original, forward and
@@ -32,7 +31,6 @@ from lilliput.errors import CalibrationError
 from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_tensors import Done
 from lilliput.pipeline.trained_weight import Descent, TrainedWeight
-from lilliput.pipeline.tuning_objective import Objective
 from lilliput.recipes.ledger import LedgerEntry, entry_for
 from lilliput.recipes.plan import Plan
 from lilliput.records import QuantizedTensor, Role, TensorPlan
@@ -74,26 +72,20 @@ def tune(
     """Improve finished tensors against the float model's predictions; gives the rows of `tuned_rows`.
 
     chunks: token ids [chunks, chunk_size]; every eighth is held out.  progress: called with (steps done, steps in all).
-    An encoder is tuned on what it is for (`_Objective`); an encoder-decoder stays as it is.
-    Raises CalibrationError where the model does not fit in memory.
+    A model that predicts no next token stays as it is.  Raises CalibrationError where the model does not fit in memory.
     """
-    if source.config.task == "sequence_to_sequence":
+    if source.config.task != "next_token":
         return done
     _check_memory(plan)
-    rows = {row.name: row for row in tuned_rows(source, plan, done)}
+    rows = {row.name: row for row in tuned_rows(plan, done)}
     with torch_threads(options.threads):
         result, _ = _Training(source, rows, done, chunks, options).run(progress)
     return result
 
 
-def tuned_rows(source: ModelSource, plan: Plan, done: Done) -> list[TensorPlan]:
+def tuned_rows(plan: Plan, done: Done) -> list[TensorPlan]:
     """What `tune` gives back: all that was quantized, and the vectors it moves."""
-    vectors = _tuned_vectors(source)
-    return [row for row in plan.rows if row.name in done or row.role in vectors]
-
-
-def _tuned_vectors(source: ModelSource) -> tuple[Role, ...]:
-    return TUNED_VECTORS if source.config.encoder is None else (*TUNED_VECTORS, Role.BIAS)
+    return [row for row in plan.rows if row.name in done or row.role in TUNED_VECTORS]
 
 
 def _check_memory(plan: Plan) -> None:
@@ -124,21 +116,16 @@ class _Training:
         self._float = self._model.all_values()
         # What the quantized model has and training does not touch.
         self._fixed = dict(self._float)
-        self._objective = Objective(source.config)
         self._weights: dict[str, TrainedWeight] = {}
         self._vectors: dict[str, torch.Tensor] = {}
-        # An encoder has no head that its table is: the few rows that a text reads would be all that moves.
-        still = self._model.embedding if source.config.encoder is not None else None
         for name, (tensor, _) in done.items():
-            if not self._model.has(name) or not tensor.format.scopes or name == still:
-                self._fixed[name] = torch.from_numpy(tensor.dequantize().reshape(tensor.shape))
+            if not self._model.has(name) or not tensor.format.scopes:
+                self._fixed[name] = torch.from_numpy(tensor.dequantize())
                 continue
             self._weights[name] = TrainedWeight(tensor, trains_rounding=options.trains_rounding)
         for name, row in rows.items():
-            if row.role in _tuned_vectors(source) and name in self._fixed:
+            if row.role in TUNED_VECTORS and name in self._fixed:
                 self._vectors[name] = torch.zeros_like(self._fixed[name])
-        # One unit of a change: the number itself for factors, the size of the whole vector for what is added.
-        self._units = {name: _unit(name, self._fixed[name]) for name in self._vectors}
         held = np.array([is_held_out(chunk) for chunk in range(len(chunks))], dtype=bool)
         self._held_out = torch.from_numpy(chunks[held].astype(np.int64))
         self._text = torch.from_numpy(chunks[~held].astype(np.int64))
@@ -169,32 +156,27 @@ class _Training:
 
     def _present(self) -> dict[str, torch.Tensor]:
         """All tensors of the quantized model, differentiable where trained."""
-        return {
-            **self._fixed,
-            **self._moved_vectors(),
-            **{name: weight.value() for name, weight in self._weights.items()},
-        }
-
-    def _moved_vectors(self) -> dict[str, torch.Tensor]:
-        return {name: self._fixed[name] + self._units[name] * change for name, change in self._vectors.items()}
+        vectors = {name: self._fixed[name] * (1.0 + change) for name, change in self._vectors.items()}
+        return {**self._fixed, **vectors, **{name: weight.value() for name, weight in self._weights.items()}}
 
     def _divergence(self, tokens: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """How far the quantized model's outputs are from the float model's, mean over all positions or texts."""
+        """Mean KL of the quantized model's predictions from the float model's, over all positions."""
         import torch
 
         with torch.no_grad():
-            wanted = self._model.logits(tokens, self._float)
-        return self._objective.distance(self._model.logits(tokens, tensors), wanted)
+            wanted = self._model.logits(tokens, self._float).log_softmax(-1)
+        found = self._model.logits(tokens, tensors).log_softmax(-1)
+        return torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="sum") / tokens.numel()
 
     def held_out_divergence(self) -> float:
-        """The same of the present state, as it would be stored, on the held-out chunks."""
+        """Mean KL of the present state, as it would be stored, on the held-out chunks."""
         import torch
 
         with torch.no_grad():
             tensors = dict(self._fixed)
             for name, weight in self._weights.items():
                 tensors[name] = torch.from_numpy(weight.stored().dequantize())
-            tensors |= self._moved_vectors()
+            tensors |= {name: self._fixed[name] * (1.0 + change) for name, change in self._vectors.items()}
             parts = [
                 self._divergence(part, tensors) * part.numel()
                 for part in torch.split(self._held_out, self._options.batch)
@@ -206,25 +188,16 @@ class _Training:
         import torch
 
         result = dict(self._done)
-        note = "tuning gained nothing"
-        if ratio < 1.0:
-            note = f"tuned end to end, held-out {self._objective.name} {ratio:.3f} of before"
+        note = f"tuned end to end, held-out KL {ratio:.3f} of before" if ratio < 1.0 else "tuning gained nothing"
         for name, weight in self._weights.items():
             result[name] = (weight.stored(), _noted(self._done[name][1], note))
-        with torch.no_grad():
-            vectors = self._moved_vectors()
-        for name, moved in vectors.items():
-            values = moved.numpy().astype(np.float32)
+        for name, change in self._vectors.items():
+            with torch.no_grad():
+                values = (self._fixed[name] * (1.0 + change)).numpy().astype(np.float32)
             row = self._rows[name]
             planes = row.format.pack(row.format.encode(values.reshape(1, -1)))
-            entry = _noted(self._done[name][1], note) if name in self._done else _entry(row, note)
-            result[name] = (QuantizedTensor(name, row.shape, row.format, planes), entry)
+            result[name] = (QuantizedTensor(name, row.shape, row.format, planes), _entry(row, note))
         return result
-
-
-def _unit(name: str, values: torch.Tensor) -> torch.Tensor:
-    """What a change of 1 adds."""
-    return values.square().mean().sqrt().clamp_min(1e-6) if name.endswith(".bias") else values
 
 
 def _noted(entry: LedgerEntry, note: str) -> LedgerEntry:
