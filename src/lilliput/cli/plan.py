@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lilliput.cli import options, values
-from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, say, tell, warn
+from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, tell, warn
 
 if TYPE_CHECKING:
     from lilliput.fitting import FitPlan, Goal
@@ -85,7 +85,6 @@ def command(
             runtime=runtime, formats=options.candidate_names(formats), effort=effort, method=method, tokens=tokens,
             threads=threads, revision=revision,
         )  # fmt: skip
-        _say_measuring()
         _tell_search(fitting.plan_fit(model, goal, text=text, options=search), goal, as_json=json)
         return
     options.refuse(call, SEARCH_ONLY, "without a target of a search; add one, such as --size 5GB, or leave it out")
@@ -100,7 +99,6 @@ def command(
         threads=threads,
         revision=revision,
     )
-    _say_measuring()
     report = workflows.plan(model, to, output, guidance=guidance, options=chosen)
     if json:
         print_json(report.to_json())
@@ -133,13 +131,6 @@ def _tell_plan(report: PlanReport, title: str, model: str) -> None:
     _tell_times(report.cost, QUANTIZE_STAGES)
     for warning in report.plan.warnings:
         warn(warning)
-
-
-def _say_measuring() -> None:
-    from lilliput.recipes.machine import knows_this_machine
-
-    if not knows_this_machine():
-        say("measuring how fast this machine is; this takes a while once, and is remembered")
 
 
 def _tell_times(cost: CostEstimate, words: Mapping[str, str]) -> None:

@@ -152,11 +152,6 @@ class MachineSpeeds:
         return max(time.time() - self._oldest, 0.0)
 
 
-def knows_this_machine() -> bool:
-    """Whether any speed is remembered; without, the first plan measures for a while."""
-    return bool(_read(cache_folder() / "machine.json"))
-
-
 def cache_folder() -> Path:
     """LILLIPUT_CACHE, or ~/.cache/lilliput."""
     return Path(os.environ.get("LILLIPUT_CACHE") or Path.home() / ".cache" / "lilliput")
