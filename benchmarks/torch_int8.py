@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8 inside PyTorch: lilliput.torch beside quantize_dynamic, ONNX Runtime's dynamic int8 and float32, on one shape.
+"""int8 of BERT's shape: our engine and lilliput.torch beside quantize_dynamic, ONNX Runtime's int8 and float32.
 
     python benchmarks/torch_int8.py [--threads 1 2] [--rounds 10] [--tokens 128] [--layers 12] [--compile] [--json FILE]
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 OURS, FLOAT, DYNAMIC = "lilliput", "torch float32", "torch quantize_dynamic"
 COMPILED = "lilliput, torch.compile"
+ENGINE = "lilliput engine, Q8_0"
+ENGINE_FILE = "bert-Q8_0.gguf"
 ONNX = {"onnxruntime int8": "plain.onnx", "onnxruntime int8, optimized": "optimized.onnx"}
 INT8_PEERS = (DYNAMIC, *ONNX)
 VOCABULARY = 30522
@@ -85,6 +87,29 @@ def write_onnx_models(folder: Path, layers: int, tokens: int) -> None:
     quantize_dynamic(fused_path, optimized, weight_type=QuantType.QInt8, extra_options=typed)
 
 
+def write_engine_model(folder: Path, layers: int) -> None:
+    """The same model as a Q8_0 file."""
+    from lilliput import workflows
+
+    checkpoint = folder / "checkpoint"
+    bert(layers).save_pretrained(checkpoint)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *(f"word{number}" for number in range(VOCABULARY - len(special)))]
+    (checkpoint / "vocab.txt").write_text("\n".join(words) + "\n")
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    workflows.quantize(checkpoint, "Q8_0", folder / ENGINE_FILE)
+
+
+def engine_pass(path: Path, threads: int, ids: np.ndarray) -> Callable[[], object]:
+    from lilliput.containers import open_model
+    from lilliput.runtime.encoder_session import EncoderSession
+    from lilliput.runtime.session import EngineOptions
+
+    session = EncoderSession(open_model(path), EngineOptions(threads=threads, context=ids.shape[1]))
+    tokens = ids[0].astype("int32")
+    return lambda: session.run(tokens)
+
+
 def onnx_pass(path: Path, threads: int, ids: np.ndarray) -> Callable[[], object]:
     import onnxruntime
 
@@ -120,7 +145,12 @@ def torch_pass(engine: str, layers: int, threads: int, ids: np.ndarray) -> Calla
 def serve(engine: str, folder: Path, layers: int, threads: int, tokens: int) -> None:
     """A process of its own: for each line on stdin run the passes, and answer with milliseconds."""
     ids = token_ids(tokens)
-    run = onnx_pass(folder / ONNX[engine], threads, ids) if engine in ONNX else torch_pass(engine, layers, threads, ids)
+    if engine in ONNX:
+        run = onnx_pass(folder / ONNX[engine], threads, ids)
+    elif engine == ENGINE:
+        run = engine_pass(folder / ENGINE_FILE, threads, ids)
+    else:
+        run = torch_pass(engine, layers, threads, ids)
     for _ in range(3):
         run()
     print("ready", flush=True)
@@ -200,7 +230,9 @@ def summary(both: Times, arguments: argparse.Namespace, threads: int) -> dict[st
         "least_cpu_ms": {engine: round(min(found), 2) for engine, found in busy.items()},
         "best_int8_peer": best_peer[1],
         "speedup_over_best_int8_peer": round(best_peer[0] / medians[OURS], 3),
+        "engine_over_best_int8_peer": round(best_peer[0] / medians[ENGINE], 3),
         "speedup_over_float32": round(medians[FLOAT] / medians[OURS], 3),
+        "engine_over_float32": round(medians[FLOAT] / medians[ENGINE], 3),
         "compiled_over_best_int8_peer": round(best_peer[0] / medians[COMPILED], 3) if COMPILED in medians else None,
         "machine": platform.processor() or platform.machine(),
     }
@@ -215,9 +247,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure our model under torch.compile, too")
     parser.add_argument("--json", type=Path, help="append the JSON lines to this file, too")
     arguments = parser.parse_args()
-    engines = [FLOAT, DYNAMIC, OURS, *([COMPILED] if arguments.compile else [])]
+    engines = [FLOAT, DYNAMIC, OURS, ENGINE, *([COMPILED] if arguments.compile else [])]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        write_engine_model(folder, arguments.layers)
         if find_spec("onnx") and find_spec("onnxruntime"):
             write_onnx_models(folder, arguments.layers, arguments.tokens)
             engines += ONNX
