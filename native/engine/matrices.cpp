@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/vector_kernels.h"
 
@@ -46,56 +47,51 @@ void release_pages(const std::uint8_t* bytes, std::int64_t n_bytes) {
 
 }  // namespace
 
-Matrices::Matrices(const Program& program, const MatrixOptions& options) : program_(program) {
+Matrices::Matrices(const Program& program, const MatrixOptions& options) {
   const std::vector<std::int64_t> matrix_rows = rows_of_matrices(program);
   for (std::size_t i = 0; i < program.weights().size(); ++i) {
     const kernels::Weight& stored = program.weights()[i];
+    const bool is_mapped = program.is_mapped(static_cast<WeightIndex>(i));
     const kernels::MatmulKernel* interleaved =
         options.repacks && !options.exact_input
             ? kernels::interleaved_kernel(stored.format, options.isa)
             : nullptr;
     // The matrices of a stack must each begin with a group of rows.
     const bool fits = matrix_rows[i] == stored.rows || matrix_rows[i] % kGroup == 0;
-    stored_.push_back({stored, true});
-    memory_.emplace_back();
     if (interleaved == nullptr || matrix_rows[i] == 0 || !fits) {
-      matrices_.push_back(
-          {stored, &kernels::matmul_kernel(stored.format, options.isa, options.exact_input)});
+      const kernels::MatmulKernel& kernel =
+          kernels::matmul_kernel(stored.format, options.isa, options.exact_input);
+      entries_.push_back({{stored, &kernel}, stored, is_mapped, true, Memory()});
       continue;
     }
     const std::int64_t row_bytes = interleaved->interleaved_row_bytes(stored.columns);
-    memory_[i] =
-        Memory(static_cast<std::size_t>(kernels::round_up(stored.rows, kGroup) * row_bytes) +
-               kernels::kInterleavedMargin);
-    matrices_.push_back({{stored.format, stored.rows, stored.columns, memory_[i].as<std::uint8_t>(),
-                          row_bytes, true},
-                         interleaved});
-    stored_[i].is_ready = false;
+    Memory memory(static_cast<std::size_t>(kernels::round_up(stored.rows, kGroup) * row_bytes) +
+                  kernels::kInterleavedMargin);
+    const kernels::Weight repacked{
+        stored.format, stored.rows, stored.columns, memory.as<std::uint8_t>(), row_bytes, true};
+    entries_.push_back({{repacked, interleaved}, stored, is_mapped, false, std::move(memory)});
   }
 }
 
-void Matrices::interleave(WeightIndex index, ThreadPool::Lease& lease) {
-  const auto i = static_cast<std::size_t>(index);
-  const kernels::Weight& stored = stored_[i].weight;
-  const auto* kernel = matrices_[i].kernel;
-  const bool is_mapped = program_.is_mapped(index);
+void Matrices::interleave(Entry& entry, ThreadPool::Lease& lease) {
+  const kernels::Weight& stored = entry.stored;
   // Pages are given back as it goes: both copies of a large matrix are never in memory together.
   constexpr std::int64_t kRows = 16 * kGroup;
   lease.parallel_for((stored.rows + kRows - 1) / kRows, [&](std::int64_t chunk, int) {
     const std::int64_t begin = chunk * kRows;
     const std::int64_t end = std::min(stored.rows, begin + kRows);
-    kernel->interleave(stored, begin, end, memory_[i].as<std::uint8_t>());
-    if (is_mapped) {
+    entry.matrix.kernel->interleave(stored, begin, end, entry.memory.as<std::uint8_t>());
+    if (entry.is_mapped) {
       release_pages(stored.blocks + begin * stored.row_bytes, (end - begin) * stored.row_bytes);
     }
   });
-  if (is_mapped) release_pages(stored.blocks, stored.rows * stored.row_bytes);
-  stored_[i].is_ready = true;
+  if (entry.is_mapped) release_pages(stored.blocks, stored.rows * stored.row_bytes);
+  entry.is_ready = true;
 }
 
 std::size_t Matrices::interleaved_bytes() const {
   std::size_t bytes = 0;
-  for (const Memory& memory : memory_) bytes += memory.bytes();
+  for (const Entry& entry : entries_) bytes += entry.memory.bytes();
   return bytes;
 }
 

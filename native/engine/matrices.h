@@ -31,27 +31,28 @@ class Matrices {
 
   Matrices(const Program& program, const MatrixOptions& options);
 
-  // What run on this one says before `make_ready` holds of sizes; its bytes are there after it.
+  // Its bytes may be read once `make_ready` has been called; shape and kernel are known before.
   const Matrix& operator[](WeightIndex index) const {
-    return matrices_[static_cast<std::size_t>(index)];
+    return entries_[static_cast<std::size_t>(index)].matrix;
   }
   void make_ready(WeightIndex index, ThreadPool::Lease& lease) {
-    if (!stored_[static_cast<std::size_t>(index)].is_ready) interleave(index, lease);
+    Entry& entry = entries_[static_cast<std::size_t>(index)];
+    if (!entry.is_ready) interleave(entry, lease);
   }
   // Bytes of interleaved weights once all have been used.
   std::size_t interleaved_bytes() const;
 
  private:
-  struct Stored {
-    kernels::Weight weight;
+  struct Entry {
+    Matrix matrix;
+    kernels::Weight stored;  // as the file has it
+    bool is_mapped;
     bool is_ready;
+    Memory memory;  // of the interleaved rows
   };
-  void interleave(WeightIndex index, ThreadPool::Lease& lease);
+  static void interleave(Entry& entry, ThreadPool::Lease& lease);
 
-  const Program& program_;
-  std::vector<Matrix> matrices_;
-  std::vector<Stored> stored_;
-  std::vector<Memory> memory_;
+  std::vector<Entry> entries_;
 };
 
 }  // namespace lilliput::engine

@@ -72,6 +72,23 @@ def test_the_forward_pass_is_as_exact_as_float32_can_be(instruction_set, format_
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("format_name", ["q8_0", "q4_1", "mxfp4"])
+def test_repacked_weights_give_the_bits_of_weights_as_they_are_stored(instruction_set, format_name):
+    source, tokens = tiny_llama(format_name), tokens_of(30)
+    repacked = open_session(source, instruction_set=instruction_set)
+    stored = open_session(source, instruction_set=instruction_set, repack=False)
+    expected = stored.forward(tokens, "all")
+    for _ in range(2):
+        repacked.truncate(0)
+        np.testing.assert_array_equal(repacked.forward(tokens, "all"), expected)
+    assert stored.repacked_bytes == 0 < repacked.repacked_bytes
+
+
+def test_exact_inputs_leave_weights_as_they_are_stored():
+    assert open_session(tiny_llama("q8_0"), **EXACT).repacked_bytes == 0
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_token_by_token_equals_one_batch(instruction_set):
     source, tokens = tiny_llama(), tokens_of(40)
     expected, bound = reference_and_bound(source, tokens, range(40))

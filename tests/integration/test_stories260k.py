@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lilliput import workflows
 from lilliput.containers import open_model
 from lilliput.generating import GenerateOptions, generate
+from lilliput.runtime.session import EngineOptions, Session
 from lilliput.runtime.speed import SpeedTest, measure_speed
 
 
@@ -35,6 +37,19 @@ def test_a_prompt_from_the_text_continues_as_the_text_does(stories_folder: Path,
     prompt = "Once upon a time, there was a little girl"
     result = generate(stories_folder, prompt, options=GenerateOptions(max_tokens=40))
     assert published_text.startswith(prompt + result.text)
+
+
+def test_a_file_reads_as_before_once_its_pages_are_given_back(stories_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "stories260K-Q8_0.gguf"
+    workflows.quantize(stories_folder, "Q8_0", file)
+    source = open_model(file)
+    before = {name: source.tensor(name).planes["blocks"].copy() for name in source.headers}
+    session = Session(source, EngineOptions(threads=2))
+    expected = session.forward([5, 9, 100], "all")
+    assert session.repacked_bytes > 0
+    for name, blocks in before.items():
+        np.testing.assert_array_equal(source.tensor(name).planes["blocks"], blocks)
+    np.testing.assert_array_equal(Session(source, EngineOptions(threads=2)).forward([5, 9, 100], "all"), expected)
 
 
 def test_memory_stays_within_file_cache_and_300_megabytes(stories_folder: Path) -> None:

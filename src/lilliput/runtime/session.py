@@ -109,6 +109,11 @@ class Session:
         """Bytes of a full cache."""
         return self._engine.cache_bytes
 
+    @property
+    def repacked_bytes(self) -> int:
+        """Bytes of weights laid out anew in memory, once all have been used."""
+        return self._engine.repacked_bytes
+
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Raises RuntimeModelError when there are fewer."""
         try:
