@@ -41,6 +41,7 @@ class SpeedRow:
     """One measured row.
 
     tok_s_*: tokens per second.  ready_s: seconds from the start of the process until the model can take tokens.
+    limit_tok_s: what the machine's int8 peak (prefill) or memory (decode) allowed in the same minute.
     first_token_s: and until the logits after the first pass, of a prompt of n tokens or of one token, are there.
     peak_rss_bytes: the process's highest resident size, the file's pages included.
     """
@@ -53,6 +54,7 @@ class SpeedRow:
     batch: int
     ready_s: float
     first_token_s: float
+    limit_tok_s: float
     tok_s_median: float
     tok_s_min: float
     tok_s_max: float
@@ -65,9 +67,13 @@ class SpeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What a worker hands back. seconds: of each repetition.  *_at: seconds since the epoch."""
+    """What a worker hands back. seconds: of each repetition.  limit_tok_s: tokens a second that the machine allows.
+
+    *_at: seconds since the epoch.
+    """
 
     seconds: tuple[float, ...]
+    limit_tok_s: float
     ready_at: float
     first_token_at: float
     peak_rss_bytes: int
@@ -120,6 +126,7 @@ def _row(test: SpeedTest, timed: Timed, started_at: float) -> SpeedRow:
         batch=test.batch,
         ready_s=timed.ready_at - started_at,
         first_token_s=timed.first_token_at - started_at,
+        limit_tok_s=timed.limit_tok_s,
         tok_s_median=statistics.median(rates),
         tok_s_min=min(rates),
         tok_s_max=max(rates),

@@ -18,6 +18,7 @@ from lilliput.errors import LilliputError, RuntimeModelError
 from lilliput.runtime.encoder_session import EncoderSession
 from lilliput.runtime.session import EngineOptions, Session
 from lilliput.runtime.speed import SpeedTest, Timed
+from lilliput.runtime.speed_limits import measure_limits, token_work
 
 
 def main() -> int:
@@ -63,7 +64,15 @@ def measure(model: str, test: SpeedTest) -> Timed:
             for first in range(test.depth, len(tokens), test.batch):
                 session.forward(tokens[first : first + test.batch])
         seconds.append(time.perf_counter() - start)
-    return Timed(tuple(seconds), ready_at, first_token_at, peak_resident_bytes())
+    peak = peak_resident_bytes()  # before the probes take memory of their own
+    limits = measure_limits(test.threads)
+    work = token_work(source.architecture.program(source.config), lambda name: source.headers[name])
+    cache = session.cache_bytes * (test.depth + test.n / 2) / context
+    if test.test == "prefill":
+        limit = work.prefill_limit(test.n, limits)
+    else:
+        limit = work.decode_limit(test.batch, cache, limits)
+    return Timed(tuple(seconds), limit, ready_at, first_token_at, peak)
 
 
 def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
@@ -83,7 +92,10 @@ def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
         start = time.perf_counter()
         session.run(tokens)
         seconds.append(time.perf_counter() - start)
-    return Timed(tuple(seconds), ready_at, first_token_at, peak_resident_bytes())
+    peak = peak_resident_bytes()
+    work = token_work(source.architecture.program(source.config), lambda name: source.headers[name])
+    limit = work.prefill_limit(test.n, measure_limits(test.threads))
+    return Timed(tuple(seconds), limit, ready_at, first_token_at, peak)
 
 
 def peak_resident_bytes() -> int:
