@@ -26,7 +26,7 @@ def command(
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 5,
     json: options.Json = False,
 ) -> None:
-    """Measure prefill and decode, one process per row: medians, their spread, and their share of what the machine allows.
+    """Measure prefill and decode, one process per row: medians, spread, share of what the machine allows.
 
     The limit is the int8 peak of its vector units, or for few tokens a pass the time to read weights and cache, both
     probed in the same process. Ready and first token count from the start of the process.
