@@ -2,45 +2,12 @@
 #include <optional>
 
 #include "formats/all_formats.h"
+#include "kernels/isa/few_tokens.h"
 #include "kernels/isa/int8_matmul.h"
 #include "kernels/isa/int8_tile.h"
-#include "kernels/isa/row_words.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
-
-// What multiply was asked for.
-struct Product {
-  const Weight& weight;
-  const std::uint8_t* prepared;
-  std::int64_t tokens;
-  float* y;
-  std::int64_t y_stride;
-};
-
-template <typename Format, int tile>
-void multiply_few(const Product& product, std::int64_t row_begin, std::int64_t row_end) {
-  const Weight& weight = product.weight;
-  const auto* input = reinterpret_cast<const TileInput<tile>*>(product.prepared);
-  const std::int64_t segments = segments_of(weight.columns);
-  for (std::int64_t row = row_begin; row < row_end; row += kLanes) {
-    alignas(64) float sums[(kMostFewTokens + kTokenTile) * kLanes];
-    RowWords<Format> words(weight, row, row_end);
-    for (std::int64_t i = 0; i < divide_up(product.tokens, tile); ++i) {
-      float* tile_sums = sums + i * tile * kLanes;
-      std::fill_n(tile_sums, tile * kLanes, 0.0f);
-      for (std::int64_t index = 0; index < segments; ++index) {
-        FloatLaneProduct<grid_of<Format>(), tile> lanes(input[i * segments + index]);
-        Format::unpack_rows(words.segment(index), lanes);
-        lanes.add_to_sums(tile_sums);
-      }
-    }
-    const std::int64_t count = std::min<std::int64_t>(kLanes, row_end - row);
-    for (std::int64_t token = 0; token < product.tokens; ++token) {
-      std::copy_n(sums + token * kLanes, count, product.y + token * product.y_stride + row);
-    }
-  }
-}
 
 // kRowBlock rows for one chunk of tokens: sums wait in scratch while segments pass.
 template <typename Format>
@@ -93,8 +60,10 @@ void multiply(const Weight& weight, const std::uint8_t* prepared, std::int64_t t
     multiply_many<Format>(product, row_begin, row_end, scratch);
     return;
   }
-  with_input_tile<true>(
-      tokens, [&]<int tile>() { multiply_few<Format, tile>(product, row_begin, row_end); });
+  with_input_tile<true>(tokens, [&]<int tile>() {
+    multiply_few<Format, FloatLaneProduct<grid_of<Format>(), tile>, TileInput<tile>, tile,
+                 kMostFewTokens + kTokenTile>(product, row_begin, row_end);
+  });
 }
 
 template <typename Format>

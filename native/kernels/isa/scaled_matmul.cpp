@@ -4,8 +4,8 @@
 #include <optional>
 
 #include "formats/all_formats.h"
+#include "kernels/isa/few_tokens.h"
 #include "kernels/isa/int8_matmul.h"
-#include "kernels/isa/row_words.h"
 #include "kernels/isa/scaled_prepare.h"
 #include "kernels/isa/scaled_tile.h"
 
@@ -16,51 +16,6 @@ template <typename Format>
 constexpr ScaledGrid kGridOf = {Format::group_size, Format::zero_point, Format::largest_code};
 template <typename Format>
 constexpr ScaledKind kKindOf = {Format::group_size, Format::zero_point != 0, Format::has_minimum};
-
-// What multiply was asked for.
-struct Product {
-  const Weight& weight;
-  const std::uint8_t* prepared;
-  std::int64_t tokens;
-  float* y;
-  std::int64_t y_stride;
-};
-
-// ---- few tokens ----
-
-void store_lanes(const float* sums, const Product& product, std::int64_t row,
-                 std::int64_t row_end) {
-  const std::int64_t count = std::min<std::int64_t>(kLanes, row_end - row);
-  for (std::int64_t token = 0; token < product.tokens; ++token) {
-    std::copy_n(sums + token * kLanes, count, product.y + token * product.y_stride + row);
-  }
-}
-
-// Codes are unpacked anew for each tile, which costs less than to keep them.
-template <typename Format, int tile>
-void multiply_few(const Product& product, std::int64_t row_begin, std::int64_t row_end) {
-  const Weight& weight = product.weight;
-  const auto* input =
-      reinterpret_cast<const ScaledTile<Format::group_size, tile>*>(product.prepared);
-  const std::int64_t segments = segments_of(weight.columns);
-  for (std::int64_t row = row_begin; row < row_end; row += kLanes) {
-    alignas(64) float sums[kMostUnpairedTokens * kLanes];
-    RowWords<Format> words(weight, row, row_end);
-    for (std::int64_t i = 0; i < divide_up(product.tokens, tile); ++i) {
-      float* tile_sums = sums + i * tile * kLanes;
-      std::fill_n(tile_sums, tile * kLanes, 0.0f);
-      for (std::int64_t index = 0; index < segments; ++index) {
-        LaneProduct<kKindOf<Format>, tile> lanes(input[i * segments + index]);
-        Format::unpack_rows(words.segment(index), lanes);
-        lanes.add_to_sums(tile_sums);
-      }
-    }
-    const std::int64_t count = std::min<std::int64_t>(kLanes, row_end - row);
-    for (std::int64_t token = 0; token < product.tokens; ++token) {
-      std::copy_n(sums + token * kLanes, count, product.y + token * product.y_stride + row);
-    }
-  }
-}
 
 // ---- many tokens ----
 
@@ -151,7 +106,10 @@ void scaled_multiply(const Weight& weight, const std::uint8_t* prepared, std::in
   if (!weight.is_interleaved && tokens <= kFewTokens) {
     int8_multiply(weight, prepared, tokens, y, y_stride, row_begin, row_end, scratch);
   } else if (tokens <= kMostUnpairedTokens) {
-    with_tile(tokens, [&]<int tile>() { multiply_few<Format, tile>(product, row_begin, row_end); });
+    with_tile(tokens, [&]<int tile>() {
+      multiply_few<Format, LaneProduct<kKindOf<Format>, tile>, ScaledTile<Format::group_size, tile>,
+                   tile, kMostUnpairedTokens>(product, row_begin, row_end);
+    });
   } else {
     multiply_many<Format>(product, row_begin, row_end, scratch);
   }
