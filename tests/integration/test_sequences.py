@@ -183,9 +183,10 @@ def test_heads_of_tokens_are_quantized_run_and_measured(
     found = json.loads(out)
     assert found["task"] == {"masked": "masked_token", "tags": "tagging", "spans": "spans"}[kind]
     eight, four = found["files"]
-    assert eight["mean_kld"] < four["mean_kld"]
-    assert 0.9 < eight["agreement"] <= 1.0
-    assert eight["agreement"] >= four["agreement"]
+    # Four more bits are steps 16 times as fine, and KL grows with their square; random heads have near ties that any
+    # step flips, so the agreement itself has no bound that holds on every machine.
+    assert eight["mean_kld"] < four["mean_kld"] / 10
+    assert 1.0 >= eight["agreement"] >= four["agreement"]
     assert (eight["accuracy"] is not None) == (kind == "masked")
 
 
