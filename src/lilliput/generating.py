@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from lilliput.architectures.architecture import Json
+from lilliput.checkpoints.model_source import ModelSource
+from lilliput.opening import PathLike, opened
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.sampler import SamplingOptions
 from lilliput.runtime.session import EngineOptions, KvFormat, Session
 from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
 from lilliput.text.vocabulary import Vocabulary
-from lilliput.workflows import PathLike, opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class GenerateResult:
 
 
 def generate(
-    model: PathLike,
+    model: PathLike | ModelSource,
     prompt: str,
     *,
     options: GenerateOptions | None = None,

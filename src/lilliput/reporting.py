@@ -29,6 +29,8 @@ from lilliput.evaluation.top_tokens import TopTokens
 from lilliput.evaluation.verdict import LAST_SAFE_LEVEL, limits, verdict
 from lilliput.evaluation.weight_rows import pictures, tensor_rows
 from lilliput.evaluation.window_intervals import exponential, mean_interval
+from lilliput.opening import PathLike, is_builtin, opened
+from lilliput.progress import Progress
 from lilliput.recipes.ledger import versions
 from lilliput.recipes.making import found_ledger, making
 from lilliput.reports.frontier import Frontier, read_frontier
@@ -45,7 +47,6 @@ from lilliput.reports.records import (
 )
 from lilliput.runtime.session import checked_context
 from lilliput.text.documents import read_text
-from lilliput.workflows import PathLike, Progress, is_builtin, opened
 
 # Enough windows for an interval that is worth reading, few enough for minutes on a model of a billion weights.
 DEFAULT_TOKENS = 16_384

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lilliput import workflows
 from lilliput.architectures.architecture import Json, Task
 from lilliput.calibration.builtin_mix import builtin_texts
 from lilliput.checkpoints.model_source import ModelSource
@@ -26,6 +25,9 @@ from lilliput.evaluation.sequences import (
     VectorScores,
     measure,
 )
+from lilliput.opening import PathLike, is_builtin
+from lilliput.opening import opened as open_named
+from lilliput.progress import Progress
 from lilliput.runtime import encoder_heads as heads
 from lilliput.runtime.answers import AnswerOptions, answer
 from lilliput.runtime.encoder_decoder import EncoderDecoderSession
@@ -33,7 +35,6 @@ from lilliput.runtime.encoder_session import EncoderSession
 from lilliput.runtime.session import EngineOptions
 from lilliput.text.documents import is_json_lines, read_documents, read_json_lines
 from lilliput.text.tokenizer import Tokenizer
-from lilliput.workflows import PathLike, Progress
 
 # Lines with fewer characters are headings and braces more often than text.
 SHORTEST_LINE = 20
@@ -81,12 +82,6 @@ class SequenceEvaluation:
         return "\n".join(lines)
 
 
-def task_of(model: PathLike, revision: str | None = None) -> Task:
-    """What a model is for, from its headers."""
-    with workflows.opened(model, revision) as source:
-        return source.config.task
-
-
 def evaluate(
     base: PathLike,
     files: Sequence[PathLike],
@@ -103,7 +98,7 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     with ExitStack() as stack:
-        opened = [(str(name), stack.enter_context(workflows.opened(name))) for name in (base, *files)]
+        opened = [(str(name), stack.enter_context(open_named(name))) for name in (base, *files)]
         original = opened[0][1]
         samples = list(_samples(original, Path(text), options.tokens))
         engine = EngineOptions(threads=options.threads, activations=options.activations, kv_format=options.cache_format)
@@ -158,7 +153,7 @@ class SequenceResult:
 
 
 def run(
-    model: PathLike,
+    model: PathLike | ModelSource,
     text: str,
     *,
     answers: AnswerOptions | None = None,
@@ -167,7 +162,7 @@ def run(
 ) -> SequenceResult:
     """Embed, classify or answer one text. Raises RuntimeModelError for a model that predicts the next token."""
     answers = answers or AnswerOptions()
-    with workflows.opened(model, revision) as source:
+    with open_named(model, revision) as source:
         tokenizer = Tokenizer(source.vocabulary())
         tokens = tokenizer.encode(text, add_special=True)
         match source.config.task:
@@ -228,8 +223,8 @@ def _label_index(label: object, labels: tuple[str, ...], path: Path) -> int | No
 
 def _texts(path: Path) -> Iterator[tuple[str, object, str | None]]:
     """Text, label and answer of every line."""
-    if workflows.is_builtin(path) or not is_json_lines(path):
-        for document in builtin_texts() if workflows.is_builtin(path) else read_documents(path):
+    if is_builtin(path) or not is_json_lines(path):
+        for document in builtin_texts() if is_builtin(path) else read_documents(path):
             yield from ((line.strip(), None, None) for line in document.split("\n") if len(line) >= SHORTEST_LINE)
         return
     for number, record in read_json_lines(path):

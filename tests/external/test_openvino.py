@@ -16,6 +16,7 @@ from lilliput import workflows
 from lilliput.arrays import FloatArray
 from lilliput.containers import open_model
 from lilliput.models import gulliver
+from lilliput.recipes.recipe import Recipe, parse_recipe
 from lilliput.text.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.external, pytest.mark.filterwarnings("ignore")]
@@ -58,10 +59,8 @@ def exact_and_bound(kind: str, tokens: list[int], folder: Path) -> tuple[np.ndar
     return expected, 4 * float(np.abs(run_program(program, tokens, range(len(tokens)), np.float32) - expected).max())
 
 
-def _mixed(kind: str) -> workflows.Recipe:
+def _mixed(kind: str) -> Recipe:
     """As `-o NAME.qdq.onnx` plans a format alone: the embedding, which is also the head, stays BF16."""
-    from lilliput.recipes.recipe import parse_recipe
-
     rules = f"  - {{role: token_embedding, format: BF16}}\n  - {{match: '*', format: {kind}}}\n"
     return parse_recipe(f"name: {kind}\nrules:\n{rules}", f"{kind}.yaml")
 

@@ -16,6 +16,7 @@ from lilliput.arrays import FloatArray
 from lilliput.calibration.input_ranges import input_ranges
 from lilliput.calibration.statistics_file import read_statistics
 from lilliput.containers import open_model
+from lilliput.containers.container import Split
 from lilliput.formats import Encoded, get_format
 from lilliput.models import gulliver
 from lilliput.recipes.recipe import parse_recipe
@@ -200,7 +201,7 @@ def test_several_formats_in_one_folder_are_told_apart(tiny: Path, tmp_path: Path
 def test_a_tied_model_in_shards_keeps_its_head(tmp_path: Path) -> None:
     source = write_tiny_llama(tmp_path / "m", is_tied=True)
     target = tmp_path / "made.compressed-tensors"
-    split = workflows.Split(max_bytes=400_000)
+    split = Split(max_bytes=400_000)
     options = workflows.QuantizeOptions(method="round_to_nearest", split=split)
     workflows.quantize(source, "int4_g128", target, options=options)
     assert (target / "model.safetensors.index.json").is_file()

@@ -18,6 +18,7 @@ from lilliput.containers import open_model
 from lilliput.evaluation.sequences import Sample, VectorScores, measure
 from lilliput.pipeline.correct_biases import bias_rows, correct_biases
 from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
+from lilliput.planning import ENCODER_CHUNK, text_chunks
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.records import NO_INPUTS
 from lilliput.runtime.session import EngineOptions
@@ -116,7 +117,7 @@ def test_quantize_with_a_text_corrects_biases(source: ModelSource, effort: str, 
 def test_chunks_of_encoders_begin_and_end_as_texts_do(source: ModelSource, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and looked at the dog " * 50)
-    assert workflows._chunks(source, [text], None).shape[1] == workflows.ENCODER_CHUNK
+    assert text_chunks(source, [text], None).shape[1] == ENCODER_CHUNK
     marks = {"cls_token_id": 2, "separator_token_id": 3, "eos_token_id": 3}
     vocabulary = replace(source.vocabulary(), add_eos_token=True, **marks)  # type: ignore[arg-type]
     begin, *_, end = Tokenizer(vocabulary).encode("the cat", add_special=True)

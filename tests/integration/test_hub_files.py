@@ -16,6 +16,7 @@ from lilliput import workflows
 from lilliput.checkpoints import hub as hub_room
 from lilliput.cli import main
 from lilliput.containers import open_model
+from lilliput.containers.container import Split
 from lilliput.errors import CheckpointError, PublishError
 from lilliput.pushing import PushOptions, push
 
@@ -81,7 +82,7 @@ def test_one_quantization_of_a_repository_is_opened_by_its_name(server: HubServe
 
 
 def test_all_parts_of_a_split_are_fetched_and_no_others(server: HubServer, tiny: Path, tmp_path: Path) -> None:
-    split = workflows.QuantizeOptions(split=workflows.Split(max_tensors=5))
+    split = workflows.QuantizeOptions(split=Split(max_tensors=5))
     workflows.quantize(tiny, "Q8_0", tmp_path / "made" / "T-Q8_0.gguf", options=split)
     files = published(server, tmp_path / "made")
     server.repositories["o/m"] = {f"Q8_0/{name}": data for name, data in files.items()} | {"Q4_0/x-Q4_0.gguf": b"x"}

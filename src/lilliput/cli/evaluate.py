@@ -41,6 +41,7 @@ def command(
     """
     from lilliput import sequences, workflows
     from lilliput.evaluation.model_logits import EvaluationOptions
+    from lilliput.opening import task_of
 
     chosen = EvaluationOptions(
         context, tokens, values.activation_kind(activations), threads=threads,
@@ -52,7 +53,7 @@ def command(
             f"{', '.join(flattered)}: calibrated on a text of this name ({text}); on other text expect more divergence"
         )
     with progress("evaluating") as advance:
-        is_decoder = sequences.task_of(base) == "next_token"
+        is_decoder = task_of(base) == "next_token"
         result = (workflows if is_decoder else sequences).evaluate(base, files, text, options=chosen, progress=advance)
     if json:
         print_json(result.to_json())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lilliput import workflows
 from lilliput.errors import PublishError
+from lilliput.recipes.making import FINGERPRINT_KEY
 
 
 def file_fingerprint(path: Path) -> str:
@@ -20,7 +21,7 @@ def file_fingerprint(path: Path) -> str:
     if path.is_dir():
         sizes = sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*"))
         return hashlib.sha256(repr(sizes).encode()).hexdigest()
-    return str(workflows.inspect(path).metadata.get(workflows.FINGERPRINT_KEY))
+    return str(workflows.inspect(path).metadata.get(FINGERPRINT_KEY))
 
 
 def nbytes_of(path: Path) -> int:
