@@ -7,17 +7,21 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from lilliput.architectures.architecture import Json
 from lilliput.errors import LilliputError
-from lilliput.recipes.assumptions import Assumption
+
+# Every command imports this module, most print a line at their end: rich is imported when something is printed.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lilliput.architectures.architecture import Json
+    from lilliput.recipes.assumptions import Assumption
 
 Advance = Callable[[int, int], None]
 # Between the columns of a table.
@@ -26,6 +30,8 @@ GAP = "  "
 
 def console(*, to_stdout: bool = False) -> Console:
     """A console without markup or colour off a terminal."""
+    from rich.console import Console
+
     stream = sys.stdout if to_stdout else sys.stderr
     # Off a terminal rich assumes 80 columns and cuts tensor names; a pipe has no width.
     width = None if stream.isatty() else 200
@@ -53,17 +59,28 @@ def finite(value: object) -> Json:
 
 def say(message: str) -> None:
     """One line for the user, on stderr."""
-    console().print(message)
+    _print(message, sys.stderr)
 
 
 def tell(message: str) -> None:
     """One line of the result, on stdout."""
-    console(to_stdout=True).print(message)
+    _print(message, sys.stdout)
 
 
 def warn(message: str) -> None:
     """One warning for the user, on stderr."""
-    console().print(f"warning: {message}", style="yellow")
+    if sys.stderr.isatty():
+        console().print(f"warning: {message}", style="yellow")
+    else:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def _print(message: str, stream: TextIO) -> None:
+    # rich breaks long lines between words; what fits waits for no import of it.
+    if stream.isatty() and any(len(line) > shutil.get_terminal_size().columns for line in message.split("\n")):
+        console(to_stdout=stream is sys.stdout).print(message)
+    else:
+        print(message, file=stream)
 
 
 def print_table(
@@ -116,6 +133,8 @@ def human_seconds(seconds: float) -> str:
 @contextmanager
 def progress(label: str) -> Iterator[Advance]:
     """A progress bar on stderr with a remaining time; silent off a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     shown = console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:

@@ -60,16 +60,21 @@ def command(
 
     An encoder-decoder answers it instead, a classifier says its class, any other encoder gives its vector.
     """
-    from lilliput import generating, sequences
-    from lilliput.runtime.answers import AnswerOptions
+    from lilliput import generating
+    from lilliput.opening import opened
     from lilliput.runtime.sampler import SamplingOptions
     from lilliput.runtime.session import EngineOptions
 
-    if sequences.task_of(file, revision) != "next_token":
+    # Once, for the headers of a large vocabulary take a third of a second.
+    source = call.with_resource(opened(file, revision))
+    if source.config.task != "next_token":
+        from lilliput import sequences
+        from lilliput.runtime.answers import AnswerOptions
+
         options.refuse(call, SAMPLING, "on a model that does not predict the next token; leave it out")
         engine = EngineOptions(threads, context, kv_format=values.kv_format(kv), repack=repack)
         answers = AnswerOptions(beams=beams, max_length=max_tokens + 1)
-        found = sequences.run(file, prompt, answers=answers, engine=engine, revision=revision)
+        found = sequences.run(source, prompt, answers=answers, engine=engine)
         if json:
             print_json(found.to_json())
         else:
@@ -89,7 +94,7 @@ def command(
     chosen = generating.GenerateOptions(
         max_tokens, sampling, context, threads, revision, guesses, draft, values.kv_format(kv), repack
     )
-    result = generating.generate(file, prompt, options=chosen, on_text=None if json else show)
+    result = generating.generate(source, prompt, options=chosen, on_text=None if json else show)
     if json:
         print_json(result.to_json())
         return

@@ -68,8 +68,11 @@ def build_core(vocabulary: Vocabulary, rules: PreTokenizer) -> RustTokenizer:
         if kind in ordinary and is_text(token)
     }
     # A pruned vocabulary keeps merges of tokens that are gone; the library refuses those.
-    merges = [pair for pair in map(split_merge, vocabulary.merges) if pair[0] in ids and pair[1] in ids]
-    merges = [pair for pair in merges if "".join(pair) in ids]
+    merges = [
+        (left, right)
+        for left, right in map(split_merge, vocabulary.merges)
+        if left in ids and right in ids and left + right in ids
+    ]
     try:
         core = RustTokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=rules.ignores_merges))
     except Exception as error:  # the library raises plain Exception
@@ -80,6 +83,10 @@ def build_core(vocabulary: Vocabulary, rules: PreTokenizer) -> RustTokenizer:
 
 def split_merge(merge: str) -> tuple[str, str]:
     """The two tokens of "left right"; a left token may itself begin with a space."""
+    # Hundreds of thousands at every start: the common case first.
+    left, space, right = merge.partition(" ")
+    if left and space:
+        return left, right
     at = merge.find(" ", 1)
     if at < 0:
         raise TokenizerError(f"tokenizer.ggml.merges: {merge!r} is not two tokens separated by a space")

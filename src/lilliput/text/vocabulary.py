@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -15,6 +16,8 @@ TokenizerModel = Literal["llama", "gpt2", "bert", "t5"]
 SpacePrefix = Literal["always", "unless_present", "first_unless_present"]
 # Unicode normalization forms.
 Normalization = Literal["", "NFC", "NFD", "NFKC", "NFKD"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class TokenType(IntEnum):
@@ -79,4 +82,4 @@ def token_bytes(text: str) -> bytes:
 
 def is_text(token: str) -> bool:
     """Whether a token is whole characters, so that text can hold it."""
-    return token.isascii() or not any("\ud800" <= character <= "\udfff" for character in token)
+    return token.isascii() or _SURROGATE.search(token) is None
