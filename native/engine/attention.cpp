@@ -18,10 +18,10 @@ constexpr std::int64_t kTaskRows = 48;
 // Up to so many tokens there are too few tiles to share out, so that keys are cut into ranges.
 constexpr std::int64_t kFewTokens = 8;
 // Ranges of all kv heads together that keep threads busy, where they need not be shorter than
-// kShortestRange; longer ones than kLongRange are cut even so.
+// kShortestRange; longer ones than kLongRange are cut even so. Each range encodes its queries anew.
 constexpr std::int64_t kTasksWorthHaving = 4;
 constexpr std::int64_t kShortestRange = 128;
-constexpr std::int64_t kLongRange = 512;
+constexpr std::int64_t kLongRange = 1024;
 constexpr std::int64_t kMostRanges = 64;
 
 // Multiplications of scores below which one thread ends sooner (about 10 µs).

@@ -17,11 +17,11 @@ extern const VectorKernels kVectorKernels;
 
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim) {
   // Scaled queries, scores of one key block, one block of keys and of values as floats,
-  // corrections; where the cache holds codes, those of queries and probabilities and their factors.
+  // corrections and shares; where the cache holds codes, those of queries and probabilities and their factors.
   const std::int64_t padded_dim = round_up(head_dim, kKeyGroup);
   const std::int64_t groups = scale_groups(head_dim);
   const std::int64_t floats =
-      rows * padded_dim + rows * kKeyBlock + 2 * kKeyBlock * padded_dim + rows;
+      rows * padded_dim + rows * kKeyBlock + 2 * kKeyBlock * padded_dim + 2 * rows;
   const std::int64_t codes =
       rows * padded_dim / 4 + rows * groups * (2 * kKeyBlock / 4 + 4) + groups * (kKeyBlock + 1);
   return static_cast<std::size_t>(round_up(floats, kKeyGroup) + codes);

@@ -26,6 +26,7 @@ struct Scratch {
   float* scores;  // [rows][kKeyBlock], then probabilities
   float* q;       // [rows][padded_dim]
   float* correction;
+  float* share;  // e^(a block's maximum - maximum), of caches whose probabilities are its shares
   float* codes;  // what a cache of codes needs
 };
 
@@ -36,7 +37,8 @@ inline Scratch cut(float* memory, const Block& shape) {
   s.scores = s.values + kKeyBlock * shape.padded_dim;
   s.q = s.scores + shape.rows * kKeyBlock;
   s.correction = s.q + shape.rows * shape.padded_dim;
-  s.codes = memory + round_up(s.correction + shape.rows - memory, kKeyGroup);
+  s.share = s.correction + shape.rows;
+  s.codes = memory + round_up(s.share + shape.rows - memory, kKeyGroup);
   return s;
 }
 
@@ -77,10 +79,18 @@ inline void cap_scores(float* scores, float softcap) {
   }
 }
 
-// Scores of one row -> probabilities relative to the new maximum; keys outside [visible_begin,
-// visible_end) get 0. Returns the factor that corrects what was summed under the old maximum.
-inline float softmax_step(float* scores, std::int64_t visible_begin, std::int64_t visible_end,
-                          float* running_maximum, float* running_sum) {
+// What was summed before times correction, plus share times what this block says.
+struct SoftmaxStep {
+  float correction;
+  float share;
+};
+
+// Scores of one row -> probabilities; keys outside [visible_begin, visible_end) get 0. Relative to
+// the new maximum, so that the share is 1, or to that of the block: then they do not depend on what
+// came before, and the largest is exactly 1.
+template <bool kOfBlock>
+inline SoftmaxStep softmax_step(float* scores, std::int64_t visible_begin, std::int64_t visible_end,
+                                float* running_maximum, float* running_sum) {
   for (std::int64_t i = 0; i < visible_begin; ++i) scores[i] = kMinusInfinity;
   for (std::int64_t i = visible_end; i < kKeyBlock; ++i) scores[i] = kMinusInfinity;
   Lanes top = load(scores);
@@ -89,22 +99,24 @@ inline float softmax_step(float* scores, std::int64_t visible_begin, std::int64_
   const bool rises = block_maximum > *running_maximum;
   const float new_maximum = rises ? block_maximum : *running_maximum;
   // Nothing visible yet: any finite reference keeps e^(-inf - reference) at 0.
-  const float reference = new_maximum == kMinusInfinity ? 0.0f : new_maximum;
+  const auto finite = [](float maximum) { return maximum == kMinusInfinity ? 0.0f : maximum; };
+  const float reference = finite(kOfBlock ? block_maximum : new_maximum);
   Lanes sums = zero();
   for (int i = 0; i < kKeyBlock; i += kLanes) {
     const Lanes p = exponential(subtract(load(scores + i), broadcast(reference)));
     store(scores + i, p);
     sums = add(sums, p);
   }
-  float correction = 1.0f;  // e^0
-  if (rises) {
+  SoftmaxStep step{1.0f, 1.0f};  // one of both is e^0
+  if (rises || kOfBlock) {
     float lanes[kLanes];
-    store(lanes, exponential(broadcast(*running_maximum - reference)));
-    correction = lanes[0];
+    const float lower = rises ? *running_maximum : block_maximum;
+    store(lanes, exponential(broadcast(lower - finite(new_maximum))));
+    (rises ? step.correction : step.share) = lanes[0];
   }
-  *running_sum = *running_sum * correction + sum(sums);
+  *running_sum = *running_sum * step.correction + step.share * sum(sums);
   *running_maximum = new_maximum;
-  return correction;
+  return step;
 }
 
 // bias: of kKeyBlock keys, those past the last one included.
@@ -113,6 +125,7 @@ inline void add_bias(const float* bias, float* scores) {
     store(scores + i, add(load(scores + i), load(bias + i)));
 }
 
+template <bool kOfBlock>
 inline void softmax_block(const AttentionTask& task, const Block& block, std::int64_t key_begin,
                           const AttentionPartial& partial, const Scratch& scratch) {
   for (std::int64_t row = 0; row < block.rows; ++row) {
@@ -129,8 +142,10 @@ inline void softmax_block(const AttentionTask& task, const Block& block, std::in
     };
     const std::int64_t visible_begin = within(oldest);
     const std::int64_t visible_end = task.causal ? within(position + 1) : block.keys;
-    scratch.correction[row] =
-        softmax_step(scores, visible_begin, visible_end, partial.maximum + row, partial.sum + row);
+    const SoftmaxStep step = softmax_step<kOfBlock>(scores, visible_begin, visible_end,
+                                                    partial.maximum + row, partial.sum + row);
+    scratch.correction[row] = step.correction;
+    scratch.share[row] = step.share;
   }
 }
 

@@ -4,11 +4,16 @@
 //
 // Queries become codes of 8 bits with a scale per 32 dimensions too (query_scale holds task.scale):
 //   scores[row][key] = sum_g query_scale[row][g] * key_scale[key][g] * sum_{d in g} query * key
-// Probabilities take the scales of the values, for each group of 32 dimensions, and become codes of
-// 14 bits in two planes of 7, whose products fit every instruction set's dot product:
-//   n[row][g][key] = round(p[row][key] * value_scale[key][g] / step[row][g]), at most 16383
-//   weighted[row][dim] = correction * weighted + step[row][g] * sum_key n[row][g][key] * value
-// So probabilities err by 2^-15 of a block's largest, far less than values do.
+// Probabilities, here of a block's own softmax, take the scales of the values, for each group of 32
+// dimensions, and become codes of 14 bits in two planes of 7, whose products fit every instruction
+// set's dot product:
+//   p[row][key] = e^(score - largest score of the row in the block)
+//   step[g] = (largest value_scale of the group) / 16383
+//   n[row][g][key] = round(p[row][key] * value_scale[key][g] / step[g]), at most 16383
+//   weighted[row][dim] = correction * weighted + share[row] * step[g] * sum_key n[row][g][key] *
+//   value
+// So probabilities err by 2^-15 of a block's largest, far less than values do, and codes are the
+// same however keys are cut into ranges.
 #pragma once
 
 #include "kernels/isa/attention_block.h"
@@ -20,9 +25,12 @@ namespace {
 template <int kBits>
 class CodedCache {
  public:
+  static constexpr bool kSharesOfBlock = true;
+
   CodedCache(const AttentionTask& task, CacheFormat format, const Block& shape,
              const Scratch& scratch)
-      : scratch_(scratch),
+      : task_(task),
+        scratch_(scratch),
         keys_(static_cast<const std::uint8_t*>(task.cache.keys)),
         values_(static_cast<const std::uint8_t*>(task.cache.values)),
         padded_dim_(shape.padded_dim),
@@ -50,8 +58,13 @@ class CodedCache {
   void weigh(const Block& block, std::int64_t key_begin, float* weighted) {
     const std::uint8_t* values = values_ + key_begin / kKeyGroup * run_bytes_;
     prefetch_scales(values);
-    load_value_scales(values, block.keys);
-    for (std::int64_t row = 0; row < block.rows; ++row) encode_probabilities(row);
+    std::int64_t loaded = -1;
+    for (std::int64_t row = 0; row < block.rows; ++row) {
+      const std::int64_t keys = keys_seen(row, block, key_begin);
+      if (keys != loaded) load_value_scales(values, keys);
+      loaded = keys;
+      encode_probabilities(row);
+    }
     const std::int64_t vectors = padded_dim_ / kVector;
     for_row_tiles<kTileRows>(block.rows, [&](auto count, std::int64_t row) {
       constexpr int kRows = decltype(count)::value;
@@ -65,6 +78,7 @@ class CodedCache {
  private:
   static constexpr int kVector = simd::kLanes;
   // Two accumulators for each row and vector of a tile; vectors of a tile lie within 32 dimensions.
+  // GCC keeps them in memory at the ends of its loops unless those are unrolled: 7 % of a block.
 #if defined(__AVX512F__)
   static constexpr int kTileRows = 6;
   static constexpr int kTileVectors = 2;
@@ -83,16 +97,13 @@ class CodedCache {
   static constexpr std::int32_t kKeyBias = kBits == 8 ? simd::kSignedBias : 15;
   static constexpr float kCodeUnit = kBits == 8 ? 1.0f : 0.5f;
   static constexpr float kMostProbability = 16383.0f;  // two planes of 7 bits
-  // A block whose probabilities times scales are below this counts as zero: its inverse would not
-  // be finite.
-  static constexpr float kLeastProbability = 0x1p-100f;
 
   void cut_codes(std::int64_t rows) {
     query_scale_ = scratch_.codes;
     step_ = query_scale_ + rows * groups_;
-    value_scale_ = step_ + rows * groups_;
-    poison_ = value_scale_ + groups_ * kKeyBlock;
-    query_bias_ = reinterpret_cast<std::int32_t*>(poison_ + groups_);
+    value_factor_ = step_ + rows * groups_;
+    value_step_ = value_factor_ + groups_ * kKeyBlock;
+    query_bias_ = reinterpret_cast<std::int32_t*>(value_step_ + groups_);
     value_bias_ = query_bias_ + rows * groups_;
     query_ = reinterpret_cast<std::int8_t*>(value_bias_ + rows * groups_);
     planes_ = reinterpret_cast<std::uint8_t*>(query_ + rows * padded_dim_);
@@ -147,24 +158,31 @@ class CodedCache {
   [[gnu::noinline]] void score_tile(std::int64_t row, std::int64_t v,
                                     const std::uint8_t* keys) const {
     const std::uint8_t* runs[kVectors];
+#pragma GCC unroll 2
     for (int k = 0; k < kVectors; ++k) runs[k] = keys + (v + k) * kVector / kKeyGroup * run_bytes_;
     const std::int8_t* query = query_ + row * padded_dim_;
     simd::Float sums[kRows][kVectors];
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
       for (int k = 0; k < kVectors; ++k) sums[r][k] = simd::zero();
     }
     std::int64_t line = 0;
     for (std::int64_t group = 0; group < groups_; ++group) {
       simd::Int dots[kRows][kVectors];
+#pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
         for (int k = 0; k < kVectors; ++k) dots[r][k] = simd::broadcast(0);
       }
       const std::int64_t end = line + group_dims(group) / kDimsOfStep;
       for (; line < end; ++line) {
+#pragma GCC unroll 2
         for (int k = 0; k < kVectors; ++k) {
           const std::uint8_t* codes_of_keys = runs[k] + line * 64 + 4 * lanes_of(v + k);
           prefetch(codes_of_keys + kKeyBlock / kKeyGroup * run_bytes_);
           const simd::Int key = simd::load_int(codes_of_keys);
+#pragma GCC unroll 6
           for (int r = 0; r < kRows; ++r) {
             const std::int8_t* codes = query + r * padded_dim_ + line * kDimsOfStep;
             if constexpr (kBits == 8) {
@@ -176,9 +194,11 @@ class CodedCache {
           }
         }
       }
+#pragma GCC unroll 2
       for (int k = 0; k < kVectors; ++k) {
         const simd::Float scale =
             simd::load_half(runs[k] + code_bytes_ + group * kKeyGroup * 2 + 2 * lanes_of(v + k));
+#pragma GCC unroll 6
         for (int r = 0; r < kRows; ++r) {
           const simd::Float factor =
               scale * simd::broadcast(query_scale_[(row + r) * groups_ + group]);
@@ -188,7 +208,9 @@ class CodedCache {
         }
       }
     }
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
       for (int k = 0; k < kVectors; ++k)
         simd::store(scratch_.scores + (row + r) * kKeyBlock + (v + k) * kVector, sums[r][k]);
     }
@@ -203,22 +225,39 @@ class CodedCache {
     }
   }
 
-  // Scales of a block's values by group of dimensions; those of keys that are not there are 0.
+  // Scales of a block's values by group of dimensions, in steps of their largest / 16383; those of
+  // keys that are not there are 0.
   [[gnu::noinline]] void load_value_scales(const std::uint8_t* values, std::int64_t keys) {
     const std::int64_t present = round_up(keys, kKeyGroup);
     for (std::int64_t group = 0; group < groups_; ++group) {
-      float* scales = value_scale_ + group * kKeyBlock;
+      float* scales = value_factor_ + group * kKeyBlock;
       for (std::int64_t key = 0; key < present; key += kVector) {
         simd::store(scales + key,
                     simd::load_half(values + key / kKeyGroup * run_bytes_ + code_bytes_ +
                                     group * kKeyGroup * 2 + 2 * (key % kKeyGroup)));
       }
       for (std::int64_t key = keys; key < kKeyBlock; ++key) scales[key] = 0.0f;
-      simd::Float poison = simd::zero();
+      simd::Float poison = simd::zero();  // NaN where a scale is no number
+      simd::Float largest = simd::zero();
+      for (std::int64_t key = 0; key < kKeyBlock; key += kVector) {
+        const simd::Float scale = simd::load(scales + key);
+        poison += scale * simd::zero();
+        largest = simd::max(largest, scale);
+      }
+      const float most = simd::max_lane(largest);
+      const simd::Float inverse = simd::broadcast(most > 0.0f ? kMostProbability / most : 0.0f);
       for (std::int64_t key = 0; key < kKeyBlock; key += kVector)
-        poison += simd::load(scales + key) * simd::zero();
-      poison_[group] = simd::sum(poison);
+        simd::store(scales + key, simd::load(scales + key) * inverse);
+      value_step_[group] = kCodeUnit * most / kMostProbability + simd::sum(poison);
     }
+  }
+
+  // Keys that a token does not see yet must not move its step: they are not there when it comes
+  // alone.
+  std::int64_t keys_seen(std::int64_t row, const Block& block, std::int64_t key_begin) const {
+    const std::int64_t seen = task_.first_position + row / task_.group + 1 - key_begin;
+    if (!task_.causal || seen > block.keys) return block.keys;
+    return seen > 0 ? seen : 0;
   }
 
   // Planes of one row: [group][upper 7 bits, lower 7 bits][key].
@@ -230,28 +269,20 @@ class CodedCache {
     constexpr int kVectors = kKeyBlock / kVector;
     const float* p = scratch_.scores + row * kKeyBlock;
     for (std::int64_t group = 0; group < groups_; ++group) {
-      const float* scales = value_scale_ + group * kKeyBlock;
-      simd::Float products[kVectors];
-      simd::Float largest = simd::zero();
-      for (int v = 0; v < kVectors; ++v) {
-        products[v] = simd::load(p + v * kVector) * simd::load(scales + v * kVector);
-        largest = simd::max(largest, products[v]);
-      }
-      float most = simd::max_lane(largest);
-      if (most < kLeastProbability) most = 0.0f;
-      const float inverse = most > 0.0f ? kMostProbability / most : 0.0f;
+      const float* factors = value_factor_ + group * kKeyBlock;
       simd::Int upper[kVectors];
       simd::Int lower[kVectors];
       simd::Int total = simd::broadcast(0);
       for (int v = 0; v < kVectors; ++v) {
-        const simd::Int n = simd::round_to_int(products[v] * simd::broadcast(inverse));
+        const simd::Int n =
+            simd::round_to_int(simd::load(p + v * kVector) * simd::load(factors + v * kVector));
         upper[v] = n >> 7;
         lower[v] = n & simd::broadcast(127);
         total += n;
       }
       simd::store_uint8_block(planes(row, group), upper);
       simd::store_uint8_block(planes(row, group) + kKeyBlock, lower);
-      step_[row * groups_ + group] = kCodeUnit * most / kMostProbability + poison_[group];
+      step_[row * groups_ + group] = scratch_.share[row] * value_step_[group];
       // Exact: at most 64 * 16383.
       value_bias_[row * groups_ + group] =
           kBits == 8 ? 0 : 15 * static_cast<std::int32_t>(simd::sum(simd::to_float(total)));
@@ -264,7 +295,9 @@ class CodedCache {
     const std::int64_t group = v * kVector / kScaleGroup;
     simd::Int upper[kRows][kVectors];
     simd::Int lower[kRows][kVectors];
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
       for (int k = 0; k < kVectors; ++k) upper[r][k] = lower[r][k] = simd::broadcast(0);
     }
     const std::int64_t row_bytes = groups_ * 2 * kKeyBlock;
@@ -275,10 +308,13 @@ class CodedCache {
     for (std::int64_t first = 0; first < keys; first += kKeyGroup, run += run_bytes_) {
       const std::uint8_t* line = run;
       for (int step = 0; step < kKeyGroup / kKeysOfStep; ++step, line += step_bytes) {
+#pragma GCC unroll 2
         for (int k = 0; k < kVectors; ++k)
           prefetch(line + 4 * k * kVector + kKeyBlock / kKeyGroup * run_bytes_);
+#pragma GCC unroll 6
         for (int r = 0; r < kRows; ++r) {
           const std::uint8_t* p = planes + r * row_bytes;
+#pragma GCC unroll 2
           for (int k = 0; k < kVectors; ++k) {
             const simd::Int value = simd::load_int(line + 4 * k * kVector);
             if constexpr (kBits == 8) {
@@ -296,11 +332,13 @@ class CodedCache {
         planes += kKeysOfStep;
       }
     }
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       const simd::Float step = simd::broadcast(step_[(row + r) * groups_ + group]);
       const simd::Float correction = simd::broadcast(scratch_.correction[row + r]);
       const simd::Int bias = simd::broadcast(value_bias_[(row + r) * groups_ + group]);
       float* to = weighted + (row + r) * padded_dim_ + v * kVector;
+#pragma GCC unroll 2
       for (int k = 0; k < kVectors; ++k) {
         const simd::Int total = unbiased((upper[r][k] << 7) + lower[r][k], bias);
         const simd::Float before = simd::load(to + k * kVector) * correction;
@@ -309,6 +347,7 @@ class CodedCache {
     }
   }
 
+  const AttentionTask& task_;
   const Scratch& scratch_;
   const std::uint8_t* keys_;
   const std::uint8_t* values_;
@@ -318,8 +357,8 @@ class CodedCache {
   std::int64_t run_bytes_;
   float* query_scale_;        // [rows][groups]
   float* step_;               // [rows][groups]
-  float* value_scale_;        // [groups][kKeyBlock]
-  float* poison_;             // [groups]: NaN where a scale is
+  float* value_factor_;       // [groups][kKeyBlock]: 0..16383
+  float* value_step_;         // [groups]: what one of them is worth; NaN where a scale is
   std::int32_t* query_bias_;  // [rows][groups]
   std::int32_t* value_bias_;  // [rows][groups]
   std::int8_t* query_;        // [rows][padded_dim]

@@ -15,6 +15,8 @@ namespace {
 template <typename T>
 class FloatCache {
  public:
+  static constexpr bool kSharesOfBlock = false;
+
   FloatCache(const AttentionTask& task, CacheFormat, const Block& shape, const Scratch& scratch)
       : task_(task), scratch_(scratch) {
     for (std::int64_t row = 0; row < shape.rows; ++row) {
