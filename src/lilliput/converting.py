@@ -233,7 +233,9 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
         # All ones, which say nothing; a folder has no place for them.
         moves = tuple(plan for plan in moves if plan.row.name != ROPE_FACTORS_TENSOR)
     contents, notes = _contents(source, moves, files)
-    contents = replace(contents, input_ranges=input_ranges(_statistics(options.guidance)))
+    statistics = _statistics(options.guidance)
+    outputs = statistics.outputs if statistics else {}
+    contents = replace(contents, input_ranges=input_ranges(statistics), output_ranges=outputs)
     formats = [plan.row.format for plan in moves]
     notes += reading_warnings(container.name, formats)
     notes += _unused(options, moves, uses_ranges=getattr(container, "uses_ranges", False))

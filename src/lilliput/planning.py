@@ -264,10 +264,11 @@ def contents_of(source: ModelSource, plan: Plan, guidance: Guidance) -> tuple[Co
         notes.append(f"the output holds no tokenizer and cannot run text: {missing}")
     headers = tuple(TensorHeader(row.name, row.shape, row.format) for row in plan.rows)
     # Ranges are of the original model, whose inputs a transform changes.
-    ranges = {} if plan.transforms else input_ranges(expected_statistics(guidance))
+    statistics = None if plan.transforms else expected_statistics(guidance)
     contents = Contents(
-        source.architecture, source.config, vocabulary, source.provenance, headers, plan.recipe, input_ranges=ranges
-    )
+        source.architecture, source.config, vocabulary, source.provenance, headers, plan.recipe,
+        input_ranges=input_ranges(statistics), output_ranges=statistics.outputs if statistics else {},
+    )  # fmt: skip
     return contents, notes
 
 

@@ -157,6 +157,7 @@ class Statistics:
     """Prior statistics of a whole model, keyed by canonical tensor name (`blk.0.attn_q.weight`).
 
     chunks, chunk_size: how the text was cut.  datasets: basenames of the texts.  model: fingerprint of the float model.
+    outputs: smallest and largest value of what each operation gives (`encoder_half.place`); empty unless asked for.
     """
 
     inputs: Mapping[str, InputStatistics]
@@ -164,6 +165,7 @@ class Statistics:
     chunk_size: int
     datasets: tuple[str, ...]
     model: str
+    outputs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def calibrate(
     with opened(model, options.revision) as source:
         chosen = CalibrationOptions(
             chunk_size=options.chunk_size, tokens=options.tokens, device=options.device, threads=options.threads,
-            memory_limit=options.memory_limit,
+            memory_limit=options.memory_limit, outputs=options.outputs,
         )  # fmt: skip
         statistics = collect_statistics(source, text_files([Path(path) for path in text]), chosen, progress)
     for other in earlier:
@@ -95,7 +95,10 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True)
 class CalibrateOptions:
-    """chunk_size: tokens a sequence.  tokens: at most this many.  merge: statistics files whose sums are added."""
+    """chunk_size: tokens a sequence.  tokens: at most this many.  merge: statistics files whose sums are added.
+
+    outputs: whether ranges of what every operation gives are collected, for files of integers alone.
+    """
 
     chunk_size: int = CHUNK
     tokens: int | None = None
@@ -105,6 +108,7 @@ class CalibrateOptions:
     memory_limit: int | None = None
     revision: str | None = None
     force: bool = False
+    outputs: bool = False
 
 
 def evaluate(

@@ -24,6 +24,7 @@ from lilliput.calibration.enough_text import check_enough
 from lilliput.calibration.expert_inputs import of_expert
 from lilliput.calibration.input_sums import InputSums
 from lilliput.calibration.mapped_file import mapped_floats
+from lilliput.calibration.output_ranges import Ranges, output_ranges
 from lilliput.calibration.pair_inputs import answered, pair_inputs
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
@@ -43,6 +44,8 @@ class CalibrationOptions:
     chunk_size: tokens of one sequence, at most the model's context.  tokens: use at most this many, None means all.
     device: a torch device.  threads: None leaves torch's own choice.
     memory_limit: bytes for one block and the hidden states; what does not fit goes to a temporary file.
+    outputs: whether ranges of what every operation gives are collected as well, in a pass with the whole model in
+    memory.
     """
 
     chunk_size: int = 512
@@ -50,6 +53,7 @@ class CalibrationOptions:
     device: str = "cpu"
     threads: int | None = None
     memory_limit: int | None = None
+    outputs: bool = False
 
 
 def calibrate(
@@ -75,7 +79,13 @@ def calibrate(
         chunk_size=chunks.shape[1],
         datasets=tuple(path.name for path in texts) or (BUILT_IN_DATASET,),
         model=source.fingerprint(),
+        outputs=_outputs(source, chunks, options, progress) if options.outputs else {},
     )
+
+
+def _outputs(source: ModelSource, chunks: IntArray, options: CalibrationOptions, progress: Progress | None) -> Ranges:
+    with torch_threads(options.threads):
+        return output_ranges(source, list(chunks), progress)
 
 
 def collect(

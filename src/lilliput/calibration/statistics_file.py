@@ -3,6 +3,7 @@
 
 layout   safetensors. Per distinct input, named by the first tensor that reads it: `<name>.sum_of_squares` F64
          [in_features], `<name>.absmax` F32 [in_features], `<name>.tokens` I64 [1].
+         Per result of an operation, where it was measured: `<place>.range` F32 [2], smallest and largest.
          `__metadata__`: format, version, chunks, chunk_size, datasets (JSON list of basenames), model (fingerprint),
          shared (JSON object: tensor name -> the name whose entry it shares).
 read     `read_statistics` also opens llama.cpp's imatrix files.
@@ -92,7 +93,18 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
     if first.chunk_size != second.chunk_size:
         chunks = first.chunks + -(-second.chunks * second.chunk_size // first.chunk_size)
     datasets = tuple(dict.fromkeys(first.datasets + second.datasets))
-    return replace(first, inputs=inputs, chunks=chunks, datasets=datasets, model=first.model or second.model)
+    model = first.model or second.model
+    outputs = _widened(first.outputs, second.outputs)
+    return replace(first, inputs=inputs, chunks=chunks, datasets=datasets, model=model, outputs=outputs)
+
+
+def _widened(
+    first: Mapping[str, tuple[float, float]], second: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """Ranges that hold both; those of one text alone where the other has none."""
+    both = {name: (min(low, second[name][0]), max(high, second[name][1]))
+            for name, (low, high) in first.items() if name in second}  # fmt: skip
+    return {**first, **second, **both}
 
 
 def _sum(name: str, first: InputStatistics, second: InputStatistics) -> InputStatistics:
@@ -114,6 +126,8 @@ def _save(path: Path, statistics: Statistics) -> None:
         arrays[f"{name}.sum_of_squares"] = np.ascontiguousarray(entry.sum_of_squares, dtype="<f8")
         arrays[f"{name}.absmax"] = np.ascontiguousarray(entry.absmax, dtype="<f4")
         arrays[f"{name}.tokens"] = np.array([entry.tokens], dtype="<i8")
+    for name, ends in statistics.outputs.items():
+        arrays[f"{name}.range"] = np.array(ends, dtype="<f4")
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -142,7 +156,17 @@ def _load(file: SafetensorsFile, where: str) -> Statistics:
             raise CalibrationError(f"{where}: {name} shares the entry of '{owner}', which is not in the file")
         inputs[name] = inputs[owner]
     chunks, chunk_size = (_count(metadata, key, where) for key in ("chunks", "chunk_size"))
-    return Statistics(inputs, chunks, chunk_size, tuple(map(str, datasets)), metadata.get("model", ""))
+    outputs = {name.removesuffix(".range"): _range(file, name, where) for name in file.tensors if name[-6:] == ".range"}
+    return Statistics(inputs, chunks, chunk_size, tuple(map(str, datasets)), metadata.get("model", ""), outputs)
+
+
+def _range(file: SafetensorsFile, name: str, where: str) -> tuple[float, float]:
+    stored = file.tensors[name]
+    if stored.dtype == "F32" and stored.shape == (2,):
+        low, high = file.data(name).view(np.uint8).copy().view("<f4").tolist()
+        if low <= high and np.isfinite([low, high]).all():
+            return low, high
+    raise CalibrationError(f"{where}: {name} is not a smallest and a largest value in F32")
 
 
 def _entry(file: SafetensorsFile, name: str, where: str) -> InputStatistics:

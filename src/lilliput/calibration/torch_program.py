@@ -295,7 +295,7 @@ def _attended(
     query, key = query.to(value.dtype), key.to(value.dtype)
     mask = None if operation.window is None else _visible(operation, q.shape[-2], q.device)
     if table is not None and operation.bias is not None:
-        mask = _biases(operation, operation.bias, table, q.shape[-2]).to(value.dtype)
+        mask = biases(operation, operation.bias, table, q.shape[-2]).to(value.dtype)
     if operation.softcap is None:
         is_causal = operation.causal and mask is None
         result = functional.scaled_dot_product_attention(
@@ -308,7 +308,17 @@ def _attended(
     return result.transpose(-2, -3).reshape(*q.shape[:-1], -1)
 
 
-def _biases(operation: Attention, bias: RelativeBias, table: torch.Tensor, tokens: int) -> torch.Tensor:
+def scores(operation: Attention, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Q k^T of each head, [batch, heads, tokens, tokens]; neither scaled nor masked."""
+    return _heads(operation, q, operation.heads) @ _heads(operation, k, operation.kv_heads).mT
+
+
+def activated(activation: Activation, x: torch.Tensor) -> torch.Tensor:
+    """An activation by its name."""
+    return _ACTIVATIONS[activation](x)
+
+
+def biases(operation: Attention, bias: RelativeBias, table: torch.Tensor, tokens: int) -> torch.Tensor:
     """[heads, tokens, tokens] to add to scores; minus infinity where a token does not see another."""
     place = np.arange(tokens, dtype=np.int32)
     buckets = torch.from_numpy(distance_buckets(bias, place[None, :] - place[:, None])).long()

@@ -23,6 +23,9 @@ def command(
     merge: Annotated[
         list[Path] | None, typer.Option("--merge", help="Add the sums of earlier statistics; repeatable.")
     ] = None,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="Also ranges of what every operation gives, for files of integers alone.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     memory_limit: Annotated[
         str | None, typer.Option("--memory-limit", help="Working memory, e.g. 4GB; default: no limit.")
@@ -39,7 +42,7 @@ def command(
     chosen = workflows.CalibrateOptions(
         chunk_size=context, tokens=tokens, merge=tuple(merge or ()), device=device, threads=threads,
         memory_limit=values.parse_bytes(memory_limit, "--memory-limit") if memory_limit else None,
-        revision=revision, force=force,
+        revision=revision, force=force, outputs=outputs,
     )  # fmt: skip
     with progress("calibrating") as advance:
         statistics = workflows.calibrate(model, text or (), output, options=chosen, progress=advance)

@@ -25,6 +25,7 @@ class Contents:
     metadata: keys that are about this file rather than the model (`quantize.imatrix.*`, `lilliput.*`).
     sidecars: tensor name -> sidecar name -> dtype and shape, for tensors that have any.
     input_ranges: largest magnitude of what is multiplied with a tensor, where statistics know it.
+    output_ranges: smallest and largest value of what operations give, by `encoder_half.place`.
     """
 
     architecture: Architecture
@@ -36,6 +37,7 @@ class Contents:
     metadata: Mapping[str, Json] = field(default_factory=dict)
     sidecars: Mapping[str, Mapping[str, PlaneSpec]] = field(default_factory=dict)
     input_ranges: Mapping[str, float] = field(default_factory=dict)
+    output_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:

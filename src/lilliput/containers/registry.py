@@ -14,6 +14,7 @@ from lilliput.containers.gguf import Gguf
 from lilliput.containers.gptq import Gptq
 from lilliput.containers.lilliput_safetensors import LilliputSafetensors
 from lilliput.containers.litert.container import LiteRt
+from lilliput.containers.litert.integer_container import IntegerLiteRt
 from lilliput.containers.mlx import Mlx
 from lilliput.containers.onnx.container import Onnx
 from lilliput.containers.onnx.profiles import OnnxInteger, OnnxStandard, OnnxTensorRt
@@ -40,6 +41,7 @@ FOLDERS: tuple[Container, ...] = (
     OnnxTensorRt(),
     Onnx(),
     Qonnx(),
+    IntegerLiteRt(),
     LiteRt(),
 )
 

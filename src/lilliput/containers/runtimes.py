@@ -66,6 +66,7 @@ SUGGESTED = {
     "onnx-tensorrt": "int8_channel_narrow",
     "qonnx": "int8_channel_pow2",
     "litert": "int8_channel_narrow",
+    "litert-int8": "int8_channel_narrow",
 }
 _CT = "external/test_transformers_reads_our_compressed_tensors.py::"
 _GPTQ = "external/test_gptqmodel_reads_our_folders.py::test_logits_are_those_of_our_decoded_weights"
@@ -194,6 +195,10 @@ ROWS: tuple[Row, ...] = (
         Cell("LiteRT, with and without XNNPACK", Reading.RUNS,
              "external/test_litert_runs_our_files.py::test_int8_is_as_near_to_its_weights_as_rounded_inputs_allow",
              "it rounds inputs to int8 as well"),
+    )),
+    Row("litert-int8", "the same, activations in integers too (encoders)", r"int[2-8]_.*|ternary_.*|fixed\d+\.\d+", (
+        Cell("LiteRT, with and without XNNPACK", Reading.RUNS,
+             "external/test_litert_integers.py::test_every_operator_gives_the_codes_that_it_means"),
     )),
 )  # fmt: skip
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lilliput.architectures.architecture import EncoderDecoder
-from lilliput.architectures.program import Add, Attention, Glu, Operation, Program, Rope
+from lilliput.architectures.encoder_half import program_of_fixed_graphs
+from lilliput.architectures.program import Program
 from lilliput.arrays import Array
 from lilliput.containers.container import Contents, PartLayout, Split, Written
 from lilliput.containers.litert.reader import LiteRtFile
@@ -35,7 +35,7 @@ from lilliput.records import QuantizedTensor, Role, TensorHeader
 
 # Tokens of the one sequence, or the model's context where that is shorter.
 SEQUENCE = 128
-_PAGE = 4096
+PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,7 @@ class LiteRt(Onnx):
 
     def programs(self, contents: Contents) -> tuple[Program, ...]:
         """The program; of an encoder-decoder the encoder's, without what it makes for the decoder."""
-        architecture, config = contents.architecture, contents.config
-        if config.task == "sequence_to_sequence" and isinstance(architecture, EncoderDecoder):
-            return (without_unread(architecture.encoder_program(config)),)
-        return super().programs(contents)
+        return (program_of_fixed_graphs(contents.architecture, contents.config),)
 
     def read_names(self, contents: Contents) -> frozenset[str]:
         """Tensors that the graph reads; a decoder's are left out."""
@@ -127,7 +124,7 @@ class LiteRt(Onnx):
         model = Translator(weights.graph).run()
         for key, value in contents.metadata.items():
             model.metadata[key] = value if isinstance(value, str) else json.dumps(value)
-        prefix = model.to_bytes(_PAGE)
+        prefix = model.to_bytes(PAGE)
         tensors = tuple(
             replace(item, pieces=tuple(replace(piece, start=len(prefix) + piece.start) for piece in item.pieces))
             for item in placed.tensors
@@ -154,23 +151,3 @@ class LiteRt(Onnx):
                     )
         finally:
             file.close()
-
-
-def without_unread(program: Program) -> Program:
-    """The same output, without operations that it does not depend on."""
-    needed, kept = {program.output}, list[Operation]()
-    for operation in reversed(program.operations):
-        made = operation.x if isinstance(operation, Rope) else getattr(operation, "out", None)
-        if made not in needed:
-            continue
-        kept.append(operation)
-        match operation:
-            case Attention():
-                needed |= {operation.q, operation.k, operation.v}
-            case Glu():
-                needed |= {operation.gate, operation.up}
-            case Add():
-                needed |= {operation.a, operation.b}
-            case _:
-                needed.add(getattr(operation, "x", program.output))
-    return replace(program, operations=tuple(reversed(kept)), shared_states=())

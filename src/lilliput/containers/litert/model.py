@@ -26,6 +26,7 @@ class TensorType(IntEnum):
 
     FLOAT32 = 0
     INT32 = 2
+    INT16 = 7
     INT8 = 9
 
 
@@ -48,7 +49,9 @@ class Operator(IntEnum):
     DIV = 42
     CAST = 53
     SQRT = 75
+    RSQRT = 76
     SPLIT_V = 102
+    QUANTIZE = 114
     BATCH_MATMUL = 126
     GELU = 150
 
@@ -73,14 +76,30 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """value = scale * (code - zero_point).  rows: number of scales, one a row, where there are several.
+
+    Scales that follow from weights are put into the file when those are known.
+    """
+
+    scale: float = 1.0
+    zero_point: int = 0
+    rows: int = 1
+
+
+# Codes whose scale multiplies what comes out of products, so that they need none of their own.
+BARE_CODES = Grid()
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """data: a constant's values, or where they lie; None for what is computed.  is_quantized: codes of scale 1."""
+    """data: a constant's values, or where they lie; None for what is computed.  grid: of codes."""
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
     data: Array | Placed | None = None
-    is_quantized: bool = False
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +173,10 @@ class Model:
             3: tensor.name,
             8: Scalar("bool", True),
         }
-        if tensor.is_quantized:
-            # Scales multiply what comes out of products, so that codes need none here.
-            fields[4] = Table({2: np.ones(1, "<f4"), 3: np.zeros(1, "<i8")})
+        if tensor.grid is not None:
+            count = tensor.grid.rows
+            scales = np.full(count, tensor.grid.scale, "<f4")
+            fields[4] = Table({2: scales, 3: np.full(count, tensor.grid.zero_point, "<i8")})
         if tensor.data is not None:
             fields[2] = Scalar("u32", len(buffers))
             if isinstance(tensor.data, Placed):

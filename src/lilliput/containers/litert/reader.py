@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,20 +19,29 @@ from lilliput.containers.litert.model import IDENTIFIER, TensorType
 from lilliput.containers.onnx.reader import digest_of
 from lilliput.errors import ContainerError
 
-_DTYPES = {TensorType.FLOAT32: "<f4", TensorType.INT32: "<i4", TensorType.INT8: "i1"}
+_DTYPES = {
+    TensorType.FLOAT32: "<f4", TensorType.INT32: "<i4", TensorType.INT16: "<i2", TensorType.INT8: "i1",
+}  # fmt: skip
+# Ends the names of constants that are floats rounded to integers.
+ROUNDED = ".rounded"
 _SUFFIX = re.compile(r"(\.rows\d+-\d+)?(\.\d+(x\d+)*)?$")
 _PIECE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A constant of the file. start: absolute byte."""
+    """A tensor of the file. start, nbytes: its values, where they are constants; counted from the file's start.
+
+    is_outside: whether they lie behind the flatbuffer.  scales: where those of its codes lie, float32, and how many.
+    """
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    is_outside: bool
+    scales: tuple[int, int]
 
 
 class LiteRtFile:
@@ -42,9 +52,12 @@ class LiteRtFile:
         self.path = path
         self._file = MappedFile(path, ContainerError)
         try:
-            self.tensors = {item.name: item for item in self._stored_tensors()}
+            self.everything = {item.name: item for item in self._all_tensors()}
         except (struct.error, IndexError, ValueError, OverflowError, MemoryError) as failure:
             raise ContainerError(f"{path.name}: damaged .tflite file: {failure}") from failure
+        self.tensors = {
+            name: item for name, item in self.everything.items() if item.is_outside or (item.nbytes and ROUNDED in name)
+        }
         self.weights = self._found()
 
     def values(self, name: str) -> Iterator[FloatArray]:
@@ -52,6 +65,9 @@ class LiteRtFile:
         for codes in self.weights[name]:
             item = self.tensors[codes]
             array = self._array(item)
+            if ROUNDED in item.name:
+                yield decoded(array, self.scales_of(item.name))
+                continue
             if item.type is not TensorType.INT8:
                 for start in range(0, array.size, _PIECE):
                     yield array.reshape(-1)[start : start + _PIECE]
@@ -75,14 +91,23 @@ class LiteRtFile:
         base = codes.name.replace(".codes", ".scale")
         found = [item for name, item in self.tensors.items() if name == base or re.sub(r"\.\d+x1$", "", name) == base]
         found += [item for name, item in self.tensors.items() if name == _SUFFIX.sub("", base) and item.shape == (1,)]
+        if not found and codes.scales[1] in (1, codes.shape[0]):
+            return self.scales_of(codes.name).reshape(-1, 1)
         if not found or prod(found[0].shape) not in (1, codes.shape[0]):
             raise ContainerError(f"{self.path.name}: codes '{codes.name}' have no scales that fit")
         return self._array(found[0]).reshape(-1, 1)
 
+    def scales_of(self, name: str) -> FloatArray:
+        """The scales that a tensor itself has: one, or one a row."""
+        start, count = self.everything[name].scales
+        return np.frombuffer(self._file.data[start : start + 4 * count].tobytes(), "<f4")
+
     def _found(self) -> dict[str, tuple[str, ...]]:
         parts: dict[str, dict[int, str]] = {}
         for name, item in self.tensors.items():
-            if ".scale" not in name:
+            if ROUNDED in name:
+                parts[name] = {item.start: name}
+            elif ".scale" not in name:
                 whole = _SUFFIX.sub("", name).removesuffix(".codes")
                 parts.setdefault(whole, {})[item.start] = name
         return {name: tuple(found[start] for start in sorted(found)) for name, found in parts.items()}
@@ -93,8 +118,8 @@ class LiteRtFile:
             raise ContainerError(f"{self.path.name}: tensor '{item.name}' {list(item.shape)} has {data.size} bytes")
         return data.view(_DTYPES[item.type]).reshape(item.shape)
 
-    def _stored_tensors(self) -> Iterator[StoredTensor]:
-        """Constants whose bytes lie behind the flatbuffer."""
+    def _all_tensors(self) -> Iterator[StoredTensor]:
+        """Every tensor of every subgraph."""
         data = self._file.data
         if bytes(data[4:8]) != IDENTIFIER:
             raise ValueError("its identifier is missing")
@@ -104,15 +129,50 @@ class LiteRtFile:
             for tensor in _tables(data, subgraph, 0):
                 place = _field(data, tensor, 2)
                 number = _number(data, place, "<I") if place else 0
-                start, size = (_field(data, buffers[number], slot) for slot in (1, 2))
-                if start and size:
-                    shape = tuple(int(length) for length in _vector(data, _field(data, tensor, 0), "<i4"))
-                    kind = _field(data, tensor, 1)
-                    yield StoredTensor(
-                        bytes(_vector(data, _field(data, tensor, 3), "u1")).decode("utf-8"),
-                        TensorType(_number(data, kind, "<b") if kind else 0),
-                        shape, _number(data, start, "<Q"), _number(data, size, "<Q"),
-                    )  # fmt: skip
+                inside, start, size = (_field(data, buffers[number], slot) for slot in (0, 1, 2))
+                is_outside = bool(start and size)
+                found = (_number(data, start, "<Q"), _number(data, size, "<Q")) if is_outside else (0, 0)
+                if inside:
+                    found = _follow(data, inside) + 4, _number(data, _follow(data, inside), "<I")
+                kind, grid = _field(data, tensor, 1), _field(data, tensor, 4)
+                scales = _field(data, _follow(data, grid), 2) if grid else 0
+                counted = _follow(data, scales) if scales else 0
+                yield StoredTensor(
+                    bytes(_vector(data, _field(data, tensor, 3), "u1")).decode("utf-8"),
+                    TensorType(_number(data, kind, "<b") if kind else 0),
+                    tuple(int(length) for length in _vector(data, _field(data, tensor, 0), "<i4")),
+                    *found, is_outside, (counted + 4, _number(data, counted, "<I")) if scales else (0, 0),
+                )  # fmt: skip
+
+
+def decoded(codes: Array, scales: FloatArray) -> FloatArray:
+    """Values of codes around zero, float32. scales: one for all, or one a row."""
+    steps = scales.astype(np.float64).reshape(-1, *[1] * (codes.ndim - 1))
+    values: FloatArray = (codes.astype(np.float64) * steps).astype(np.float32)
+    return values
+
+
+def fill(path: Path, constants: Mapping[str, tuple[Array | None, FloatArray]]) -> None:
+    """Put codes (None where they are there already) and scales of tensors into a file that has room for them.
+
+    Raises ContainerError where there is not, OSError.
+    """
+    file = LiteRtFile(path)
+    places: list[tuple[int, bytes]] = []
+    for name, (codes, scales) in constants.items():
+        item = file.everything[name]
+        if scales.size != item.scales[1] or (codes is not None and codes.nbytes != item.nbytes):
+            raise ContainerError(f"{path.name}: no room for the constant '{name}' {list(item.shape)}")
+        places.append((item.scales[0], scales.astype("<f4").tobytes()))
+        if codes is not None:
+            places.append((item.start, np.ascontiguousarray(codes).tobytes()))
+    file.close()
+    with path.open("r+b") as target:
+        for start, data in places:
+            target.seek(start)
+            target.write(data)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def _number(data: ByteArray, place: int, kind: str) -> int:

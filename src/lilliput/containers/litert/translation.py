@@ -14,7 +14,7 @@ import numpy as np
 
 from lilliput.arrays import Array
 from lilliput.containers.litert.flatbuffer import Scalar
-from lilliput.containers.litert.model import Model, Operation, Operator, Placed, Tensor, TensorType
+from lilliput.containers.litert.model import BARE_CODES, Model, Operation, Operator, Placed, Tensor, TensorType
 from lilliput.containers.onnx.graph import ElementType, Graph, Initializer, Node
 from lilliput.errors import UnsupportedModelError
 
@@ -200,7 +200,7 @@ class Translator:
     def _typed_like(self, index: int, name: str) -> None:
         """What moves elements keeps their type."""
         source = self.model.tensors[self._index(name)]
-        changed = replace(self.model.tensors[index], type=source.type, is_quantized=source.is_quantized)
+        changed = replace(self.model.tensors[index], type=source.type, grid=source.grid)
         self.model.tensors[index] = changed
 
     def _made(self, name: str, shape: tuple[int, ...]) -> int:
@@ -238,4 +238,4 @@ def _placed_tensor(item: Initializer) -> Tensor:
     assert not isinstance(item.data, bytes), item.name
     is_codes = item.element is ElementType.INT8
     place = Placed(item.data.start, item.data.nbytes)
-    return Tensor(item.name, _TYPES[item.element], item.shape, place, is_codes)
+    return Tensor(item.name, _TYPES[item.element], item.shape, place, BARE_CODES if is_codes else None)

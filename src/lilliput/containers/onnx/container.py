@@ -165,7 +165,7 @@ class Onnx:
             if header.name not in read:
                 tensors.append(PlacedTensor(header, ()))
                 continue
-            storages[header.name] = storage = self._storage_of(header, contents)
+            storages[header.name] = storage = self.storage_of(header, contents)
             pieces = []
             for array in storage.arrays(header):
                 align = _PAGE if array.nbytes >= _LARGE else _CACHE_LINE
@@ -197,7 +197,8 @@ class Onnx:
         operations = [item for program in self.programs(contents) for item in program.operations]
         return frozenset(item.weight for item in operations if isinstance(item, Embed))
 
-    def _storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
+    def storage_of(self, header: TensorHeader, contents: Contents) -> Storage:
+        """How a tensor is stored. Raises ContainerError for one that cannot be."""
         kind = header.format.name.upper()
         if contents.sidecars.get(header.name):
             raise ContainerError(
