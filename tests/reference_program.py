@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,13 +40,17 @@ Numbers = NDArray[np.floating]
 
 @dataclass
 class ProgramSource:
-    """A stand-in for an opened model: a program and its tensors, nothing else."""
+    """A stand-in for an opened model: a program and its tensors, nothing else.
+
+    rounded: what becomes of each operation's result, given its number.
+    """
 
     program: Program
     tensors: Mapping[str, QuantizedTensor]
     context_length: int = 4096
     path: Path = field(default_factory=lambda: Path("program"))
     weight_files: tuple[Path, ...] = ()
+    rounded: Callable[[int, Operation, Numbers], Numbers] | None = None
 
     @property
     def config(self) -> SimpleNamespace:
@@ -86,7 +90,7 @@ def run_program(
     shared = {} if shared is None else shared
     values = {name: tensor.dequantize().astype(dtype) for name, tensor in source.tensors.items()}
     buffers: dict[str, Numbers] = {}
-    for operation in source.program.operations:
+    for number, operation in enumerate(source.program.operations):
         match operation:
             case Embed(out, weight, scale, by, offset):
                 chosen = {
@@ -122,7 +126,15 @@ def run_program(
                 buffers[out] = buffers[x][np.asarray(rows, dtype=int)]
             case _:
                 buffers[operation.out] = elementwise(operation, buffers, dtype)
+        round_result_(source, number, operation, buffers)
     return buffers[source.program.output]
+
+
+def round_result_(source: ProgramSource, number: int, operation: Operation, buffers: dict[str, Numbers]) -> None:
+    """Put what the source makes of a result in its place."""
+    made = operation.x if isinstance(operation, Rope) else getattr(operation, "out", None)
+    if source.rounded is not None and made is not None:
+        buffers[made] = source.rounded(number, operation, buffers[made])
 
 
 def mixture(operation: Experts, buffers: Mapping[str, Numbers], values: Mapping[str, Numbers]) -> Numbers:

@@ -27,6 +27,8 @@ from lilliput.containers.litert import integer_container
 from lilliput.containers.litert.integer_container import IntegerLiteRt
 from lilliput.containers.litert.reader import LiteRtFile
 from lilliput.containers.onnx.operations import tensors_read
+from lilliput.containers.onnx.qonnx import Qonnx
+from lilliput.containers.onnx.reader import OnnxFile
 from lilliput.containers.publish import publish
 from lilliput.errors import CalibrationError, ContainerError
 
@@ -151,3 +153,26 @@ def test_damaged_ranges_are_refused(tmp_path: Path) -> None:
         save_file({**arrays, name: np.array(ends, "<f4")}, path, metadata=dict(metadata))
         with pytest.raises(CalibrationError, match=r"range is not a smallest and a largest value"):
             read_statistics(path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_nothing_between_two_products_of_a_qonnx_graph_is_off_its_grid(family: str, tmp_path: Path) -> None:
+    model = quantized_model(CONFIGS[family], "int8_channel_pow2")
+    contents = replace(contents_of(model), output_ranges=output_ranges(model, [np.arange(2, 34)]))
+    publish(Qonnx(), contents, model.tensors.values(), tmp_path / "m.qonnx")
+    graph = OnnxFile(tmp_path / "m.qonnx" / "model.onnx").graph
+    makers = {out: node for node in graph.nodes for out in node.outputs}
+    moves = {"Reshape", "Transpose", "Identity", "Split", "Concat", "Unsqueeze"}
+
+    def on_a_grid(value: str) -> bool:
+        node = makers.get(value)
+        return node is not None and (
+            node.operation == "Quant" or (node.operation in moves and on_a_grid(node.inputs[0]))
+        )
+
+    products = [node for node in graph.nodes if node.operation == "Gemm"]
+    assert len(products) > 8
+    inside = [node for node in products if not on_a_grid(node.inputs[0])]
+    # Of a mixture of experts, the gate's product with the other half lies inside one operation.
+    assert not inside or family == "mixtral"
+    assert on_a_grid(graph.outputs[0].name)

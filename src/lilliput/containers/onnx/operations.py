@@ -9,7 +9,7 @@ Buffers are [tokens, width] as in the Program, tokens being batch times sequence
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Literal
@@ -66,12 +66,14 @@ class GraphStyle:
     has_doubles: whether rotary angles are computed in float64.  half: of an encoder-decoder.
     fixed: batch and sequence of a graph whose shapes are all known; it has no cache, and a mask only where attention is
     not causal.
+    rounded: what becomes of each operation's result, given the graph, the result, the operation and its number.
     """
 
     attention: AttentionKind = "standard"
     has_doubles: bool = True
     half: Half = "whole"
     fixed: tuple[int, int] | None = None
+    rounded: Callable[[Graph, str, Operation, int], str] | None = None
 
 
 @dataclass(slots=True)
@@ -171,9 +173,12 @@ def translate(program: Program, weights: Weights, config: ModelConfig, style: Gr
     tokens = graph.constant(list(fixed)) if fixed else graph.add("Shape", "input_ids")
     inputs = AttentionInputs(graph, "attention_mask", tokens, fixed)
     run = Translation(program, graph, weights, config.context_length, style, inputs, tokens, bool(cached))
-    for operation in program.operations:
+    for number, operation in enumerate(program.operations):
         check_known(operation)
         _translate(operation, run)
+        made = operation.x if isinstance(operation, Rope) else getattr(operation, "out", None)
+        if style.rounded is not None and made is not None:
+            run.values[made] = style.rounded(graph, run.values[made], operation, number)
     own = "past_sequence_length", [state for state in program.states if state.layer in cached], run.own_states
     shared = program.shared_states if style.half == "decoder" else ()
     for length, states, names in (own, ("encoder_sequence_length", shared, run.encoder_states)):

@@ -5,6 +5,9 @@ layout   each weight float32 [out, in], already on its grid, then Quant (domain 
          scale, zero point 0 and bit width; attributes signed, narrow, rounding_mode.  value = scale * integer
 scales   powers of two, one a row or tensor: the hardware shifts
 inputs   of products: 8 bits under the smallest power of two that holds the range that statistics saw; floats without
+results  of operations, where statistics know their ranges (`calibrate --outputs`): 8 bits likewise, 16 for the stream
+         that layers add to, norms and the logits; so nothing between two products is off a grid. What a norm or a
+         softmax does inside is its own
 shapes   fixed: one sequence of SEQUENCE tokens, no cache, no mask
 source   github.com/fastmachinelearning/qonnx, docs/qonnx-custom-ops
 """
@@ -16,12 +19,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lilliput.architectures.encoder_half import place
+from lilliput.architectures.program import Add, Embed, LayerNorm, Operation, RmsNorm, Scale
 from lilliput.arrays import Array
 from lilliput.containers.container import Contents
 from lilliput.containers.onnx.graph import Attribute, ElementType, Graph
 from lilliput.containers.onnx.operations import GraphStyle, Half
 from lilliput.containers.onnx.profiles import OnnxStandard
 from lilliput.containers.onnx.weights import PLAIN, PlainStorage, RowRange, Storage, Stored, Weights, flat_shape
+from lilliput.errors import ContainerError
 from lilliput.formats import NumberFormat
 from lilliput.formats.fixed_point import FixedPoint
 from lilliput.formats.integer_power_scale import PowerScaleInteger
@@ -31,7 +37,7 @@ from lilliput.records import QuantizedTensor, TensorHeader
 DOMAIN = "qonnx.custom_op.general"
 # Tokens of the one sequence, or the model's context where that is shorter.
 SEQUENCE = 32
-_INPUT_BITS = 8
+_INPUT_BITS, _STREAM_BITS = 8, 16
 _QUANT: dict[str, Attribute] = {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
 
 
@@ -67,8 +73,7 @@ class FixedPointStorage:
         """Gemm of what Quant gives."""
         graph = weights.graph
         if self.input_range is not None:
-            step = 2.0 ** math.ceil(math.log2(self.input_range / (2 ** (_INPUT_BITS - 1) - 1)))
-            x = _quant(graph, x, graph.constant(step, "float32"), _INPUT_BITS)
+            x = _quant(graph, x, graph.constant(power_step(self.input_range, _INPUT_BITS), "float32"), _INPUT_BITS)
         return graph.add("Gemm", x, self._rounded(weights, name, rows), attributes={"transB": 1})
 
     def lookup(self, weights: Weights, ids: str, name: str) -> str:
@@ -126,8 +131,35 @@ class Qonnx(OnnxStandard):
         return storage
 
     def graph_style(self, contents: Contents, half: Half) -> GraphStyle:
-        """All shapes known."""
-        return GraphStyle("standard", half=half, fixed=(1, min(SEQUENCE, contents.config.context_length)))
+        """All shapes known, and results on grids where their ranges are."""
+        fixed = 1, min(SEQUENCE, contents.config.context_length)
+        ranges = contents.output_ranges
+        if half != "whole" or not ranges:
+            return GraphStyle("standard", half=half, fixed=fixed)
+        (program,) = self.programs(contents)
+
+        def rounded(graph: Graph, value: str, operation: Operation, number: int) -> str:
+            ends = ranges.get(place(number, operation))
+            if ends is None:
+                raise ContainerError(
+                    f"operation {place(number, operation)}: its range is not known; calibrate this model with "
+                    "--outputs anew, or leave --statistics out"
+                )
+            bits = result_bits(operation, is_last=number == len(program.operations) - 1)
+            step = power_step(max(-ends[0], ends[1]), bits)
+            return _quant(graph, value, graph.constant(step, "float32"), bits)
+
+        return GraphStyle("standard", half=half, fixed=fixed, rounded=rounded)
+
+
+def result_bits(operation: Operation, *, is_last: bool) -> int:
+    """Bits of an operation's result."""
+    return _STREAM_BITS if is_last or isinstance(operation, Add | Embed | LayerNorm | RmsNorm | Scale) else _INPUT_BITS
+
+
+def power_step(largest: float, bits: int) -> float:
+    """The smallest power of two whose codes reach a magnitude."""
+    return 2.0 ** math.ceil(math.log2(max(largest, 1e-30) / (2 ** (bits - 1) - 1)))
 
 
 def _quant(graph: Graph, x: str, scale: str, bits: int) -> str:
