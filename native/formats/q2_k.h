@@ -45,6 +45,8 @@ struct q2_k {
   static constexpr int zero_point = 0;
   static constexpr bool is_signed = false;
   static constexpr int largest_code = 3;
+  // Scales (0..15) times codes fit a byte, so that they can be multiplied beforehand.
+  static constexpr int least_product = 0;
   static constexpr bool has_minimum = true;
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {

@@ -54,6 +54,8 @@ struct q3_k {
   static constexpr int zero_point = 4;
   static constexpr bool is_signed = false;
   static constexpr int largest_code = 7;
+  // Scales (-32..31) times codes (-4..3) lie in -124..128, so that they can be multiplied beforehand.
+  static constexpr int least_product = -124;
   static constexpr bool has_minimum = false;
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {

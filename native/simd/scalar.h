@@ -19,6 +19,7 @@ using Unsigned = std::uint32_t __attribute__((vector_size(16), may_alias));
 using Words = Unsigned;
 using Shorts = std::int16_t __attribute__((vector_size(16), may_alias));
 using UnsignedShorts = std::uint16_t __attribute__((vector_size(16), may_alias));
+using UnsignedBytes = std::uint8_t __attribute__((vector_size(16), may_alias));
 
 inline Float load(const float* p) {
   Float a;
@@ -115,6 +116,7 @@ inline void transpose(Int rows[4]) {
   }
 }
 
+inline Int add_bytes(Int a, Int b) { return (Int)((UnsignedBytes)a + (UnsignedBytes)b); }
 inline Int multiply_words(Int a, Int b) { return (Int)((UnsignedShorts)a * (UnsignedShorts)b); }
 inline Int dot_words(Int accumulator, Int a, Int b) {
   return accumulator + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);

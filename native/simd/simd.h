@@ -9,12 +9,14 @@
 //   dot_unsigned, dot_signed
 //                      per lane: accumulator + the sum of four byte products, exact. Weights are
 //                      unsigned up to 63 (127 where one product at a time is given), or signed
-//                      codes as `signed_codes` returns them; inputs are int8 within -127..127
+//                      codes as `signed_codes` returns them; inputs are int8 within -127..127. With
+//                      16 lanes weights may be any uint8
 //   dot_bytes          per lane: accumulator + the sum of four products of any uint8 input and any
 //                      int8 weight, exact
 //   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)
 //                      too much
 //   transpose          kLanes x kLanes int32
+//   add_bytes          per byte, modulo 256
 //   multiply_words, dot_words
 //                      per 16-bit half: the low half of the product; per lane: accumulator + the
 //                      sum of two signed 16-bit products

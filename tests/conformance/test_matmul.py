@@ -112,14 +112,17 @@ def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False) -> 
 
 
 def integer_group_scales(kind: GroupScales, groups: FloatArray, scale: FloatArray) -> FloatArray:
-    """Wide enough that a group's products fit int16; for groups of 32 a multiple, 1..127, of one step per 256."""
+    """Wide enough that a group's products fit int16; for groups of 32 a multiple, 1..127, of one step per 256; for
+    groups of 16 one for 64 columns.
+    """
     parts = groups.reshape(*groups.shape[:2], -1, kind.group_size)
     positive, negative = parts.clip(min=0).sum(axis=3), -parts.clip(max=0).sum(axis=3)
     sums = positive + negative if kind.is_centred else np.maximum(positive, negative)
     if kind.largest_sum < 127 * kind.group_size:
         scale = np.maximum(scale, sums.max(axis=2, keepdims=True) / np.float32(kind.largest_sum))
     if kind.group_size == 16:
-        return scale
+        of_64 = scale.reshape(scale.shape[0], -1, 2).max(axis=2)
+        return np.asarray(np.repeat(of_64, 2, axis=1), dtype=np.float32).reshape(scale.shape)
     segments = scale.reshape(scale.shape[0], -1, 8)
     step = segments.max(axis=2, keepdims=True) / np.float32(127.0)
     codes = np.ceil(np.divide(segments, step, out=np.ones_like(segments), where=step > 0)).clip(1, 127)

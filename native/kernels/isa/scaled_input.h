@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Activations for formats with integer group scales. As the weights' scales are integers, whole
 // sums over groups stay integers, exact, and floats are touched once per 256 columns (groups of 32)
-// or per 32 (groups of 16).
+// or per 64 (groups of 16).
 //
 // Groups of 32: value = scale * scale_code * code, scale per 256 columns, scale_code 1..127 per 32.
-// Groups of 16: value = scale * code, scale per 32 columns.
+// Groups of 16: value = scale * code, scale per 64 columns.
 // |code| <= 127, and small enough that the dot product of a group with any codes of the format fits
 // int16. Sums of codes, which minimums multiply, are rounded to int16 with a factor per 256 columns:
 // an error of 2^-16 of the largest.
@@ -20,15 +20,29 @@ struct ScaledGrid {
   int group_size;  // 16 or 32
   int zero_point;
   int largest_code;
+  bool folds;         // scales into codes, for many tokens (scaled_tile.h)
+  int least_product;  // of a scale and a code without its zero point
 };
 
 // Of weights as they are stored, up to kFewTokens are prepared and multiplied as for formats with
 // float scales: row by row is the best stream of memory. Interleaved rows take tiles of 1, 2 and 4
-// tokens. Up to kMostUnpairedTokens, codes lie as they are unpacked; for more, those of two groups
-// side by side, where registers are enough for it.
-inline constexpr std::int64_t kMostUnpairedTokens = kLanes == 16 ? 16 : 8;
+// tokens. Up to kMostFewScaled, codes lie as they are unpacked; for more, where registers are enough
+// for it, those of two groups side by side, or multiplied by their scales.
+inline constexpr std::int64_t kMostFewScaled = kLanes == 16 ? 16 : 8;
 inline constexpr bool kPairsGroups = kLanes == 16;
+// Dot products must take any unsigned byte for it.
+inline constexpr bool kFoldsScales = kLanes == 16;
 inline constexpr int kScaledTile = kLanes == 16 ? 8 : 4;
+
+// How the inputs of many tokens lie, as their kernel wants them; those of few lie plainly.
+enum class Arrangement { plain, paired, folded };
+
+template <ScaledGrid grid>
+constexpr Arrangement arrangement_of(std::int64_t tokens) {
+  if (tokens <= kMostFewScaled) return Arrangement::plain;
+  if (kFoldsScales && grid.folds) return Arrangement::folded;
+  return kPairsGroups ? Arrangement::paired : Arrangement::plain;
+}
 
 // Calls body.operator()<tile>() with the tokens of a tile.
 template <typename Body>
@@ -39,6 +53,9 @@ auto with_tile(std::int64_t tokens, Body body) {
   return body.template operator()<kScaledTile>();
 }
 
+// Columns whose sums stay integers in groups of 16.
+inline constexpr int kExactColumns = 64;
+
 // 256 columns of `tile` tokens; [tile][segment].
 template <int group_size, int tile = kScaledTile>
 struct alignas(64) ScaledTile {
@@ -47,11 +64,11 @@ struct alignas(64) ScaledTile {
   // group][token][group].
   std::int32_t codes[kSegment / 4 * tile];
   // Where the dots of a group start: -zero_point * sum of its codes; groups of 16 alone. [group]
-  // [token], or [pair][token][group].
+  // [token], or [pair][token][group]; of folded codes least_product * sum of 64, [64 columns][token].
   std::int32_t starts[group_size == 16 ? 16 * tile : 1];
   // Groups of 32 alone: [group][token], or [pair][token] as two words.
   std::int32_t scale_codes[group_size == 32 ? 8 * tile : 1];
-  float scale[group_size == 16 ? 8 * tile : tile];
+  float scale[group_size == 16 ? kSegment / kExactColumns * tile : tile];
   // Sums of the codes of two groups as two words, times 2^sum_shift (groups of 32) or sum_scale.
   std::int32_t sums[kGroups / 2 * tile];
   std::int32_t sum_shift[tile];

@@ -13,31 +13,66 @@ namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
 template <typename Format>
-constexpr ScaledGrid kGridOf = {Format::group_size, Format::zero_point, Format::largest_code};
+constexpr ScaledGrid grid_of_scales() {
+  ScaledGrid grid{Format::group_size, Format::zero_point, Format::largest_code, false, 0};
+  if constexpr (requires { Format::least_product; }) {
+    grid.folds = true;
+    grid.least_product = Format::least_product;
+  }
+  return grid;
+}
+template <typename Format>
+constexpr ScaledGrid kGridOf = grid_of_scales<Format>();
 template <typename Format>
 constexpr ScaledKind kKindOf = {Format::group_size, Format::zero_point != 0, Format::has_minimum};
 
 // ---- many tokens ----
 
-using Panel = std::conditional_t<kPairsGroups, PairedPanel, simd::RowLanes>;
+template <typename Format>
+constexpr Arrangement kArrangement = arrangement_of<kGridOf<Format>>(kMostFewScaled + 1);
+template <typename Format>
+using Panel = std::conditional_t<
+    kArrangement<Format> == Arrangement::folded, FoldedPanel,
+    std::conditional_t<kArrangement<Format> == Arrangement::paired, PairedPanel, simd::RowLanes>>;
 
-template <ScaledKind kind>
-void multiply_panel(const Panel& panel, const ScaledTile<kind.group_size>& input, float* sums) {
-  if constexpr (kPairsGroups) {
-    multiply_paired<kind>(panel, input, sums, kRowBlock);
-  } else {
-    multiply_lanes<kind>(panel, input, sums, kRowBlock);
+template <typename Format>
+void unpack_panel(const Int* words, Panel<Format>& panel) {
+  if constexpr (kArrangement<Format> == Arrangement::plain) {
+    Format::unpack_rows(words, panel);
+    return;
+  }
+  simd::RowLanes lanes;
+  Format::unpack_rows(words, lanes);
+  if constexpr (kArrangement<Format> == Arrangement::paired) {
+    pair_groups<kKindOf<Format>>(lanes, panel);
+  } else if constexpr (kArrangement<Format> == Arrangement::folded) {
+    fold_scales<kGridOf<Format>, Format::has_minimum>(lanes, panel);
   }
 }
 
+// `used` panels with one tile of tokens.
 template <typename Format>
-void unpack_panel(const Int* words, Panel& panel) {
-  if constexpr (kPairsGroups) {
-    simd::RowLanes lanes;
-    Format::unpack_rows(words, lanes);
-    pair_groups<kKindOf<Format>>(lanes, panel);
-  } else {
-    Format::unpack_rows(words, panel);
+void multiply_panels(const Panel<Format>* panels, int used,
+                     const ScaledTile<Format::group_size>& input, float* sums) {
+  constexpr ScaledKind kKind = kKindOf<Format>;
+  for (int panel = 0; panel < used; ++panel) {
+    float* tile = sums + panel * kLanes;
+    if constexpr (kArrangement<Format> == Arrangement::folded) {
+      const bool two = panel + 1 < used;
+      for (int token = 0; token < kScaledTile; token += kFoldedTokens) {
+        float* to = tile + token * kRowBlock;
+        if (two) {
+          multiply_folded<kKind, 2>(panels + panel, input, token, to, kRowBlock);
+        } else {
+          multiply_folded<kKind, 1>(panels + panel, input, token, to, kRowBlock);
+        }
+      }
+      panel += two;
+    } else if constexpr (kArrangement<Format> == Arrangement::paired) {
+      multiply_paired<kKind>(panels[panel], input, tile, kRowBlock);
+    } else {
+      multiply_lanes<kKind>(panels[panel], input, tile, kRowBlock);
+    }
   }
 }
 
@@ -47,8 +82,8 @@ void multiply_chunk(const Product& product, std::int64_t tokens,
                     const ScaledTile<Format::group_size>* input, std::int64_t row,
                     std::int64_t row_end, std::uint8_t* scratch) {
   const Weight& weight = product.weight;
-  auto* panels = reinterpret_cast<Panel*>(scratch);
-  auto* sums = reinterpret_cast<float*>(scratch + kPanels * sizeof(Panel));
+  auto* panels = reinterpret_cast<Panel<Format>*>(scratch);
+  auto* sums = reinterpret_cast<float*>(scratch + kPanels * sizeof(Panel<Format>));
   const std::int64_t segments = segments_of(weight.columns);
   std::fill_n(sums, round_up(tokens, kScaledTile) * kRowBlock, 0.0f);
   const int used =
@@ -60,11 +95,8 @@ void multiply_chunk(const Product& product, std::int64_t tokens,
       words.prefetch(index + 1);
     }
     for (std::int64_t token = 0; token < tokens; token += kScaledTile) {
-      for (int panel = 0; panel < used; ++panel) {
-        multiply_panel<kKindOf<Format>>(panels[panel],
-                                        input[token / kScaledTile * segments + index],
-                                        sums + token * kRowBlock + panel * kLanes);
-      }
+      multiply_panels<Format>(panels, used, input[token / kScaledTile * segments + index],
+                              sums + token * kRowBlock);
     }
   }
 }
@@ -78,7 +110,7 @@ void multiply_many(const Product& product, std::int64_t row_begin, std::int64_t 
                    std::uint8_t* scratch) {
   const auto* input = reinterpret_cast<const ScaledTile<Format::group_size>*>(product.prepared);
   const std::int64_t segments = segments_of(product.weight.columns);
-  const auto* sums = reinterpret_cast<const float*>(scratch + kPanels * sizeof(Panel));
+  const auto* sums = reinterpret_cast<const float*>(scratch + kPanels * sizeof(Panel<Format>));
   for (std::int64_t row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = static_cast<int>(std::min<std::int64_t>(kRowBlock, row_end - row));
     for (std::int64_t token = 0; token < product.tokens; token += kChunkTokens) {
@@ -92,10 +124,12 @@ void multiply_many(const Product& product, std::int64_t row_begin, std::int64_t 
 
 // ---- the table ----
 
+template <typename Format>
 std::size_t scaled_scratch_bytes(std::int64_t, std::int64_t tokens) {
-  if (tokens <= kMostUnpairedTokens) return 0;
+  if (tokens <= kMostFewScaled) return 0;
   const std::int64_t waiting = round_up(std::min(tokens, kChunkTokens), kScaledTile);
-  return kPanels * sizeof(Panel) + static_cast<std::size_t>(waiting * kRowBlock) * sizeof(float);
+  return kPanels * sizeof(Panel<Format>) +
+         static_cast<std::size_t>(waiting * kRowBlock) * sizeof(float);
 }
 
 template <typename Format>
@@ -105,10 +139,10 @@ void scaled_multiply(const Weight& weight, const std::uint8_t* prepared, std::in
   const Product product{weight, prepared, tokens, y, y_stride};
   if (!weight.is_interleaved && tokens <= kFewTokens) {
     int8_multiply(weight, prepared, tokens, y, y_stride, row_begin, row_end, scratch);
-  } else if (tokens <= kMostUnpairedTokens) {
+  } else if (tokens <= kMostFewScaled) {
     with_tile(tokens, [&]<int tile>() {
       multiply_few<Format, LaneProduct<kKindOf<Format>, tile>, ScaledTile<Format::group_size, tile>,
-                   tile, kMostUnpairedTokens>(product, row_begin, row_end);
+                   tile, kMostFewScaled>(product, row_begin, row_end);
     });
   } else {
     multiply_many<Format>(product, row_begin, row_end, scratch);
@@ -125,7 +159,7 @@ constexpr std::optional<MatmulKernel> kernel_of() {
                         scaled_multiply<Format>,
                         kScaledTile,
                         kRowBlock,
-                        scaled_scratch_bytes,
+                        scaled_scratch_bytes<Format>,
                         is_interleaved ? interleaved_row_bytes<Format> : nullptr,
                         is_interleaved ? interleave<Format> : nullptr};
   } else {

@@ -14,8 +14,8 @@ namespace lilliput::kernels::LILLIPUT_ISA {
 inline constexpr float kSmallestScale = 0x1p-120f;
 inline constexpr std::int32_t kLargestWord = 32767;
 
-// 256 quantized columns of one token. Groups of 32 have scale[0] and scale codes, groups of 16 a
-// scale per 32.
+// 256 quantized columns of one token. Groups of 32 have scale[0] and scale codes, groups of 16 the
+// scale of each 32, two of which are equal.
 struct Quantized {
   alignas(64) std::int8_t codes[kSegment];
   float scale[8];
@@ -113,6 +113,13 @@ void quantize(const float* x, int columns, Quantized& result) {
     poison[group] = extent.poison;
     largest = std::max(largest, scales[group]);
   }
+  if constexpr (grid.group_size == 16) {
+    static_assert(kExactColumns == 64);
+    for (int group = 0; group < 8; group += 2) {
+      scales[group] = scales[group + 1] = std::max(scales[group], scales[group + 1]);
+      poison[group] = poison[group + 1] = poison[group] + poison[group + 1];
+    }
+  }
   const float step = largest / 127.0f;
   for (int group = 0; group < 8; ++group) {
     if constexpr (grid.group_size == 32) {
@@ -139,12 +146,12 @@ inline std::int32_t two_words(std::int32_t low, std::int32_t high) {
 }
 
 template <ScaledGrid grid, int tile>
-void put_codes(const Quantized& from, int token, bool is_paired,
+void put_codes(const Quantized& from, int token, Arrangement arrangement,
                ScaledTile<grid.group_size, tile>& to) {
   constexpr int kQuads = grid.group_size / 4;
   for (int quad = 0; quad < kSegment / 4; ++quad) {
     const int group = quad / kQuads;
-    const int index = is_paired
+    const int index = arrangement == Arrangement::paired
                           ? 2 * ((group / 2 * kQuads + quad % kQuads) * tile + token) + group % 2
                           : quad * tile + token;
     std::memcpy(&to.codes[index], from.codes + 4 * quad, 4);
@@ -192,13 +199,14 @@ void put_sums(const Quantized& from, int token, ScaledTile<16, tile>& to) {
 }
 
 template <ScaledGrid grid, int tile>
-void put(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group_size, tile>& to) {
-  put_codes<grid>(from, token, is_paired, to);
+void put(const Quantized& from, int token, Arrangement arrangement,
+         ScaledTile<grid.group_size, tile>& to) {
+  put_codes<grid>(from, token, arrangement, to);
   put_sums(from, token, to);
   if constexpr (grid.group_size == 32) {
     to.scale[token] = from.scale[0];
     for (int group = 0; group < 8; ++group) {
-      if (!is_paired) {
+      if (arrangement == Arrangement::plain) {
         to.scale_codes[group * tile + token] = from.scale_codes[group];
       } else if (group % 2 == 0) {
         to.scale_codes[group / 2 * tile + token] =
@@ -206,10 +214,18 @@ void put(const Quantized& from, int token, bool is_paired, ScaledTile<grid.group
       }
     }
   } else {
-    for (int pair = 0; pair < 8; ++pair) to.scale[pair * tile + token] = from.scale[pair];
+    for (int i = 0; i < 4; ++i) to.scale[i * tile + token] = from.scale[2 * i];
+    if (arrangement == Arrangement::folded) {
+      for (int i = 0; i < 4; ++i) {
+        const std::int32_t* sums = from.sum16 + 4 * i;
+        to.starts[i * tile + token] = grid.least_product * (sums[0] + sums[1] + sums[2] + sums[3]);
+      }
+      return;
+    }
     for (int group = 0; group < 16; ++group) {
-      const int index =
-          is_paired ? 2 * (group / 2 * tile + token) + group % 2 : group * tile + token;
+      const int index = arrangement == Arrangement::paired
+                            ? 2 * (group / 2 * tile + token) + group % 2
+                            : group * tile + token;
       to.starts[index] = -grid.zero_point * from.sum16[group];
     }
   }
@@ -243,7 +259,7 @@ void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
     return;
   }
   const std::int64_t segments = segments_of(columns);
-  const bool is_paired = kPairsGroups && tokens > kMostUnpairedTokens;
+  const Arrangement arrangement = arrangement_of<grid>(tokens);
   with_tile(tokens, [=]<int tile>() {
     // Tokens that fill up the last tile are zeros.
     const std::int64_t end = token_end < tokens ? token_end : round_up(tokens, tile);
@@ -253,7 +269,7 @@ void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
           reinterpret_cast<ScaledTile<grid.group_size, tile>*>(prepared) + token / tile * segments;
       for (std::int64_t segment = 0; segment < segments; ++segment) {
         put<grid>(quantized_segment<grid>(row, columns, segment), static_cast<int>(token % tile),
-                  is_paired, tiles[segment]);
+                  arrangement, tiles[segment]);
       }
     }
   });

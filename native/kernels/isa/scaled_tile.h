@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The innermost products of formats with integer group scales. Two kernels with the same results,
-// bit for bit: sums of a segment are exact integers (groups of 32) or exact up to 32 columns and
+// The innermost products of formats with integer group scales. Three kernels with the same results,
+// bit for bit: sums of a segment are exact integers (groups of 32) or exact up to 64 columns and
 // added in one order (groups of 16).
 #pragma once
 
@@ -43,13 +43,31 @@ inline void add_to(float* sum, Float share) { simd::store(sum, simd::load(sum) +
 
 // ---- few tokens: codes as they are unpacked ----
 
+// The total of a segment: integers to its end, or floats to which the integers of 64 columns are
+// added.
 template <int group_size>
-struct TotalOf {
-  using Type = Int;
+class Total {
+ public:
+  void add(Int dots, Int scales) { value_ = simd::dot_words(value_, dots, scales); }
+  void end_columns(const float*) {}
+  Int value() const { return value_; }
+
+ private:
+  Int value_ = {};
 };
 template <>
-struct TotalOf<16> {
-  using Type = Float;
+class Total<16> {
+ public:
+  void add(Int dots, Int scales) { exact_ = simd::dot_words(exact_, dots, scales); }
+  void end_columns(const float* scale) {
+    value_ = simd::fma(simd::to_float(exact_), simd::broadcast(*scale), value_);
+    exact_ = Int{};
+  }
+  Float value() const { return value_; }
+
+ private:
+  Int exact_ = {};
+  Float value_ = simd::zero();
 };
 
 template <ScaledKind kind, int tile>
@@ -92,7 +110,7 @@ inline void multiply_lanes(const simd::RowLanes& rows,
                            const ScaledTile<kind.group_size, tile>& input, float* sums,
                            std::int64_t stride) {
   constexpr int kPairs = kSegment / kind.group_size / 2;
-  typename TotalOf<kind.group_size>::Type totals[tile] = {};
+  Total<kind.group_size> totals[tile];
 #pragma GCC unroll 1
   for (int pair = 0; pair < kPairs; ++pair) {
     Int dots[2][tile];
@@ -107,13 +125,12 @@ inline void multiply_lanes(const simd::RowLanes& rows,
         const std::int32_t* codes = input.scale_codes + 2 * pair * tile + t;
         const Int both0 = simd::multiply_words(scale0, simd::broadcast(codes[0]));
         const Int both1 = simd::multiply_words(scale1, simd::broadcast(codes[tile]));
-        totals[t] = simd::dot_words(totals[t], dots[0][t], both0);
-        totals[t] = simd::dot_words(totals[t], dots[1][t], both1);
+        totals[t].add(dots[0][t], both0);
+        totals[t].add(dots[1][t], both1);
       } else {
-        const Int first = simd::dot_words(Int{}, dots[0][t], scale0);
-        const Int exact = simd::dot_words(first, dots[1][t], scale1);
-        const Float input_scale = simd::broadcast(input.scale[pair * tile + t]);
-        totals[t] = simd::fma(simd::to_float(exact), input_scale, totals[t]);
+        totals[t].add(dots[0][t], scale0);
+        totals[t].add(dots[1][t], scale1);
+        if (pair % 2 == 1) totals[t].end_columns(input.scale + pair / 2 * tile + t);
       }
     }
   }
@@ -127,7 +144,7 @@ inline void multiply_lanes(const simd::RowLanes& rows,
   for (int t = 0; t < tile; ++t) {
     const Int minimum = dot_minimums<kind>(minimums, input, t);
     const Float share =
-        finish<kind>(input, t, rows.factor, -rows.minimum_factor, totals[t], minimum);
+        finish<kind>(input, t, rows.factor, -rows.minimum_factor, totals[t].value(), minimum);
     add_to(sums + t * stride, share);
   }
 }
@@ -179,7 +196,7 @@ class LaneProduct {
       Float minus_minimum_factor = simd::zero();
       if constexpr (kind.has_minimum) minus_minimum_factor = -minimum_factor;
       add_to(sums + t * kLanes,
-             finish<kind>(input_, t, factor, minus_minimum_factor, totals_[t], smallest));
+             finish<kind>(input_, t, factor, minus_minimum_factor, totals_[t].value(), smallest));
     }
   }
 
@@ -196,20 +213,19 @@ class LaneProduct {
         const std::int32_t* codes = input_.scale_codes + 2 * pair * tile + t;
         const Int both0 = simd::multiply_words(scale0, simd::broadcast(codes[0]));
         const Int both1 = simd::multiply_words(scale1, simd::broadcast(codes[tile]));
-        totals_[t] = simd::dot_words(totals_[t], dots_[0][t], both0);
-        totals_[t] = simd::dot_words(totals_[t], dots_[1][t], both1);
+        totals_[t].add(dots_[0][t], both0);
+        totals_[t].add(dots_[1][t], both1);
       } else {
-        const Int first = simd::dot_words(Int{}, dots_[0][t], scale0);
-        const Int exact = simd::dot_words(first, dots_[1][t], scale1);
-        totals_[t] = simd::fma(simd::to_float(exact),
-                               simd::broadcast(input_.scale[pair * tile + t]), totals_[t]);
+        totals_[t].add(dots_[0][t], scale0);
+        totals_[t].add(dots_[1][t], scale1);
+        if (pair % 2 == 1) totals_[t].end_columns(input_.scale + pair / 2 * tile + t);
       }
     }
   }
 
   const ScaledTile<kind.group_size, tile>& input_;
   Int dots_[2][tile];
-  typename TotalOf<kind.group_size>::Type totals_[tile] = {};
+  Total<kind.group_size> totals_[tile];
 };
 
 // ---- many tokens: two groups side by side ----
@@ -255,7 +271,7 @@ template <ScaledKind kind>
 void multiply_paired(const PairedPanel& panel, const ScaledTile<kind.group_size>& input,
                      float* sums, std::int64_t stride) {
   constexpr int kQuads = kind.group_size / 4;
-  typename TotalOf<kind.group_size>::Type totals[kScaledTile] = {};
+  Total<kind.group_size> totals[kScaledTile];
 #pragma GCC unroll 1
   for (int pair = 0; pair < 32 / kQuads; ++pair) {
     Int low[kScaledTile];
@@ -281,19 +297,112 @@ void multiply_paired(const PairedPanel& panel, const ScaledTile<kind.group_size>
       const Int dots = simd::pack_words(low[t], high[t]);
       if constexpr (kind.group_size == 32) {
         const Int both = simd::broadcast(input.scale_codes[pair * kScaledTile + t]);
-        totals[t] = simd::dot_words(totals[t], dots, simd::multiply_words(scale, both));
+        totals[t].add(dots, simd::multiply_words(scale, both));
       } else {
-        totals[t] = simd::fma(simd::to_float(simd::dot_words(Int{}, dots, scale)),
-                              simd::broadcast(input.scale[pair * kScaledTile + t]), totals[t]);
+        totals[t].add(dots, scale);
+        if (pair % 2 == 1) totals[t].end_columns(input.scale + pair / 2 * kScaledTile + t);
       }
     }
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kScaledTile; ++t) {
     const Int minimum = dot_minimums<kind>(panel.minimum, input, t);
-    add_to(sums + t * stride,
-           finish<kind>(input, t, panel.factor, panel.minus_minimum_factor, totals[t], minimum));
+    add_to(sums + t * stride, finish<kind>(input, t, panel.factor, panel.minus_minimum_factor,
+                                           totals[t].value(), minimum));
   }
+}
+
+// ---- many tokens: scales folded into codes ----
+
+// kLanes rows x 256 columns, where the product of a scale and a code fits a byte: what remains to be
+// done is a plain integer product.
+struct alignas(64) FoldedPanel {
+  Int codes[kSegment / 4];  // scale * (code - zero point) - least product, unsigned
+  Int minimum[8];           // two words
+  Float factor;
+  Float minus_minimum_factor;
+};
+
+template <ScaledGrid grid, bool has_minimum>
+void fold_scales(const simd::RowLanes& rows, FoldedPanel& panel) {
+  static_assert(grid.group_size == 16);
+  const Int low_bytes = simd::broadcast(0x00ff00ff);
+  for (int group = 0; group < 16; ++group) {
+    const Int scale = two_words(rows.scale[group], rows.scale[group]);
+    // The same for every code, modulo 256.
+    Int start = simd::broadcast(-grid.least_product) - rows.scale[group] * grid.zero_point;
+    start = start & simd::broadcast(0xff);
+    start = start | (start << 8);
+    start = start | (start << 16);
+    for (int quad = 4 * group; quad < 4 * group + 4; ++quad) {
+      const Int even = rows.codes[quad] & low_bytes;
+      const Int odd = rows.codes[quad] ^ even;
+      const Int products = (simd::multiply_words(even, scale) & low_bytes) |
+                           (simd::multiply_words(odd, scale) & ~low_bytes);
+      panel.codes[quad] = simd::add_bytes(products, start);
+    }
+  }
+  panel.factor = rows.factor;
+  if constexpr (has_minimum) {
+    for (int i = 0; i < 8; ++i) {
+      panel.minimum[i] = two_words(rows.minimum[2 * i], rows.minimum[2 * i + 1]);
+    }
+    panel.minus_minimum_factor = -rows.minimum_factor;
+  }
+}
+
+inline constexpr int kFoldedTokens = 4;
+template <int n_panels, typename Body>
+[[gnu::always_inline]] inline void for_each(Body body) {
+#pragma GCC unroll 4
+  for (int t = 0; t < kFoldedTokens; ++t) {
+#pragma GCC unroll 2
+    for (int panel = 0; panel < n_panels; ++panel) body(panel, t);
+  }
+}
+
+// sums[t] += one segment of n_panels * kLanes rows, for kFoldedTokens from `token` on.
+template <ScaledKind kind, int n_panels>
+void multiply_folded(const FoldedPanel* panels, const ScaledTile<16>& input, int token, float* sums,
+                     std::int64_t stride) {
+  constexpr int kQuads = kExactColumns / 4;
+  constexpr int kPairs = kExactColumns / 32;
+  const auto of = [token](int row) { return row * kScaledTile + token; };
+  Float totals[n_panels][kFoldedTokens] = {};
+  Int minimums[n_panels][kFoldedTokens] = {};
+#pragma GCC unroll 1
+  for (int part = 0; part < kSegment / kExactColumns; ++part) {
+    Int dots[n_panels][kFoldedTokens];
+    for_each<n_panels>([&](int panel, int t) {
+      dots[panel][t] = kind.has_zero_point ? simd::broadcast(input.starts[of(part) + t]) : Int{};
+    });
+#pragma GCC unroll 4
+    for (int quad = part * kQuads; quad < (part + 1) * kQuads; ++quad) {
+      for_each<n_panels>([&](int panel, int t) {
+        dots[panel][t] = simd::dot_unsigned(dots[panel][t], panels[panel].codes[quad],
+                                            simd::broadcast(input.codes[of(quad) + t]));
+      });
+    }
+    if constexpr (kind.has_minimum) {
+#pragma GCC unroll 2
+      for (int pair = part * kPairs; pair < (part + 1) * kPairs; ++pair) {
+        for_each<n_panels>([&](int panel, int t) {
+          minimums[panel][t] = simd::dot_words(minimums[panel][t], panels[panel].minimum[pair],
+                                               simd::broadcast(input.sums[of(pair) + t]));
+        });
+      }
+    }
+    for_each<n_panels>([&](int panel, int t) {
+      totals[panel][t] = simd::fma(simd::to_float(dots[panel][t]),
+                                   simd::broadcast(input.scale[of(part) + t]), totals[panel][t]);
+    });
+  }
+  for_each<n_panels>([&](int panel, int t) {
+    const FoldedPanel& rows = panels[panel];
+    add_to(sums + t * stride + panel * kLanes,
+           finish<kind>(input, token + t, rows.factor, rows.minus_minimum_factor, totals[panel][t],
+                        minimums[panel][t]));
+  });
 }
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA
