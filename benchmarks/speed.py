@@ -35,6 +35,7 @@ from lilliput.runtime.speed import SpeedTest, Test, measure_speed
 
 PROBE_BYTES = 1 << 29
 OURS = "lilliput"
+LIMIT = "limit"
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ def read_bandwidth() -> float:
     return best
 
 
-def our_rate(cell: Cell) -> float:
+def our_rates(cell: Cell, instruction_set: str) -> tuple[float, float]:
+    """Our tokens per second, and what the machine allowed in the same minute."""
     kind: Test = "prefill" if cell.test == "prefill" else "decode"
-    test = SpeedTest(kind, cell.n, cell.depth, cell.threads, 1, cell.kv_format)
-    return measure_speed(str(cell.file), [test])[0].tok_s_median
+    test = SpeedTest(kind, cell.n, cell.depth, cell.threads, 1, cell.kv_format, instruction_set=instruction_set)
+    row = measure_speed(str(cell.file), [test])[0]
+    return row.tok_s_median, row.limit_tok_s
 
 
 def llama_bench_rate(program: Path, cell: Cell, *options: str, knows_depth: bool = True) -> float | None:
@@ -89,7 +92,9 @@ def rounds(arguments: argparse.Namespace, cells: list[Cell]) -> Iterator[tuple[C
     for number in range(arguments.rounds):
         for cell in cells:
             yield cell, "read GB/s", read_bandwidth()
-            yield cell, OURS, our_rate(cell)
+            ours, limit = our_rates(cell, arguments.instruction_set)
+            yield cell, OURS, ours
+            yield cell, LIMIT, limit
             for name, program, options in peers(arguments):
                 rate = llama_bench_rate(program, cell, *options, knows_depth=not name.startswith("ik"))
                 if rate is not None:
@@ -108,7 +113,10 @@ def peers(arguments: argparse.Namespace) -> Iterator[tuple[str, Path, tuple[str,
 
 
 def summary(cell: Cell, rates: dict[str, list[float]]) -> Iterator[dict[str, object]]:
-    """One record per engine; `ratio` is the median over rounds of ours divided by theirs."""
+    """One record per engine; `ratio` is the median over rounds of ours divided by theirs.
+
+    share_of_limit: that of ours divided by what the machine's int8 peak or memory allowed (`lilliput bench`).
+    """
     for engine, values in rates.items():
         record: dict[str, object] = {
             "file": cell.file.name,
@@ -126,11 +134,14 @@ def summary(cell: Cell, rates: dict[str, list[float]]) -> Iterator[dict[str, obj
         if engine.startswith(("llama.cpp", "ik_llama.cpp")):
             ratios = [ours / theirs for ours, theirs in zip(rates[OURS], values, strict=True)]
             record["ratio"] = round(statistics.median(ratios), 3)
+        if engine == OURS:
+            shares = [ours / limit for ours, limit in zip(values, rates[LIMIT], strict=True)]
+            record["share_of_limit"] = round(statistics.median(shares), 3)
         yield record
 
 
-def machine() -> dict[str, object]:
-    """Where this was measured."""
+def machine(instruction_set: str) -> dict[str, object]:
+    """Where and how this was measured."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
@@ -140,7 +151,7 @@ def machine() -> dict[str, object]:
     return {
         "processor": model,
         "cpus": os.cpu_count(),
-        "instruction_set": _native.available_instruction_sets()[-1],
+        "instruction_set": instruction_set,
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -158,6 +169,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=0)
     parser.add_argument("--kv", default="f16", help="formats of the KV cache, e.g. f16,q8_0")
     parser.add_argument("--rounds", type=int, default=5)
+    sets = _native.available_instruction_sets()
+    parser.add_argument("--instruction-set", choices=sets, default=sets[-1], help="ours; beside peers built for it")
     arguments = parser.parse_args()
     sizes = [("prefill", arguments.prefill), ("decode", arguments.decode)]
     cells = [
@@ -172,7 +185,7 @@ def main() -> None:
     measured: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell, engine, rate in rounds(arguments, cells):
         measured[cell][engine].append(rate)
-    where = machine()
+    where = machine(arguments.instruction_set)
     for cell in cells:
         for record in summary(cell, measured[cell]):
             print(json.dumps({**record, **where}), flush=True)

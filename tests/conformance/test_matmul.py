@@ -112,8 +112,9 @@ def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False) -> 
 
 
 def integer_group_scales(kind: GroupScales, groups: FloatArray, scale: FloatArray) -> FloatArray:
-    """Wide enough that a group's products fit int16; for groups of 32 a multiple, 1..127, of one step per 256; for
-    groups of 16 one for 64 columns.
+    """Wide enough that a group's products fit int16.
+
+    For groups of 32 a multiple, 1..127, of one step per 256; for groups of 16 one for each 64 columns.
     """
     parts = groups.reshape(*groups.shape[:2], -1, kind.group_size)
     positive, negative = parts.clip(min=0).sum(axis=3), -parts.clip(max=0).sum(axis=3)

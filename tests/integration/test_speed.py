@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from lilliput.formats import get_format
 from lilliput.records import TensorHeader
 from lilliput.runtime.speed import SpeedTest, measure_speed, speed_tests
 from lilliput.runtime.speed_limits import Limits, token_work
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def test_each_thread_count_gets_a_row_per_test_and_zero_skips() -> None:
@@ -31,7 +35,7 @@ def test_rows_say_what_was_measured_in_a_process_of_its_own(stories_folder: Path
     assert seen == [(1, 2), (2, 2)]
     for test, row in zip(tests, rows, strict=True):
         assert row.to_json().keys() == {
-            "threads", "test", "n", "depth", "kv_format", "batch", "ready_s", "first_token_s", "limit_tok_s",
+            "threads", "test", "n", "depth", "kv_format", "batch", "instruction_set", "ready_s", "first_token_s", "limit_tok_s",
             "tok_s_median", "tok_s_min", "tok_s_max", "peak_rss_bytes",
         }  # fmt: skip
         assert (row.threads, row.test, row.n, row.depth) == (2, test.test, test.n, 16)
@@ -77,3 +81,13 @@ def test_a_test_longer_than_the_context_is_refused_in_one_line(stories_folder: P
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeModelError, match=r"absent\.gguf"):
         measure_speed(str(tmp_path / "absent.gguf"), [SpeedTest("prefill", 5, 0, 1, 1)])
+
+
+def test_an_instruction_set_can_be_forced_and_an_unknown_one_is_refused(run: Run, stories_folder: Path) -> None:
+    words = ("bench", stories_folder, "--prefill", 0, "--decode", 4, "--threads", 1, "--repeat", 1, "--json")
+    code, out, err = run(*words, "--instruction-set", "scalar")
+    assert code == 0, err
+    assert json.loads(out)["rows"][0]["instruction_set"] == "scalar"
+    code, _, err = run(*words, "--instruction-set", "avx99")
+    assert code != 0
+    assert "unknown --instruction-set 'avx99'; known: scalar" in err

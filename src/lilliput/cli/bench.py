@@ -23,6 +23,9 @@ def command(
     depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens already in the cache.")] = 0,
     kv: options.KvCache = "f16",
     repack: options.Repack = True,
+    instruction_set: Annotated[
+        str, typer.Option("--instruction-set", help="Kernels to run: scalar, avx2 or avx512_vnni; default the best.")
+    ] = "",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 5,
     json: options.Json = False,
 ) -> None:
@@ -41,7 +44,8 @@ def command(
         values.thread_counts(threads), prefill=prefill, decode=decode, depth=depth, repeat=repeat,
         batches=values.positive_integers(batch, "--batch"),
     )  # fmt: skip
-    tests = [replace(test, kv_format=values.kv_format(kv), repack=repack) for test in tests]
+    isa = values.instruction_set(instruction_set)
+    tests = [replace(test, kv_format=values.kv_format(kv), repack=repack, instruction_set=isa) for test in tests]
     with progress("measuring") as advance:
         rows = workflows.bench(file, tests, progress=advance)
     if json:

@@ -37,6 +37,15 @@ def kv_format(name: str) -> KvFormat:
     return _one_of("--kv", name, known)
 
 
+def instruction_set(name: str) -> str | None:
+    """Parse --instruction-set; None for the best. Raises RecipeError."""
+    from lilliput import _native
+
+    if not name:
+        return None
+    return _one_of("--instruction-set", name, {known: known for known in _native.available_instruction_sets()})
+
+
 def stream_inputs(name: str | None) -> StreamInputs | None:
     """Parse --inputs. Raises RecipeError."""
     if name is None:

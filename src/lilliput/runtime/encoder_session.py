@@ -54,6 +54,11 @@ class EncoderSession:
         """Threads that work on a pass."""
         return self._engine.threads
 
+    @property
+    def instruction_set(self) -> str:
+        """Which kernels run."""
+        return self._engine.instruction_set
+
     def run(
         self, token_ids: Sequence[int] | IntArray, rows: Rows = "all", segments: Sequence[int] | None = None
     ) -> FloatArray:

@@ -23,7 +23,7 @@ class SpeedTest:
     """One row to measure: `n` tokens after `depth` tokens are in the cache.
 
     batch: tokens that decoding takes in one pass, as when guesses are verified.
-    kv_format, repack: as in `EngineOptions`.
+    kv_format, repack, instruction_set: as in `EngineOptions`.
     """
 
     test: Test
@@ -34,6 +34,7 @@ class SpeedTest:
     kv_format: KvFormat = "f16"
     batch: int = 1
     repack: bool = True
+    instruction_set: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class SpeedRow:
     depth: int
     kv_format: KvFormat
     batch: int
+    instruction_set: str
     ready_s: float
     first_token_s: float
     limit_tok_s: float
@@ -77,6 +79,7 @@ class Timed:
     ready_at: float
     first_token_at: float
     peak_rss_bytes: int
+    instruction_set: str
 
 
 def measure_speed(
@@ -124,6 +127,7 @@ def _row(test: SpeedTest, timed: Timed, started_at: float) -> SpeedRow:
         depth=test.depth,
         kv_format=test.kv_format,
         batch=test.batch,
+        instruction_set=timed.instruction_set,
         ready_s=timed.ready_at - started_at,
         first_token_s=timed.first_token_at - started_at,
         limit_tok_s=timed.limit_tok_s,

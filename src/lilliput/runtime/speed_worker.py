@@ -44,9 +44,11 @@ def measure(model: str, test: SpeedTest) -> Timed:
         )
     if source.config.task != "next_token":
         return _measure_encoder(source, test)
-    session = Session(
-        source, EngineOptions(threads=test.threads, context=context, kv_format=test.kv_format, repack=test.repack)
-    )
+    options = EngineOptions(
+        threads=test.threads, context=context, kv_format=test.kv_format, repack=test.repack,
+        instruction_set=test.instruction_set,
+    )  # fmt: skip
+    session = Session(source, options)
     tokens = np.random.default_rng(0).integers(0, session.vocab_size, test.depth + test.n, dtype=np.int32)
     ready_at = time.time()
     # Warms up: weights are repacked when they are first used.
@@ -72,7 +74,7 @@ def measure(model: str, test: SpeedTest) -> Timed:
         limit = work.prefill_limit(test.n, limits)
     else:
         limit = work.decode_limit(test.batch, cache, limits)
-    return Timed(tuple(seconds), limit, ready_at, first_token_at, peak)
+    return Timed(tuple(seconds), limit, ready_at, first_token_at, peak, session.instruction_set)
 
 
 def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
@@ -82,7 +84,10 @@ def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
             f"{source.path.name}: of a model for {source.config.task.replace('_', ' ')} only a whole text's pass can "
             "be measured; give --decode 0 --depth 0, and no encoder-decoder"
         )
-    session = EncoderSession(source, EngineOptions(threads=test.threads, context=test.n))
+    options = EngineOptions(
+        threads=test.threads, context=test.n, repack=test.repack, instruction_set=test.instruction_set
+    )
+    session = EncoderSession(source, options)
     tokens = np.random.default_rng(0).integers(0, source.config.vocab_size, test.n, dtype=np.int32)
     ready_at = time.time()
     session.run(tokens)
@@ -95,7 +100,7 @@ def _measure_encoder(source: ModelSource, test: SpeedTest) -> Timed:
     peak = peak_resident_bytes()
     work = token_work(source.architecture.program(source.config), lambda name: source.headers[name])
     limit = work.prefill_limit(test.n, measure_limits(test.threads))
-    return Timed(tuple(seconds), limit, ready_at, first_token_at, peak)
+    return Timed(tuple(seconds), limit, ready_at, first_token_at, peak, session.instruction_set)
 
 
 def peak_resident_bytes() -> int:
