@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lilliput.cli import options, values
 from lilliput.cli.output import print_json, say, tell
+
+if TYPE_CHECKING:
+    from lilliput.checkpoints.model_source import ModelSource
+    from lilliput.runtime.answers import AnswerOptions
+    from lilliput.runtime.session import EngineOptions
 
 # Where a draft is given and nothing else.
 DRAFT_GUESSES = 8
@@ -62,23 +67,16 @@ def command(
     """
     from lilliput import generating
     from lilliput.opening import opened
+    from lilliput.runtime.answers import AnswerOptions
     from lilliput.runtime.sampler import SamplingOptions
     from lilliput.runtime.session import EngineOptions
 
     # Once, for the headers of a large vocabulary take a third of a second.
     source = call.with_resource(opened(file, revision))
     if source.config.task != "next_token":
-        from lilliput import sequences
-        from lilliput.runtime.answers import AnswerOptions
-
         options.refuse(call, SAMPLING, "on a model that does not predict the next token; leave it out")
         engine = EngineOptions(threads, context, kv_format=values.kv_format(kv), repack=repack)
-        answers = AnswerOptions(beams=beams, max_length=max_tokens + 1)
-        found = sequences.run(source, prompt, answers=answers, engine=engine)
-        if json:
-            print_json(found.to_json())
-        else:
-            tell(found.to_text())
+        _answer(source, prompt, AnswerOptions(beams=beams, max_length=max_tokens + 1), engine, json=json)
         return
     options.refuse(call, ANSWERING, "on a model that predicts the next token; leave it out")
     sampling = SamplingOptions(
@@ -105,3 +103,14 @@ def command(
         + (f" in {result.passes} passes" if guesses else "")
         + (f", seed {sampling.seed}" if temperature > 0 else "")
     )
+
+
+def _answer(source: ModelSource, text: str, answers: AnswerOptions, engine: EngineOptions, *, json: bool) -> None:
+    """Print what a model makes of a text that it does not continue."""
+    from lilliput import sequences
+
+    found = sequences.run(source, text, answers=answers, engine=engine)
+    if json:
+        print_json(found.to_json())
+    else:
+        tell(found.to_text())
