@@ -11,10 +11,13 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -36,7 +39,10 @@ using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::c
 using Doubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-using LinearTuple = std::tuple<int, int, int>;
+using Bytes = nb::ndarray<const std::int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Scales = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Points = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using LinearTuple = std::tuple<int, int, int, std::optional<std::string>>;
 
 template <typename T, std::size_t N>
 T by_name(const std::array<std::pair<const char*, T>, N>& table, const std::string& name,
@@ -75,6 +81,7 @@ constexpr std::array<std::pair<const char*, kernels::CacheFormat>, 6> kCacheForm
 struct BoundProgram {
   std::shared_ptr<engine::Program> program = std::make_shared<engine::Program>();
   std::vector<Blocks> owners;
+  std::map<int, Blocks> code_owners;  // by matrix of integers
 
   int add_weight(const std::string& name, const std::string& format, std::int64_t columns,
                  Blocks blocks, bool is_mapped) {
@@ -84,10 +91,42 @@ struct BoundProgram {
     return index;
   }
 
-  void linears(int x, const std::vector<LinearTuple>& parts) {
-    engine::LinearGroup group{x, {}};
-    for (const auto& [out, weight, bias] : parts) group.parts.push_back({out, weight, bias});
-    program->add(group);
+  int add_integers(const std::string& name, Blocks codes, const Bytes& levels, const Scales& scale,
+                   const std::optional<Points>& zero_point) {
+    if (levels.size() != 256) throw std::invalid_argument(name + ": 256 levels are needed");
+    std::array<std::int8_t, 256> table;
+    std::copy_n(levels.data(), 256, table.begin());
+    std::vector<std::int32_t> points;
+    if (zero_point) points.assign(zero_point->data(), zero_point->data() + zero_point->size());
+    const int index = program->add_integers({name,
+                                             static_cast<std::int64_t>(codes.shape(0)),
+                                             static_cast<std::int64_t>(codes.shape(1)),
+                                             {codes.data(), codes.nbytes()},
+                                             table,
+                                             {scale.data(), scale.data() + scale.size()},
+                                             std::move(points)});
+    code_owners.emplace(index, std::move(codes));
+    return index;
+  }
+
+  // Linears have a layout of their own: codes are kept for what looks rows up.
+  void forget_codes() {
+    std::set<int> looked_up;
+    for (const engine::Step& step : program->steps()) {
+      const auto* embed = std::get_if<engine::Embed>(&step.operation);
+      if (embed != nullptr && embed->is_integer) looked_up.insert(embed->weight);
+    }
+    std::erase_if(code_owners, [&](const auto& item) { return !looked_up.contains(item.first); });
+  }
+
+  static std::vector<engine::LinearPart> parts_of(const std::vector<LinearTuple>& tuples) {
+    std::vector<engine::LinearPart> parts;
+    for (const auto& [out, weight, bias, activation] : tuples) {
+      engine::LinearPart part{out, weight, bias};
+      if (activation) part.activation = by_name(kActivations, *activation, "activation");
+      parts.push_back(part);
+    }
+    return parts;
   }
 };
 
@@ -190,11 +229,12 @@ void bind_program(nb::module_& module) {
       .def(
           "embed",
           [](BoundProgram& self, int out, int weight, float scale, const std::string& by,
-             std::int64_t offset) {
-            self.program->add(
-                engine::Embed{out, weight, scale, by_name(kEmbedBy, by, "embed by"), offset});
+             std::int64_t offset, bool is_integer) {
+            self.program->add(engine::Embed{out, weight, scale, by_name(kEmbedBy, by, "embed by"),
+                                            offset, is_integer});
           },
-          nb::kw_only(), "out"_a, "weight"_a, "scale"_a, "by"_a = "token", "offset"_a = 0)
+          nb::kw_only(), "out"_a, "weight"_a, "scale"_a, "by"_a = "token", "offset"_a = 0,
+          "is_integer"_a = false, "is_integer: weight is one of add_integers.")
       .def(
           "rms_norm",
           [](BoundProgram& self, int out, int x, int weight, float epsilon, std::int64_t groups) {
@@ -207,8 +247,26 @@ void bind_program(nb::module_& module) {
             self.program->add(engine::LayerNorm{out, x, weight, bias, epsilon});
           },
           nb::kw_only(), "out"_a, "x"_a, "weight"_a, "bias"_a, "epsilon"_a, "bias: or -1.")
-      .def("linears", &BoundProgram::linears, nb::kw_only(), "x"_a, "parts"_a,
-           "parts: (out buffer, weight, bias vector or -1) of linears that all read x.")
+      .def(
+          "linears",
+          [](BoundProgram& self, int x, const std::vector<LinearTuple>& parts) {
+            self.program->add(engine::LinearGroup{x, BoundProgram::parts_of(parts)});
+          },
+          nb::kw_only(), "x"_a, "parts"_a,
+          "parts: (out buffer, weight, bias vector or -1, activation or None) of linears that all "
+          "read x.")
+      .def("add_integers", &BoundProgram::add_integers, "name"_a, "codes"_a.noconvert(),
+           "levels"_a.noconvert(), "scale"_a.noconvert(), "zero_point"_a.noconvert().none(),
+           "value = scale * (levels[code] - zero_point). codes: uint8 [rows, columns], kept alive. "
+           "levels: int8 [256]. scale: float32, zero_point: int32, [rows, groups].")
+      .def(
+          "integer_linears",
+          [](BoundProgram& self, int x, const kernels::IntegerInput& input,
+             const std::vector<LinearTuple>& parts) {
+            self.program->add(engine::IntegerGroup{x, input, BoundProgram::parts_of(parts)});
+          },
+          nb::kw_only(), "x"_a, "input"_a, "parts"_a,
+          "As linears, of matrices of integers, whose inputs become integers as `input` says.")
       .def(
           "rope",
           [](BoundProgram& self, int x, std::int64_t heads, std::int64_t head_dim, int frequencies,
@@ -289,7 +347,11 @@ void bind_program(nb::module_& module) {
           },
           nb::kw_only(), "out"_a, "x"_a)
       .def(
-          "set_output", [](BoundProgram& self, int buffer) { self.program->set_output(buffer); },
+          "set_output",
+          [](BoundProgram& self, int buffer) {
+            self.program->set_output(buffer);
+            self.forget_codes();
+          },
           "buffer"_a);
 }
 

@@ -203,6 +203,7 @@ struct Engine::AttentionRun {
 };
 
 void Engine::run(Pass& pass, const Attention& operation) {
+  if (whole_attention_keys(operation, pass.rows) > 0) return run_whole(pass, operation);
   const AttentionRun run(*this, pass, operation);
   const bool shares =
       pass.lease.threads() > 1 &&

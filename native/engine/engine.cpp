@@ -26,6 +26,7 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
     : program_(std::move(program)),
       options_(options),
       vector_kernels_(kernels::vector_kernels(options.isa)),
+      integer_kernel_(kernels::integer_kernel(options.isa)),
       matrices_(*program_, {options.isa, options.exact_input, options.repacks}),
       cache_(program_->states(), options.context, options.cache_format, options.sequences),
       shared_(std::move(shared)) {
@@ -58,6 +59,7 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
   for (const RopeFrequencies& rope : program_->ropes()) {
     angles_.emplace_back(2 * batch * rope.inverse.size() * sizeof(float));
   }
+  find_runs();
   spread_biases();
   measure_scratch();
   set_threads(options_.threads);
@@ -79,11 +81,15 @@ void Engine::measure_scratch() {
       }
       prepared_bytes = std::max(prepared_bytes, bytes);
     }
+    if (const auto* linears = std::get_if<IntegerGroup>(&step.operation)) {
+      prepared_bytes = std::max(prepared_bytes, integer_input_bytes(*linears));
+    }
     if (const auto* attention = std::get_if<Attention>(&step.operation)) {
       const AttentionTiling tiling(*attention, options_.batch);
       thread_scratch_bytes_ =
           std::max(thread_scratch_bytes_, tiling.thread_scratch_floats() * sizeof(float));
       partial_floats = std::max(partial_floats, tiling.partial_floats(options_.batch));
+      thread_scratch_bytes_ = std::max(thread_scratch_bytes_, whole_attention_bytes(*attention));
     }
   }
   std::size_t expert_floats = 0;
@@ -238,11 +244,11 @@ void Engine::forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
   length_ = n_past;
   Pass pass{tokens, segments, n_past, output_rows, logits, lease, abreast, 0};
   prepare_angles(pass);
-  for (const Step& step : program_->steps()) {
+  for (const Run& run : runs_) {
     if (should_stop && should_stop()) throw Interrupted();
-    pass.rows = step.on_selected_rows ? static_cast<std::int64_t>(output_rows.size()) : n_tokens;
-    if (pass.rows == 0) continue;
-    std::visit([&](const auto& operation) { run(pass, operation); }, step.operation);
+    const bool is_selected = program_->steps()[run.begin].on_selected_rows;
+    pass.rows = is_selected ? static_cast<std::int64_t>(output_rows.size()) : n_tokens;
+    if (pass.rows != 0) run_steps(pass, run);
   }
   length_ = n_past + (abreast ? 1 : n_tokens);
 }

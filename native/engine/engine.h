@@ -71,10 +71,19 @@ class Engine {
   struct LinearPlan;
   struct AttentionRun;
   struct ExpertsRun;
+  // Steps that one parallel region may take together: operations on rows [begin, rows_end), then
+  // one other or none up to `end`.
+  struct Run {
+    std::size_t begin;
+    std::size_t rows_end;
+    std::size_t end;
+  };
 
+  void decode_row(const Embed& operation, std::int64_t row, float* values) const;
   std::int64_t table_row(const Pass& pass, const Embed& operation, std::int64_t row) const;
   template <typename Body>
-  void run_elementwise(const Pass& pass, BufferIndex out, BufferIndex x, Body body);
+  void map_rows(const Pass& pass, BufferIndex out, BufferIndex x, std::int64_t begin,
+                std::int64_t end, Body body);
 
   void check_input(std::span<const std::int32_t> tokens, std::int64_t n_past,
                    std::span<const std::int32_t> output_rows, std::span<float> logits) const;
@@ -89,30 +98,49 @@ class Engine {
   std::uint8_t* thread_scratch(int thread) const;
   std::uint8_t* expert_inputs(std::size_t bytes);
 
+  std::size_t integer_input_bytes(const IntegerGroup& group) const;
   LinearPlan plan_linears(const LinearGroup& group, std::int64_t tokens, bool shares) const;
+  bool shares_linears(const Pass& pass, BufferIndex x, const std::vector<LinearPart>& parts) const;
+  void finish_part(const Pass& pass, const LinearPart& part, std::int64_t begin, std::int64_t end,
+                   bool has_bias);
+  void multiply(Pass& pass, const LinearPlan& plan, bool shares);
+  void multiply(Pass& pass, const IntegerGroup& group, bool shares);
 
-  void run(Pass& pass, const Embed& operation);
-  void run(Pass& pass, const RmsNorm& operation);
-  void run(Pass& pass, const LayerNorm& operation);
-  void run(Pass& pass, const LinearGroup& operation);
-  void run(Pass& pass, const Rope& operation);
+  void find_runs();
+  void run_steps(Pass& pass, const Run& steps);
+  template <typename Before>
+  void run_linears(Pass& pass, const LinearGroup& operation, Before before);
+  template <typename Before>
+  void run_linears(Pass& pass, const IntegerGroup& operation, Before before);
+
+  std::int64_t whole_attention_keys(const Attention& operation, std::int64_t tokens) const;
+  std::size_t whole_attention_bytes(const Attention& operation) const;
+  void run_whole(Pass& pass, const Attention& operation);
   void run(Pass& pass, const Attention& operation);
-  void run(Pass& pass, const Glu& operation);
   void run(Pass& pass, const Experts& operation);
-  void run(Pass& pass, const Activate& operation);
-  void run(Pass& pass, const Scale& operation);
-  void run(Pass& pass, const Softcap& operation);
-  void run(Pass& pass, const Add& operation);
   void run(Pass& pass, const SelectOutputRows& operation);
   void run(Pass& pass, const Share& operation);
+
+  // Operations whose rows do not know each other, on rows [begin, end).
+  void run_rows(const Pass& pass, const Embed& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const RmsNorm& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const LayerNorm& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const Rope& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const Glu& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const Activate& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const Scale& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const Softcap& operation, std::int64_t begin, std::int64_t end);
+  void run_rows(const Pass& pass, const Add& operation, std::int64_t begin, std::int64_t end);
 
   std::shared_ptr<const Program> program_;
   EngineOptions options_;
   const kernels::VectorKernels& vector_kernels_;
+  const kernels::IntegerKernel& integer_kernel_;
   Matrices matrices_;
   KvCache cache_;
   std::shared_ptr<SharedCache> shared_;
   std::int64_t length_ = 0;
+  std::vector<Run> runs_;
   std::vector<Memory> buffers_;
   std::vector<Memory> angles_;  // by rope: cosines [batch][pairs], then sines
   std::vector<Memory> biases_;  // by bias: [heads][bias_stride()]

@@ -1,37 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations of a Program but attention.
+// The operations of a Program whose rows do not know each other, and the choice of rows.
 #include <algorithm>
+#include <type_traits>
 
-#include "engine/pass.h"
+#include "engine/linears.h"
 #include "formats/format.h"
 
 namespace lilliput::engine {
 namespace {
 
-// From so many rows on, elementwise work outweighs waking the other threads (about 2 µs).
-constexpr std::int64_t kRowsWorthSharing = 8;
-// Below so many multiplications a linear ends sooner on one thread (about 10 µs).
-constexpr std::int64_t kMultiplicationsWorthSharing = 300'000;
-// Chunks per thread of a linear: the last one ends within the pool's spinning time (decode of 1B:
-// 20-40 µs).
-constexpr std::int64_t kChunksPerThread = 16;
-// Rows below which a chunk reads its input more often than its weights are worth.
-constexpr std::int64_t kFewestRows = 16;
-constexpr std::int64_t kFewestRowsOfManyTokens = 64;
-constexpr std::int64_t kManyTokens = 16;
+template <typename T, typename... Ts>
+constexpr bool is_one_of = (std::is_same_v<T, Ts> || ...);
 
-std::size_t cache_line_aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-void add_bias(const std::vector<float>& bias, std::int64_t row_begin, std::int64_t row_end,
-              std::int64_t tokens, std::int64_t stride, float* y) {
-  for (std::int64_t token = 0; token < tokens; ++token) {
-    for (std::int64_t row = row_begin; row < row_end; ++row) {
-      y[token * stride + row] += bias[static_cast<std::size_t>(row)];
-    }
-  }
+// Whether the operation's rows do not know each other.
+bool is_by_rows(const Operation& operation) {
+  return std::visit(
+      []<typename T>(const T&) {
+        return is_one_of<T, Embed, RmsNorm, LayerNorm, Rope, Glu, Activate, Scale, Softcap, Add>;
+      },
+      operation);
 }
 
 }  // namespace
+
+void Engine::find_runs() {
+  const std::vector<Step>& steps = program_->steps();
+  for (std::size_t begin = 0; begin < steps.size();) {
+    const auto goes_on = [&](std::size_t i) {
+      return i < steps.size() && steps[i].on_selected_rows == steps[begin].on_selected_rows &&
+             !std::holds_alternative<SelectOutputRows>(steps[i].operation);
+    };
+    std::size_t rows_end = begin;
+    while (goes_on(rows_end) && is_by_rows(steps[rows_end].operation)) ++rows_end;
+    const bool takes_other = rows_end == begin || goes_on(rows_end);
+    runs_.push_back({begin, rows_end, rows_end + (takes_other ? 1 : 0)});
+    begin = runs_.back().end;
+  }
+}
+
+void Engine::run_steps(Pass& pass, const Run& steps) {
+  const auto by_rows = [&](std::int64_t begin, std::int64_t end) {
+    for (std::size_t i = steps.begin; i < steps.rows_end; ++i) {
+      std::visit(
+          [&](const auto& operation) {
+            if constexpr (requires { run_rows(pass, operation, begin, end); }) {
+              run_rows(pass, operation, begin, end);
+            }
+          },
+          program_->steps()[i].operation);
+    }
+  };
+  if (steps.end == steps.rows_end) return pass.for_rows(kRowsTogether, by_rows);
+  std::visit(
+      [&](const auto& operation) {
+        if constexpr (requires { run_linears(pass, operation, by_rows); }) {
+          run_linears(pass, operation, by_rows);
+        } else if constexpr (requires { run(pass, operation); }) {
+          if (steps.rows_end > steps.begin) pass.for_rows(kRowsTogether, by_rows);
+          run(pass, operation);
+        }
+      },
+      program_->steps()[steps.rows_end].operation);
+}
 
 // The row of the table that row `row` of the batch takes.
 std::int64_t Engine::table_row(const Pass& pass, const Embed& operation, std::int64_t row) const {
@@ -47,47 +77,48 @@ std::int64_t Engine::table_row(const Pass& pass, const Embed& operation, std::in
   return pass.tokens[index];
 }
 
-// Calls body(x, floats, out) on runs of whole rows.
-template <typename Body>
-void Engine::run_elementwise(const Pass& pass, BufferIndex out, BufferIndex x, Body body) {
-  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(x)];
-  const float* from = buffer(pass, x);
-  float* to = buffer(pass, out);
-  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
-    body(from + begin * width, (end - begin) * width, to + begin * width);
-  });
-}
-
-void Engine::run(Pass& pass, const Embed& operation) {
-  const kernels::Weight& weight = program_->weights()[static_cast<std::size_t>(operation.weight)];
+void Engine::decode_row(const Embed& operation, std::int64_t row, float* values) const {
+  const auto index = static_cast<std::size_t>(operation.weight);
+  if (operation.is_integer) return program_->integers()[index].decode_row(row, values);
+  const kernels::Weight& weight = program_->weights()[index];
   const formats::FormatTraits& traits = formats::traits(weight.format);
-  float* out = buffer(pass, operation.out);
-  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      float* values = out + row * weight.columns;
-      const std::int64_t chosen = table_row(pass, operation, row);
-      traits.decode(weight.blocks + chosen * weight.row_bytes, values,
-                    weight.columns / traits.block_size);
-      if (operation.scale == 1.0f) continue;
-      for (std::int64_t i = 0; i < weight.columns; ++i) values[i] *= operation.scale;
-    }
-  });
+  traits.decode(weight.blocks + row * weight.row_bytes, values, weight.columns / traits.block_size);
 }
 
-void Engine::run(Pass& pass, const RmsNorm& operation) {
+// Calls body(x, floats, out) on whole rows.
+template <typename Body>
+void Engine::map_rows(const Pass& pass, BufferIndex out, BufferIndex x, std::int64_t begin,
+                      std::int64_t end, Body body) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(x)];
+  body(buffer(pass, x) + begin * width, (end - begin) * width, buffer(pass, out) + begin * width);
+}
+
+void Engine::run_rows(const Pass& pass, const Embed& operation, std::int64_t begin,
+                      std::int64_t end) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.out)];
+  float* out = buffer(pass, operation.out);
+  for (std::int64_t row = begin; row < end; ++row) {
+    float* values = out + row * width;
+    decode_row(operation, table_row(pass, operation, row), values);
+    if (operation.scale == 1.0f) continue;
+    for (std::int64_t i = 0; i < width; ++i) values[i] *= operation.scale;
+  }
+}
+
+void Engine::run_rows(const Pass& pass, const RmsNorm& operation, std::int64_t begin,
+                      std::int64_t end) {
   const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.x)];
   const std::int64_t part = width / operation.groups;
   const float* weight = program_->vectors()[static_cast<std::size_t>(operation.weight)].data();
   const float* x = buffer(pass, operation.x);
   float* out = buffer(pass, operation.out);
-  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin * operation.groups; i < end * operation.groups; ++i) {
-      vector_kernels_.rms_norm(x + i * part, weight, operation.epsilon, part, out + i * part);
-    }
-  });
+  for (std::int64_t i = begin * operation.groups; i < end * operation.groups; ++i) {
+    vector_kernels_.rms_norm(x + i * part, weight, operation.epsilon, part, out + i * part);
+  }
 }
 
-void Engine::run(Pass& pass, const LayerNorm& operation) {
+void Engine::run_rows(const Pass& pass, const LayerNorm& operation, std::int64_t begin,
+                      std::int64_t end) {
   const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.x)];
   const auto vector = [&](VectorIndex index) {
     return index == kNone ? nullptr : program_->vectors()[static_cast<std::size_t>(index)].data();
@@ -96,132 +127,68 @@ void Engine::run(Pass& pass, const LayerNorm& operation) {
   const float* bias = vector(operation.bias);
   const float* x = buffer(pass, operation.x);
   float* out = buffer(pass, operation.out);
-  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      vector_kernels_.layer_norm(x + row * width, weight, bias, operation.epsilon, width,
-                                 out + row * width);
-    }
-  });
+  for (std::int64_t row = begin; row < end; ++row) {
+    vector_kernels_.layer_norm(x + row * width, weight, bias, operation.epsilon, width,
+                               out + row * width);
+  }
 }
 
-Engine::LinearPlan Engine::plan_linears(const LinearGroup& group, std::int64_t tokens,
-                                        bool shares) const {
-  LinearPlan plan;
-  std::uint8_t* memory = prepared_.as<std::uint8_t>();
-  const std::int64_t wanted_chunks = shares ? options_.threads * kChunksPerThread : 1;
-  const std::int64_t fewest_rows = tokens < kManyTokens ? kFewestRows : kFewestRowsOfManyTokens;
-  for (const LinearPart& part : group.parts) {
-    const auto& [weight, kernel_of_weight] = matrices_[part.weight];
-    const kernels::MatmulKernel& kernel = *kernel_of_weight;
-    const auto same = std::find_if(
-        plan.preparations.begin(), plan.preparations.end(),
-        [&](const LinearPlan::Preparation& p) { return p.kernel->prepare == kernel.prepare; });
-    const auto index = static_cast<std::size_t>(same - plan.preparations.begin());
-    if (same == plan.preparations.end()) {
-      plan.preparations.push_back({&kernel, memory});
-      memory += cache_line_aligned(kernel.prepared_bytes(tokens, weight.columns));
-    }
-    const std::int64_t even_rows = (weight.rows + wanted_chunks - 1) / wanted_chunks;
-    const std::int64_t chunk_rows =
-        kernels::round_up(kernels::round_up(even_rows, fewest_rows), kernel.row_tile);
-    plan.parts.push_back({&part, &weight, &kernel, index, plan.chunks, chunk_rows});
-    plan.chunks += (weight.rows + chunk_rows - 1) / chunk_rows;
-  }
-  return plan;
-}
-
-void Engine::run(Pass& pass, const LinearGroup& operation) {
-  const float* x = buffer(pass, operation.x);
-  const std::int64_t columns = program_->buffers()[static_cast<std::size_t>(operation.x)];
-  std::int64_t outputs = 0;
-  for (const LinearPart& part : operation.parts) {
-    outputs += program_->buffers()[static_cast<std::size_t>(part.out)];
-    matrices_.make_ready(part.weight, pass.lease);
-  }
-  const bool shares =
-      pass.lease.threads() > 1 && pass.rows * columns * outputs >= kMultiplicationsWorthSharing;
-  const LinearPlan plan = plan_linears(operation, pass.rows, shares);
-  for (const LinearPlan::Preparation& preparation : plan.preparations) {
-    const kernels::MatmulKernel& kernel = *preparation.kernel;
-    const std::int64_t step = kernels::round_up(kRowsWorthSharing, kernel.token_tile);
-    pass.for_chunks((pass.rows + step - 1) / step, shares && pass.rows > step,
-                    [&](std::int64_t chunk, int) {
-                      kernel.prepare(x, columns, pass.rows, columns, chunk * step,
-                                     std::min(pass.rows, (chunk + 1) * step), preparation.memory);
-                    });
-  }
-  pass.for_chunks(plan.chunks, shares, [&](std::int64_t chunk, int thread) {
-    std::size_t index = plan.parts.size() - 1;
-    while (plan.parts[index].first_chunk > chunk) --index;
-    const LinearPlan::Part& part = plan.parts[index];
-    const std::int64_t begin = (chunk - part.first_chunk) * part.chunk_rows;
-    const std::int64_t end = std::min(part.weight->rows, begin + part.chunk_rows);
-    float* y = buffer(pass, part.linear->out);
-    part.kernel->multiply(*part.weight, plan.preparations[part.preparation].memory, pass.rows, y,
-                          part.weight->rows, begin, end, thread_scratch(thread));
-    if (part.linear->bias != kNone) {
-      add_bias(program_->vectors()[static_cast<std::size_t>(part.linear->bias)], begin, end,
-               pass.rows, part.weight->rows, y);
-    }
-  });
-}
-
-void Engine::run(Pass& pass, const Rope& operation) {
+void Engine::run_rows(const Pass& pass, const Rope& operation, std::int64_t begin,
+                      std::int64_t end) {
   const auto index = static_cast<std::size_t>(operation.frequencies);
   const auto pairs = static_cast<std::int64_t>(program_->ropes()[index].inverse.size());
   const float* cosine = angles_[index].as<float>();
   const float* sine = cosine + options_.batch * pairs;
   float* x = buffer(pass, operation.x);
-  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      vector_kernels_.rope(x + row * operation.heads * operation.head_dim, operation.heads,
-                           operation.head_dim, cosine + row * pairs, sine + row * pairs, pairs,
-                           operation.style);
-    }
-  });
+  for (std::int64_t row = begin; row < end; ++row) {
+    vector_kernels_.rope(x + row * operation.heads * operation.head_dim, operation.heads,
+                         operation.head_dim, cosine + row * pairs, sine + row * pairs, pairs,
+                         operation.style);
+  }
 }
 
-void Engine::run(Pass& pass, const Glu& operation) {
+void Engine::run_rows(const Pass& pass, const Glu& operation, std::int64_t begin,
+                      std::int64_t end) {
   const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.up)];
   const float* gate = buffer(pass, operation.gate);
   const float* up = buffer(pass, operation.up);
   float* out = buffer(pass, operation.out);
-  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
-    vector_kernels_.glu(gate + begin * width, up + begin * width, operation.activation,
-                        (end - begin) * width, out + begin * width);
-  });
+  vector_kernels_.glu(gate + begin * width, up + begin * width, operation.activation,
+                      (end - begin) * width, out + begin * width);
 }
 
-void Engine::run(Pass& pass, const Activate& operation) {
-  run_elementwise(pass, operation.out, operation.x,
-                  [&](const float* x, std::int64_t floats, float* out) {
-                    vector_kernels_.activate(x, operation.activation, floats, out);
-                  });
+void Engine::run_rows(const Pass& pass, const Activate& operation, std::int64_t begin,
+                      std::int64_t end) {
+  map_rows(pass, operation.out, operation.x, begin, end,
+           [&](const float* x, std::int64_t floats, float* out) {
+             vector_kernels_.activate(x, operation.activation, floats, out);
+           });
 }
 
-void Engine::run(Pass& pass, const Scale& operation) {
-  run_elementwise(pass, operation.out, operation.x,
-                  [&](const float* x, std::int64_t floats, float* out) {
-                    vector_kernels_.scale(x, operation.factor, floats, out);
-                  });
+void Engine::run_rows(const Pass& pass, const Scale& operation, std::int64_t begin,
+                      std::int64_t end) {
+  map_rows(pass, operation.out, operation.x, begin, end,
+           [&](const float* x, std::int64_t floats, float* out) {
+             vector_kernels_.scale(x, operation.factor, floats, out);
+           });
 }
 
-void Engine::run(Pass& pass, const Softcap& operation) {
-  run_elementwise(pass, operation.out, operation.x,
-                  [&](const float* x, std::int64_t floats, float* out) {
-                    vector_kernels_.softcap(x, operation.limit, floats, out);
-                  });
+void Engine::run_rows(const Pass& pass, const Softcap& operation, std::int64_t begin,
+                      std::int64_t end) {
+  map_rows(pass, operation.out, operation.x, begin, end,
+           [&](const float* x, std::int64_t floats, float* out) {
+             vector_kernels_.softcap(x, operation.limit, floats, out);
+           });
 }
 
-void Engine::run(Pass& pass, const Add& operation) {
+void Engine::run_rows(const Pass& pass, const Add& operation, std::int64_t begin,
+                      std::int64_t end) {
   const std::int64_t width = program_->buffers()[static_cast<std::size_t>(operation.b)];
   const float* a = buffer(pass, operation.a);
   const float* b = buffer(pass, operation.b);
   float* out = buffer(pass, operation.out);
-  pass.for_rows(kRowsWorthSharing, [&](std::int64_t begin, std::int64_t end) {
-    vector_kernels_.add(a + begin * width, b + begin * width, (end - begin) * width,
-                        out + begin * width);
-  });
+  vector_kernels_.add(a + begin * width, b + begin * width, (end - begin) * width,
+                      out + begin * width);
 }
 
 void Engine::run(Pass& pass, const SelectOutputRows& operation) {

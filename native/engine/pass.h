@@ -12,6 +12,9 @@
 
 namespace lilliput::engine {
 
+// From so many rows on, elementwise work outweighs waking the other threads (about 2 µs).
+inline constexpr std::int64_t kRowsTogether = 8;
+
 struct Engine::Pass {
   std::span<const std::int32_t> tokens;
   std::span<const std::int32_t> segments;  // empty: all 0
@@ -35,17 +38,14 @@ struct Engine::Pass {
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) body(chunk, 0);
   }
 
-  // Calls body(first row, end row): in one piece where the rows are few, in parallel otherwise.
+  // Calls body(first row, end row) for each so many rows, in parallel where they are several: what
+  // several operations do with the same rows stays in cache.
   template <typename Body>
-  void for_rows(std::int64_t rows_at_least, Body body) const {
-    constexpr std::int64_t kRowsPerChunk = 8;
-    if (rows < rows_at_least || lease.threads() == 1) {
-      body(std::int64_t{0}, rows);
-      return;
-    }
-    lease.parallel_for((rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](std::int64_t chunk, int) {
-      body(chunk * kRowsPerChunk, std::min(rows, (chunk + 1) * kRowsPerChunk));
-    });
+  void for_rows(std::int64_t rows_together, Body body) const {
+    for_chunks((rows + rows_together - 1) / rows_together, lease.threads() > 1,
+               [&](std::int64_t chunk, int) {
+                 body(chunk * rows_together, std::min(rows, (chunk + 1) * rows_together));
+               });
   }
 };
 

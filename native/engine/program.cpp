@@ -22,6 +22,11 @@ const T& at(const std::vector<T>& items, int index, const char* what) {
 
 }  // namespace
 
+std::int64_t IntegerGroup::groups(const Program& program) const {
+  return std::max(input.groups,
+                  program.integers()[static_cast<std::size_t>(parts.front().weight)].groups());
+}
+
 BufferIndex Program::add_buffer(std::int64_t width) {
   if (width < 1) refuse("buffer width is " + std::to_string(width) + ", must be at least 1");
   buffers_.push_back(width);
@@ -50,6 +55,11 @@ WeightIndex Program::add_weight(const std::string& name, const std::string& form
   weight_names_.push_back(name);
   is_mapped_.push_back(is_mapped);
   return static_cast<WeightIndex>(weights_.size()) - 1;
+}
+
+IntegerIndex Program::add_integers(IntegerMatrix matrix) {
+  integers_.push_back(std::move(matrix));
+  return static_cast<IntegerIndex>(integers_.size()) - 1;
 }
 
 VectorIndex Program::add_vector(std::vector<float> values) {
@@ -127,21 +137,29 @@ void Program::mark_written(BufferIndex buffer, Rows rows) {
 }
 
 void Program::add(const Embed& operation) {
-  const kernels::Weight& weight = at(weights_, operation.weight, "weight");
-  check_width("embed", operation.out, weight.columns);
+  std::int64_t rows;
+  if (operation.is_integer) {
+    const IntegerMatrix& matrix = at(integers_, operation.weight, "matrix of integers");
+    check_width("embed", operation.out, matrix.columns());
+    rows = matrix.rows();
+  } else {
+    const kernels::Weight& weight = at(weights_, operation.weight, "weight");
+    check_width("embed", operation.out, weight.columns);
+    rows = weight.rows;
+  }
   switch (operation.by) {
     case EmbedBy::token:
-      vocabulary_ = vocabulary_ == 0 ? weight.rows : std::min(vocabulary_, weight.rows);
+      vocabulary_ = vocabulary_ == 0 ? rows : std::min(vocabulary_, rows);
       break;
     case EmbedBy::position:
-      if (operation.offset < 0 || operation.offset >= weight.rows) {
+      if (operation.offset < 0 || operation.offset >= rows) {
         refuse("embed: offset " + std::to_string(operation.offset) + " leaves no position of " +
-               std::to_string(weight.rows));
+               std::to_string(rows));
       }
-      positions_ = std::min(positions_, weight.rows - operation.offset);
+      positions_ = std::min(positions_, rows - operation.offset);
       break;
     case EmbedBy::segment:
-      segments_ = segments_ == 1 ? weight.rows : std::min(segments_, weight.rows);
+      segments_ = segments_ == 1 ? rows : std::min(segments_, rows);
       break;
   }
   append(operation, Rows::all, operation.out);
@@ -165,19 +183,46 @@ void Program::add(const LayerNorm& operation) {
   append_elementwise("layer_norm", operation, operation.out, operation.x);
 }
 
+void Program::check_part(const std::string& name, BufferIndex x, const LinearPart& part,
+                         std::int64_t rows, std::int64_t columns) const {
+  check_width((name + " input").c_str(), x, columns);
+  check_width((name + " output").c_str(), part.out, rows);
+  if (part.bias != kNone) check_vector((name + " bias").c_str(), part.bias, rows);
+  if (part.out == x) refuse(name + ": output buffer is its input");
+}
+
+void Program::append_linears(Operation operation, BufferIndex x,
+                             const std::vector<LinearPart>& parts) {
+  const Rows rows = rows_of(x);
+  append(std::move(operation), rows, parts.front().out);
+  for (const LinearPart& part : parts) mark_written(part.out, rows);
+}
+
 void Program::add(const LinearGroup& operation) {
   if (operation.parts.empty()) refuse("linear: no weights");
-  const Rows rows = rows_of(operation.x);
   for (const LinearPart& part : operation.parts) {
     const kernels::Weight& weight = at(weights_, part.weight, "weight");
     const std::string& name = weight_names_[static_cast<std::size_t>(part.weight)];
-    check_width((name + " input").c_str(), operation.x, weight.columns);
-    check_width((name + " output").c_str(), part.out, weight.rows);
-    if (part.bias != kNone) check_vector((name + " bias").c_str(), part.bias, weight.rows);
-    if (part.out == operation.x) refuse(name + ": output buffer is its input");
+    check_part(name, operation.x, part, weight.rows, weight.columns);
   }
-  append(operation, rows, operation.parts.front().out);
-  for (const LinearPart& part : operation.parts) mark_written(part.out, rows);
+  append_linears(operation, operation.x, operation.parts);
+}
+
+void Program::add(IntegerGroup operation) {
+  if (operation.parts.empty()) refuse("integer linear: no weights");
+  operation.sums.clear();
+  for (const LinearPart& part : operation.parts) {
+    at(integers_, part.weight, "matrix of integers");
+    IntegerMatrix& matrix = integers_[static_cast<std::size_t>(part.weight)];
+    check_part(matrix.name(), operation.x, part, matrix.rows(), matrix.columns());
+    operation.sums.push_back(matrix.sums_for(operation.input));
+    if (std::max(matrix.groups(), operation.input.groups) != operation.groups(*this)) {
+      refuse(matrix.name() + ": integer linears of one input need the same groups");
+    }
+  }
+  const BufferIndex x = operation.x;
+  const std::vector<LinearPart> parts = operation.parts;
+  append_linears(std::move(operation), x, parts);
 }
 
 void Program::add(const Rope& operation) {

@@ -7,19 +7,25 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "engine/integer_matrix.h"
+#include "kernels/integer_matmul.h"
 #include "kernels/matmul.h"
 #include "kernels/vector_kernels.h"
 
 namespace lilliput::engine {
 
+class Program;
+
 // Indices into the lists of Program.
 using BufferIndex = int;
 using WeightIndex = int;
+using IntegerIndex = int;  // of a matrix of integers
 using VectorIndex = int;
 using RopeIndex = int;
 using BiasIndex = int;
@@ -34,6 +40,7 @@ struct Embed {
   float scale;
   EmbedBy by;
   std::int64_t offset;
+  bool is_integer = false;  // the weight is a matrix of integers
 };
 
 struct RmsNorm {
@@ -55,13 +62,26 @@ struct LayerNorm {
 struct LinearPart {
   BufferIndex out;
   WeightIndex weight;
-  VectorIndex bias;  // or kNone
+  VectorIndex bias;                                              // or kNone
+  std::optional<kernels::Activation> activation = std::nullopt;  // of what it gives
 };
 
 // Linears that read one buffer: one preparation of the input, one parallel region.
 struct LinearGroup {
   BufferIndex x;
   std::vector<LinearPart> parts;
+};
+
+// The same of matrices of integers, whose inputs become integers too. sums: of each part, see
+// kernels::integer_sums.
+struct IntegerGroup {
+  BufferIndex x;
+  kernels::IntegerInput input;
+  std::vector<LinearPart> parts;
+  std::vector<std::vector<std::int32_t>> sums = {};
+
+  // Of the inputs' scales or of the weights', whichever are more; alike for all parts.
+  std::int64_t groups(const Program& program) const;
 };
 
 struct Rope {
@@ -146,8 +166,9 @@ struct SelectOutputRows {
   BufferIndex x;
 };
 
-using Operation = std::variant<Embed, RmsNorm, LayerNorm, LinearGroup, Rope, Attention, Glu,
-                               Activate, Scale, Softcap, Add, SelectOutputRows, Share, Experts>;
+using Operation =
+    std::variant<Embed, RmsNorm, LayerNorm, LinearGroup, Rope, Attention, Glu, Activate, Scale,
+                 Softcap, Add, SelectOutputRows, Share, Experts, IntegerGroup>;
 
 // An operation runs on all tokens, or on the rows whose logits were asked for.
 struct Step {
@@ -184,6 +205,8 @@ class Program {
   WeightIndex add_weight(const std::string& name, const std::string& format, std::int64_t rows,
                          std::int64_t columns, std::span<const std::uint8_t> blocks,
                          bool is_mapped = false);
+  // Codes stay owned by the caller, as blocks do.
+  IntegerIndex add_integers(IntegerMatrix matrix);
   VectorIndex add_vector(std::vector<float> values);
   RopeIndex add_rope(std::vector<double> inverse_frequencies, double magnitude);
   int add_state(std::int64_t kv_heads, std::int64_t head_dim);
@@ -194,6 +217,7 @@ class Program {
   void add(const RmsNorm& operation);
   void add(const LayerNorm& operation);
   void add(const LinearGroup& operation);
+  void add(IntegerGroup operation);
   void add(const Rope& operation);
   void add(const Attention& operation);
   void add(const Glu& operation);
@@ -209,6 +233,7 @@ class Program {
 
   const std::vector<std::int64_t>& buffers() const { return buffers_; }
   const std::vector<kernels::Weight>& weights() const { return weights_; }
+  const std::vector<IntegerMatrix>& integers() const { return integers_; }
   bool is_mapped(WeightIndex weight) const { return is_mapped_[static_cast<std::size_t>(weight)]; }
   const std::vector<std::vector<float>>& vectors() const { return vectors_; }
   const std::vector<RopeFrequencies>& ropes() const { return ropes_; }
@@ -235,6 +260,9 @@ class Program {
   void check_width(const char* what, BufferIndex buffer, std::int64_t expected) const;
   void append_elementwise(const char* what, const Operation& operation, BufferIndex out,
                           BufferIndex x);
+  void check_part(const std::string& name, BufferIndex x, const LinearPart& part, std::int64_t rows,
+                  std::int64_t columns) const;
+  void append_linears(Operation operation, BufferIndex x, const std::vector<LinearPart>& parts);
   void check_vector(const char* what, VectorIndex vector, std::int64_t expected) const;
   void append(Operation operation, Rows rows, BufferIndex out);
   void mark_written(BufferIndex buffer, Rows rows);
@@ -245,6 +273,7 @@ class Program {
   std::vector<kernels::Weight> weights_;
   std::vector<std::string> weight_names_;
   std::vector<bool> is_mapped_;
+  std::vector<IntegerMatrix> integers_;
   std::vector<std::vector<float>> vectors_;
   std::vector<RopeFrequencies> ropes_;
   std::vector<KvState> states_;

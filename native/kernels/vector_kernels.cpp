@@ -27,6 +27,12 @@ std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim) {
   return static_cast<std::size_t>(round_up(floats, kKeyGroup) + codes);
 }
 
+std::size_t whole_attention_floats(std::int64_t queries, std::int64_t keys, std::int64_t head_dim) {
+  // Keys, values, scores, and a factor for each query.
+  const std::int64_t padded = round_up(keys, kKeyGroup);
+  return static_cast<std::size_t>(2 * padded * head_dim + queries * padded + queries);
+}
+
 const VectorKernels& vector_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512_vnni) return avx512_vnni::kVectorKernels;

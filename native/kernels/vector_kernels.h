@@ -43,6 +43,24 @@ struct AttentionPartial {
   float* weighted;
 };
 
+// Queries of one head that see every key, in rows of a pass: no cache, nothing kept. head_dim is a
+// multiple of 16.
+struct WholeAttention {
+  const float* q;  // of the head, the first query
+  const float* k;  // of its kv head, the first key
+  const float* v;
+  float* out;              // as q
+  std::int64_t q_stride;   // floats from one token to the next, of q and out
+  std::int64_t kv_stride;  // of k and v
+  std::int64_t queries;
+  std::int64_t first_query;  // position of the first one
+  std::int64_t keys;
+  std::int64_t head_dim;
+  float scale;
+  const float* bias;  // at distance 0, by the key's position less the query's; readable for 16
+                      // distances past the last key's; null: none
+};
+
 struct VectorKernels {
   // y = x / sqrt(mean(x²) + epsilon) * weight over `width` floats; y may be x.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, std::int64_t width,
@@ -69,11 +87,14 @@ struct VectorKernels {
   // Of a rotated cache `weighted` is rotated too.
   void (*attend)(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
                  float* scratch);
+  // `scratch` has whole_attention_floats(queries, keys, head_dim) floats of this thread's own.
+  void (*attend_whole)(const WholeAttention& task, float* scratch);
   // y = H x / sqrt(b) for each run of b floats, b the largest power of two that divides head_dim
   // and H the Hadamard matrix of that size: its own inverse; y may be x.
   void (*rotate)(const float* x, std::int64_t head_dim, float* y);
 };
 
+std::size_t whole_attention_floats(std::int64_t queries, std::int64_t keys, std::int64_t head_dim);
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim);
 
 const VectorKernels& vector_kernels(Isa isa);

@@ -34,23 +34,24 @@ WIDTH = HEADS * HEAD_DIM
 BOUND = 300 * 2.0**-24 * 4
 
 
-def tensors_of(*names: str):
+def tensors_of(*names: str, width: int = WIDTH):
     rng = np.random.default_rng(3)
-    made = {name: float_tensor(name, rng.standard_normal((VOCABULARY, WIDTH)).astype(np.float32)) for name in names}
+    made = {name: float_tensor(name, rng.standard_normal((VOCABULARY, width)).astype(np.float32)) for name in names}
     made["bias"] = float_tensor("bias", rng.standard_normal((BUCKETS, HEADS)).astype(np.float32))
     made["head"] = float_tensor("head", (0.3 * rng.standard_normal((VOCABULARY, WIDTH))).astype(np.float32))
     return made
 
 
-def self_attention(*, causal: bool, bias: RelativeBias | None = None) -> ProgramSource:
+def self_attention(*, causal: bool, bias: RelativeBias | None = None, head_dim: int = HEAD_DIM) -> ProgramSource:
     """Attention over embeddings of the tokens."""
     operations = [Embed(name, name) for name in "qkv"]
-    operations.append(Attention("y", *"qkv", 0, HEADS, HEADS, HEAD_DIM, 0.2, causal=causal, bias=bias))
+    operations.append(Attention("y", *"qkv", 0, HEADS, HEADS, head_dim, 0.2, causal=causal, bias=bias))
+    width = HEADS * head_dim
     program = Program(
-        {**dict.fromkeys("qkvy", WIDTH), "out": WIDTH}, (KvState(0, HEADS, HEAD_DIM),),
+        {**dict.fromkeys("qkvy", width), "out": width}, (KvState(0, HEADS, head_dim),),
         (*operations, SelectOutputRows("out", "y")), "out",
     )  # fmt: skip
-    return ProgramSource(program, tensors_of(*"qkv"))
+    return ProgramSource(program, tensors_of(*"qkv", width=width))
 
 
 def tokens_of(count: int):
@@ -59,9 +60,10 @@ def tokens_of(count: int):
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 65, 200])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_without_a_causal_mask_every_token_sees_all(instruction_set, count, threads):
-    source = self_attention(causal=False)
+@pytest.mark.parametrize(("threads", "head_dim"), [(1, 20), (3, 20), (2, 48), (1, 80)])
+def test_without_a_causal_mask_every_token_sees_all(instruction_set, count, threads, head_dim):
+    # Heads of a multiple of 16 go past the cache.
+    source = self_attention(causal=False, head_dim=head_dim)
     options = EngineOptions(threads, 256, "f32", "f32", instruction_set)
     found = Session(source, options).forward(tokens_of(count), "all")
     assert np.abs(found - run_program(source, tokens_of(count), range(count))).max() < BOUND
@@ -69,10 +71,12 @@ def test_without_a_causal_mask_every_token_sees_all(instruction_set, count, thre
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("head_dim", [20, 32])
 @pytest.mark.parametrize("count", [1, 6, 130])
-def test_relative_biases_are_added_by_distance(instruction_set, causal, count):
-    source = self_attention(causal=causal, bias=RelativeBias("bias", BUCKETS, 20, bidirectional=not causal))
-    without = self_attention(causal=causal)
+def test_relative_biases_are_added_by_distance(instruction_set, causal, head_dim, count):
+    bias = RelativeBias("bias", BUCKETS, 20, bidirectional=not causal)
+    source = self_attention(causal=causal, bias=bias, head_dim=head_dim)
+    without = self_attention(causal=causal, head_dim=head_dim)
     expected = run_program(source, tokens_of(count), range(count))
     session = Session(source, EngineOptions(2, count, "f32", "f32", instruction_set))
     pieces = [tokens_of(count)] if not causal else np.array_split(tokens_of(count), 2 if count > 1 else 1)

@@ -40,8 +40,8 @@ REFUSED = {
     "an embedding of another width": (lambda p: p.embed(out=2, weight=0, scale=1.0), "has width 64, must be 32"),
     "a sum of different widths": (lambda p: p.add(out=0, a=0, b=2), "must be 64"),
     "a linear without weights": (lambda p: p.linears(x=0, parts=[]), "no weights"),
-    "a linear onto its input": (lambda p: p.linears(x=0, parts=[(0, 0, -1)]), "output buffer is its input"),
-    "a bias of another length": (lambda p: p.linears(x=0, parts=[(1, 0, p.add_vector(ODD))]), "has 3"),
+    "a linear onto its input": (lambda p: p.linears(x=0, parts=[(0, 0, -1, None)]), "output buffer is its input"),
+    "a bias of another length": (lambda p: p.linears(x=0, parts=[(1, 0, p.add_vector(ODD), None)]), "has 3"),
     "an unknown activation": (lambda p: p.glu(out=0, gate=0, up=0, activation="selu"), "known: silu, gelu, gelu_tanh"),
     "an unknown rope style": (
         lambda p: p.rope(x=0, heads=2, head_dim=16, frequencies=0, style="odd"), "known: adjacent, halves"),

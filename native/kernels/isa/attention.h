@@ -10,6 +10,7 @@ void store_key_value(const HeadCache& cache, CacheFormat format, std::int64_t he
                      std::int64_t position, const float* key, const float* value);
 // y = H x / sqrt(b): see VectorKernels::rotate.
 void rotate(const float* x, std::int64_t head_dim, float* y);
+void attend_whole(const WholeAttention& task, float* scratch);
 void attend(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
             float* scratch);
 

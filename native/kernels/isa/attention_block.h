@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What attention does with one block of keys whatever the cache holds: shapes, scratch, softmax.
-// Included only by attention.cpp.
+// Included only by attention.cpp and whole_attention.cpp.
 #pragma once
 
 #include <limits>

@@ -91,21 +91,25 @@ inline Lanes gelu_tanh(Lanes x) {
   return divide(x, add(broadcast(1.0f), exponential(minus_2u)));
 }
 
-// 0.5 x (1 + erf(x / sqrt(2))) = max(x, 0) - 0.5 |x| erfc(|x| / sqrt(2)), where
-// erfc(z) = (a1 t + … + a5 t⁵) e^(-z²), t = 1 / (1 + p z), within 1.5e-7 (Abramowitz and Stegun
-// 7.1.26).
+// 0.5 x (1 + erf(x / sqrt(2))) = max(x, 0) - |x| (0.5 - |x| Q), Q a polynomial in t = 2 (x / 5.2)² -
+// 1 that keeps the bracket, the normal distribution's tail, within 1.7e-7; beyond 5.2, where that is
+// below 1e-7, the tail is 0. A quotient and an exponential would take twice the time.
 inline Lanes gelu(Lanes x) {
-  // Beyond 20 erfc is 0; infinity times it would be no number.
-  const Lanes size = minimum(broadcast(20.0f), maximum(subtract(zero(), x), x));
-  const Lanes z = multiply(size, broadcast(0.707106781186547524f));
-  const Lanes t = divide(broadcast(1.0f), multiply_add(z, broadcast(0.3275911f), broadcast(1.0f)));
-  Lanes polynomial = broadcast(1.061405429f);
-  for (const float a : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) {
-    polynomial = multiply_add(polynomial, t, broadcast(a));
+  constexpr float kEnd = 5.2f;
+  const Lanes size = maximum(subtract(zero(), x), x);
+  const Lanes within = minimum(broadcast(kEnd), size);
+  const Lanes t =
+      multiply_add(multiply(within, within), broadcast(2.0f / (kEnd * kEnd)), broadcast(-1.0f));
+  Lanes q = broadcast(-0.000481276569f);
+  for (const float coefficient :
+       {0.00126851106f, -0.00122149533f, 0.00180012244f, -0.00478903716f, 0.00855996832f,
+        -0.0125051225f, 0.0179547872f, -0.0247236285f, 0.0319899581f, -0.0399298184f, 0.0500245206f,
+        -0.0677436665f, 0.135949999f}) {
+    q = multiply_add(q, t, broadcast(coefficient));
   }
-  const Lanes erfc =
-      multiply(multiply(polynomial, t), exponential(subtract(zero(), multiply(z, z))));
-  return subtract(maximum(zero(), x), multiply(multiply(broadcast(0.5f), size), erfc));
+  const Lanes tail = multiply_add(subtract(zero(), within), q, broadcast(0.5f));
+  return subtract(maximum(zero(), x),
+                  zero_where_below(subtract(broadcast(kEnd), size), 0.0f, multiply(within, tail)));
 }
 
 inline Lanes relu(Lanes x) { return maximum(zero(), x); }
@@ -171,8 +175,8 @@ void rope(float* x, std::int64_t heads, std::int64_t head_dim, const float* cosi
 }  // namespace
 
 extern const VectorKernels kVectorKernels;
-const VectorKernels kVectorKernels = {rms_norm,        layer_norm, add_rows, activate,
-                                      scale_rows,      softcap,    glu,      rope,
-                                      store_key_value, attend,     rotate};
+const VectorKernels kVectorKernels = {rms_norm,        layer_norm, add_rows,     activate,
+                                      scale_rows,      softcap,    glu,          rope,
+                                      store_key_value, attend,     attend_whole, rotate};
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

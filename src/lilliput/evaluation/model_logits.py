@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -14,10 +13,9 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import EvaluationError
 from lilliput.evaluation.chunks import SMALLEST_CONTEXT, Chunks, cut
 from lilliput.evaluation.compare import EvaluationResult, Floor, evaluate
-from lilliput.runtime.session import EngineOptions, KvFormat, Session, checked_context
+from lilliput.runtime.session import Activations, EngineOptions, KvFormat, Session, checked_context
 from lilliput.text.tokenizer import Tokenizer
 
-Activations = Literal["f32", "engine"]
 # Formats whose weights the engine multiplies with float32 inputs anyway: its two arithmetics are one.
 EXACT_FORMATS = frozenset(("f32", "f16", "bf16"))
 
@@ -27,7 +25,8 @@ class EvaluationOptions:
     """How to measure.
 
     context: tokens in a window.  tokens: of the text to use at most, None means all.
-    activations: "f32" measures the files; "engine" runs files and base as the engine would run them.
+    activations: "f32" measures the files; "engine" runs files and base as the engine would run them; integer
+        inputs by name are those of every weight of integers, see `EngineOptions`.
     kv_format: of the files' cache of keys and values; None is float32, and F16 where "engine" runs them.
     measure_floor: also measure what the engine's own arithmetic adds, on the first file that has quantized weights.
     """

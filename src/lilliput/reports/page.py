@@ -26,6 +26,7 @@ from lilliput.reports.text_blocks import continuation_block, legend, passage_blo
 from lilliput.reports.weight_plot import MOST_LINES, weight_plot
 
 # The page may load nothing at all; style and script are its own.
+_ARITHMETIC = {"f32": "float32 inputs", "engine": "the engine's int8 inputs"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -201,7 +202,7 @@ def _made(report: Report) -> Markup:
     measured: list[tuple[str, Node]] = [
         ("text", f"{text.name}, {text.windows} windows of {text.context} tokens, the second half of each scored: "
                  f"{text.scored:,} tokens"),
-        ("arithmetic", "float32 inputs" if text.activations == "f32" else "the engine's int8 inputs"),
+        ("arithmetic", _ARITHMETIC.get(text.activations, text.activations)),
         ("perplexity of the original", with_error(original.perplexity)),
     ]  # fmt: skip
     if text.sha256:

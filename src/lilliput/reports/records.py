@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +262,7 @@ class MeasuringText:
     windows: int
     context: int
     scored: int
-    activations: Literal["f32", "engine"]
+    activations: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,14 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RuntimeModelError
 from lilliput.runtime.lowering import lower
 from lilliput.runtime.processors import default_threads
-from lilliput.runtime.session import EngineOptions, OutputRows, as_rows, as_token_ids, checked_context
+from lilliput.runtime.session import (
+    EngineOptions,
+    OutputRows,
+    as_rows,
+    as_token_ids,
+    checked_context,
+    engine_activations,
+)
 
 
 class EncoderDecoderSession:
@@ -39,7 +46,7 @@ class EncoderDecoderSession:
         encoder = source.architecture.encoder_program(config)
         decoder = source.architecture.program(config)
         self.vocab_size = decoder.buffers[decoder.output]
-        native = lower(encoder, source.tensor)
+        native = lower(encoder, source.tensor, options.activations)
         kv_format = options.kv_format
         self._shared = _native.SharedCache(native, context=self.context, kv_format=kv_format)
 
@@ -51,7 +58,7 @@ class EncoderDecoderSession:
                     batch=max(self.context, sequences),
                     threads=options.threads or default_threads(),
                     instruction_set=options.instruction_set or "",
-                    activations=options.activations,
+                    activations=engine_activations(options.activations),
                     kv_format=kv_format,
                     repacks=options.repack,
                     sequences=sequences,
@@ -61,7 +68,7 @@ class EncoderDecoderSession:
                 raise RuntimeModelError(f"{source.path.name}: {refused}") from refused
 
         self._encoder = engine(encoder, native, "f32", 1)
-        self._decoder = engine(decoder, lower(decoder, source.tensor), kv_format, beams)
+        self._decoder = engine(decoder, lower(decoder, source.tensor, options.activations), kv_format, beams)
 
     @property
     def length(self) -> int:

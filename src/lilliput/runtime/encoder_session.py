@@ -14,7 +14,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RuntimeModelError
 from lilliput.runtime.lowering import lower
 from lilliput.runtime.processors import default_threads
-from lilliput.runtime.session import EngineOptions, as_token_ids, checked_context
+from lilliput.runtime.session import EngineOptions, as_token_ids, checked_context, engine_activations
 
 Rows = Literal["all", "first"]
 
@@ -37,12 +37,12 @@ class EncoderSession:
         self.width = program.buffers[program.output]
         try:
             self._engine = _native.Engine(
-                lower(program, source.tensor),
+                lower(program, source.tensor, options.activations),
                 context=self.context,
                 batch=self.context,
                 threads=options.threads or default_threads(),
                 instruction_set=options.instruction_set or "",
-                activations=options.activations,
+                activations=engine_activations(options.activations),
                 kv_format="f32",
                 repacks=options.repack,
             )

@@ -12,8 +12,10 @@ from functools import cache
 import numpy as np
 
 from lilliput import _native
+from lilliput.activations.native_input import native_input
 from lilliput.architectures.program import (
     Activate,
+    Activation,
     Add,
     Attention,
     CrossAttention,
@@ -40,6 +42,15 @@ from lilliput.errors import RuntimeModelError
 from lilliput.formats import get_format
 from lilliput.formats.native_decode import decode
 from lilliput.records import QuantizedTensor
+from lilliput.runtime.integer_weights import (
+    INPUT_SCALE,
+    INPUT_ZERO_POINT,
+    InputChoice,
+    has_integers,
+    input_choice,
+    integer_weight,
+    scales_of_a_row,
+)
 
 TensorByName = Callable[[str], QuantizedTensor]
 # Half-open; None means all rows.
@@ -50,14 +61,38 @@ _LOG = logging.getLogger(__name__)
 _DECODE_WEIGHTS = 1 << 22
 
 
-def lower(program: Program, tensor: TensorByName, *, tells: bool = True) -> _native.Program:
+def lower(
+    program: Program, tensor: TensorByName, activations: str = "engine", *, tells: bool = True
+) -> _native.Program:
     """Resolve a program for the native engine.
 
-    Weights are used where they lie, never copied, but for formats that the engine has no kernel for: those are decoded
-    to plain floats of the same values, and a warning says so once where `tells`.
+    Weights are used where they lie, but for formats that the engine has no kernel for: those that are integers under
+    scales run as such (runtime.integer_weights), others, and all with activations f32, are decoded to plain floats of
+    the same values, and a warning says so once where `tells`.
     Raises RuntimeModelError naming the tensor or operation that the native core cannot run.
     """
-    return _Lowering(program, tensor, tells).run()
+    return _Lowering(program, tensor, activations, tells).run()
+
+
+@dataclass(frozen=True, slots=True)
+class ActivatedLinear(Linear):
+    """A linear with the activation of what it gives."""
+
+    activation: Activation | None = None
+
+
+def with_activations(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    """Join each linear with an activation of its output in place."""
+    joined: list[Operation] = []
+    for operation in operations:
+        before = joined[-1] if joined else None
+        if isinstance(operation, Activate) and type(before) is Linear and operation.out == operation.x == before.out:
+            joined[-1] = ActivatedLinear(
+                before.out, before.x, before.weight, before.bias, before.rows, activation=operation.activation
+            )
+        else:
+            joined.append(operation)
+    return tuple(joined)
 
 
 def linear_groups(operations: tuple[Operation, ...]) -> Iterator[Operation | tuple[Linear, ...]]:
@@ -89,10 +124,12 @@ class _Lowering:
 
     program: Program
     tensor: TensorByName
+    activations: str
     tells: bool
     native: _native.Program = field(default_factory=_native.Program)
     buffers: dict[str, int] = field(default_factory=dict)
     weights: dict[tuple[str, RowRange], int] = field(default_factory=dict)
+    integers: dict[tuple[str, RowRange], int] = field(default_factory=dict)
     vectors: dict[tuple[str, RowRange], int] = field(default_factory=dict)
     ropes: dict[RopeFrequencies, int] = field(default_factory=dict)
     biases: dict[RelativeBias, int] = field(default_factory=dict)
@@ -108,7 +145,7 @@ class _Lowering:
             self.layers[state.layer] = self.native.add_state(state.kv_heads, state.head_dim)
         for state in self.program.shared_states:
             self.shared_layers[state.layer] = self.native.add_shared_state(state.kv_heads, state.head_dim)
-        for operation in linear_groups(self.program.operations):
+        for operation in linear_groups(with_activations(self.program.operations)):
             try:
                 self._add(operation)
             except ValueError as refused:
@@ -123,9 +160,13 @@ class _Lowering:
         buffers = self.buffers
         match operation:
             case tuple():
-                self.native.linears(x=buffers[operation[0].x], parts=[self._part(linear) for linear in operation])
+                self._linears(operation)
             case Embed(out, weight, scale, by, offset):
-                self.native.embed(out=buffers[out], weight=self._weight(weight), scale=scale, by=by, offset=offset)
+                is_integer = has_integers(self.tensor(weight))
+                index = self._integers(weight) if is_integer else self._weight(weight)
+                self.native.embed(
+                    out=buffers[out], weight=index, scale=scale, by=by, offset=offset, is_integer=is_integer
+                )
             case RmsNorm(out, x, weight, epsilon, groups):
                 self.native.rms_norm(
                     out=buffers[out], x=buffers[x], weight=self._vector(weight), epsilon=epsilon, groups=groups
@@ -208,9 +249,40 @@ class _Lowering:
             self.biases[bias] = self.native.add_bias(len(values), values.reshape(-1))
         return self.biases[bias]
 
-    def _part(self, linear: Linear) -> tuple[int, int, int]:
-        bias = self._bias(linear.bias, linear.rows)
-        return self.buffers[linear.out], self._weight(linear.weight, linear.rows), bias
+    def _linears(self, linears: tuple[Linear, ...]) -> None:
+        """A group for each kind of input that these weights want."""
+        groups: dict[tuple[InputChoice, int] | None, list[Linear]] = {}
+        for linear in linears:
+            tensor = self.tensor(linear.weight)
+            choice = input_choice(tensor, self.activations)
+            kind = None if choice is None else (choice, scales_of_a_row(tensor))
+            groups.setdefault(kind, []).append(linear)
+        x = self.buffers[linears[0].x]
+        for kind, members in groups.items():
+            if kind is None:
+                parts = [self._part(linear, self._weight(linear.weight, linear.rows)) for linear in members]
+                self.native.linears(x=x, parts=parts)
+                continue
+            choice, columns = kind[0], self.program.buffers[linears[0].x]
+            parts = [self._part(linear, self._integers(linear.weight, linear.rows)) for linear in members]
+            self.native.integer_linears(x=x, input=native_input(choice.inputs, columns, choice.fixed), parts=parts)
+
+    def _part(self, linear: Linear, weight: int) -> tuple[int, int, int, str | None]:
+        activation = linear.activation if isinstance(linear, ActivatedLinear) else None
+        return self.buffers[linear.out], weight, self._bias(linear.bias, linear.rows), activation
+
+    def _integers(self, name: str, rows: RowRange = None) -> int:
+        if (name, rows) not in self.integers:
+            weight = integer_weight(self.tensor(name))
+            lines, points = weight.lines, weight.lines.zero_point
+            self.integers[name, rows] = self.native.add_integers(
+                name,
+                _rows_of(weight.codes, rows, name),
+                lines.levels,
+                _rows_of(lines.scale, rows, name),
+                None if points is None else _rows_of(points, rows, name),
+            )
+        return self.integers[name, rows]
 
     def _weight(self, name: str, rows: RowRange = None) -> int:
         if (name, rows) not in self.weights:
@@ -224,7 +296,7 @@ class _Lowering:
         """A tensor in a format that the engine multiplies with."""
         if name not in self.mappable:
             tensor = self.tensor(name)
-            if tensor.sidecars:
+            if set(tensor.sidecars) - {INPUT_SCALE, INPUT_ZERO_POINT}:
                 raise RuntimeModelError(
                     f"{name}: the engine does not know what to do with {', '.join(tensor.sidecars)} beside the weights"
                 )

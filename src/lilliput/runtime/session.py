@@ -17,7 +17,8 @@ from lilliput.errors import RuntimeModelError
 from lilliput.runtime.lowering import lower
 from lilliput.runtime.processors import default_threads
 
-Activations = Literal["engine", "f32"]
+# "engine", "f32" or integer inputs by name, see `EngineOptions`.
+Activations = str
 KvFormat = Literal["f16", "f32", "q8_0", "q4_0", "q8_0_plain", "q4_0_plain"]
 KV_FORMATS: tuple[KvFormat, ...] = get_args(KvFormat)
 OutputRows = Literal["last", "all", "none"] | Sequence[int]
@@ -34,7 +35,9 @@ class EngineOptions:
     """How the engine runs; none of it changes what a file means.
 
     threads: None means `default_threads()`.  context: positions of the cache, None means the model's own.
-    activations: "engine" quantizes inputs where the kernels want it, "f32" keeps them exact.
+    activations: "engine" quantizes inputs where the kernels want it, "f32" keeps them exact; integer inputs by name,
+        such as int8_token, int8_token_asym, int8_g32 or int8_static (lilliput.activations), are those of every weight
+        whose format is integers under scales.
     repack: interleave the rows of quantized weights in memory of the process, each when it is first used, which is
         faster at every number of tokens; otherwise weights stay where the file is mapped, shared between processes.
     kv_format: of the cache of keys and values; q8_0 and q4_0 rotate them first, plain ones do not.
@@ -47,6 +50,11 @@ class EngineOptions:
     kv_format: KvFormat = "f16"
     instruction_set: str | None = None
     repack: bool = True
+
+
+def engine_activations(activations: Activations) -> str:
+    """What weights that do not run as integers are multiplied with."""
+    return "f32" if activations == "f32" else "engine"
 
 
 class Session:
@@ -62,7 +70,7 @@ class Session:
         self.context = checked_context(options.context, config.context_length)
         program = source.architecture.program(config)
         # What is put together for a measurement is no file that somebody could be warned of.
-        native = lower(program, source.tensor, tells=bool(source.weight_files))
+        native = lower(program, source.tensor, options.activations, tells=bool(source.weight_files))
         self.vocab_size = program.buffers[program.output]
         try:
             self._engine = _native.Engine(
@@ -71,7 +79,7 @@ class Session:
                 batch=min(batch_size(program), self.context),
                 threads=options.threads or default_threads(),
                 instruction_set=options.instruction_set or "",
-                activations=options.activations,
+                activations=engine_activations(options.activations),
                 kv_format=options.kv_format,
                 repacks=options.repack,
             )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lilliput import _native
 from lilliput.activations import FixedScale, IntegerInputs
+from lilliput.activations.native_input import native_input
 from lilliput.arrays import Array
 from lilliput.formats import get_format
 from lilliput.formats.native_decode import decode as decode_planes
@@ -175,14 +176,8 @@ def _native_inputs(name: str, columns: int, fixed: tuple[float, ...]) -> _native
     key = (name, columns, fixed)
     found = _INPUTS.get(key)
     if found is None:
-        kind = integer_inputs(name)
-        found = _INPUTS[key] = _native.IntegerInput(
-            is_symmetric=kind.is_symmetric,
-            bits=kind.bits,
-            groups=kind.groups(columns),
-            scale=fixed[0] if fixed else None,
-            zero_point=int(fixed[1]) if fixed else 0,
-        )
+        scale = FixedScale(fixed[0], int(fixed[1])) if fixed else None
+        found = _INPUTS[key] = native_input(integer_inputs(name), columns, scale)
     return found
 
 

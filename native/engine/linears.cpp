@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Linear layers: which rows of which weight a thread takes, and what is done with what it gives.
+#include "engine/linears.h"
+
+#include <algorithm>
+
+namespace lilliput::engine {
+namespace {
+
+// Chunks per thread of a linear: the last one ends within the pool's spinning time (decode of 1B:
+// 20-40 µs).
+constexpr std::int64_t kChunksPerThread = 16;
+// Rows below which a chunk reads its input more often than its weights are worth.
+constexpr std::int64_t kFewestRows = 16;
+constexpr std::int64_t kFewestRowsOfManyTokens = 64;
+constexpr std::int64_t kManyTokens = 16;
+
+std::size_t cache_line_aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+void add_bias(const std::vector<float>& bias, std::int64_t row_begin, std::int64_t row_end,
+              std::int64_t tokens, std::int64_t stride, float* y) {
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    for (std::int64_t row = row_begin; row < row_end; ++row) {
+      y[token * stride + row] += bias[static_cast<std::size_t>(row)];
+    }
+  }
+}
+
+}  // namespace
+
+bool Engine::shares_linears(const Pass& pass, BufferIndex x,
+                            const std::vector<LinearPart>& parts) const {
+  const auto width = [&](BufferIndex index) {
+    return program_->buffers()[static_cast<std::size_t>(index)];
+  };
+  std::int64_t outputs = 0;
+  for (const LinearPart& part : parts) outputs += width(part.out);
+  return pass.lease.threads() > 1 && pass.rows * width(x) * outputs >= kMultiplicationsWorthSharing;
+}
+
+Engine::LinearPlan Engine::plan_linears(const LinearGroup& group, std::int64_t tokens,
+                                        bool shares) const {
+  LinearPlan plan;
+  std::uint8_t* memory = prepared_.as<std::uint8_t>();
+  const std::int64_t wanted_chunks = shares ? options_.threads * kChunksPerThread : 1;
+  const std::int64_t fewest_rows = tokens < kManyTokens ? kFewestRows : kFewestRowsOfManyTokens;
+  for (const LinearPart& part : group.parts) {
+    const auto& [weight, kernel_of_weight] = matrices_[part.weight];
+    const kernels::MatmulKernel& kernel = *kernel_of_weight;
+    const auto same = std::find_if(
+        plan.preparations.begin(), plan.preparations.end(),
+        [&](const LinearPlan::Preparation& p) { return p.kernel->prepare == kernel.prepare; });
+    const auto index = static_cast<std::size_t>(same - plan.preparations.begin());
+    if (same == plan.preparations.end()) {
+      plan.preparations.push_back({&kernel, memory});
+      memory += cache_line_aligned(kernel.prepared_bytes(tokens, weight.columns));
+    }
+    const std::int64_t even_rows = (weight.rows + wanted_chunks - 1) / wanted_chunks;
+    const std::int64_t chunk_rows =
+        kernels::round_up(kernels::round_up(even_rows, fewest_rows), kernel.row_tile);
+    plan.parts.push_back({&part, &weight, &kernel, index, plan.chunks, chunk_rows});
+    plan.chunks += (weight.rows + chunk_rows - 1) / chunk_rows;
+  }
+  return plan;
+}
+
+// What follows the product of rows [begin, end) of a weight, while they are in cache.
+void Engine::finish_part(const Pass& pass, const LinearPart& part, std::int64_t begin,
+                         std::int64_t end, bool has_bias) {
+  const std::int64_t width = program_->buffers()[static_cast<std::size_t>(part.out)];
+  float* y = buffer(pass, part.out);
+  if (part.bias != kNone && !has_bias) {
+    add_bias(program_->vectors()[static_cast<std::size_t>(part.bias)], begin, end, pass.rows, width,
+             y);
+  }
+  if (!part.activation) return;
+  for (std::int64_t token = 0; token < pass.rows; ++token) {
+    float* values = y + token * width + begin;
+    vector_kernels_.activate(values, *part.activation, end - begin, values);
+  }
+}
+
+void Engine::multiply(Pass& pass, const LinearPlan& plan, bool shares) {
+  pass.for_chunks(plan.chunks, shares, [&](std::int64_t chunk, int thread) {
+    std::size_t index = plan.parts.size() - 1;
+    while (plan.parts[index].first_chunk > chunk) --index;
+    const LinearPlan::Part& part = plan.parts[index];
+    const std::int64_t begin = (chunk - part.first_chunk) * part.chunk_rows;
+    const std::int64_t end = std::min(part.weight->rows, begin + part.chunk_rows);
+    part.kernel->multiply(*part.weight, plan.preparations[part.preparation].memory, pass.rows,
+                          buffer(pass, part.linear->out), part.weight->rows, begin, end,
+                          thread_scratch(thread));
+    finish_part(pass, *part.linear, begin, end, false);
+  });
+}
+
+std::size_t Engine::integer_input_bytes(const IntegerGroup& group) const {
+  const std::int64_t columns = program_->buffers()[static_cast<std::size_t>(group.x)];
+  return integer_kernel_.prepared_bytes(options_.batch, columns, group.groups(*program_));
+}
+
+void Engine::multiply(Pass& pass, const IntegerGroup& group, bool shares) {
+  // Small chunks, so that threads end together; of one thread too, so that what follows finds its
+  // rows in cache.
+  const std::int64_t chunk_rows = integer_kernel_.row_tile;
+  const auto chunks_of = [&](const LinearPart& part) {
+    const std::int64_t rows = program_->buffers()[static_cast<std::size_t>(part.out)];
+    return (rows + chunk_rows - 1) / chunk_rows;
+  };
+  std::int64_t chunks = 0;
+  for (const LinearPart& part : group.parts) chunks += chunks_of(part);
+  pass.for_chunks(chunks, shares, [&](std::int64_t chunk, int) {
+    std::size_t index = 0;
+    while (chunk >= chunks_of(group.parts[index])) chunk -= chunks_of(group.parts[index++]);
+    const LinearPart& part = group.parts[index];
+    const kernels::IntegerWeight& weight =
+        program_->integers()[static_cast<std::size_t>(part.weight)].weight();
+    const std::int64_t begin = chunk * chunk_rows;
+    const std::int64_t end = std::min(weight.rows, begin + chunk_rows);
+    const float* bias = part.bias == kNone
+                            ? nullptr
+                            : program_->vectors()[static_cast<std::size_t>(part.bias)].data();
+    const kernels::Output y{buffer(pass, part.out), kernels::NumberType::f32, weight.rows, bias};
+    integer_kernel_.multiply(weight, group.input, group.sums[index].data(),
+                             prepared_.as<std::uint8_t>(), pass.rows, y, begin, end);
+    finish_part(pass, part, begin, end, true);
+  });
+}
+
+}  // namespace lilliput::engine

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of encoders: all tokens come in one pass and see each other, so that nothing needs to be
+// kept between passes, and the cache of keys and values is passed by.
+#include <algorithm>
+
+#include "engine/pass.h"
+
+namespace lilliput::engine {
+namespace {
+
+// Queries of one task, a multiple of the kernel's 6 rows: two tasks a head of 128 tokens.
+constexpr std::int64_t kQueries = 66;
+// Scores of a task stay in the second-level cache up to so many keys.
+constexpr std::int64_t kMostKeys = 1024;
+// Multiplications of scores below which one thread ends sooner (about 10 µs).
+constexpr std::int64_t kWorkWorthSharing = 30'000;
+
+}  // namespace
+
+// Keys of an attention that takes this way, or 0. A cache of other numbers than float32 means that
+// keys and values are rounded to them.
+std::int64_t Engine::whole_attention_keys(const Attention& operation, std::int64_t tokens) const {
+  const bool fits = !operation.causal && !operation.reads_shared() && operation.softcap == 0.0f &&
+                    operation.head_dim % kernels::kKeyGroup == 0 && tokens <= kMostKeys &&
+                    options_.cache_format == kernels::CacheFormat::f32;
+  return fits ? tokens : 0;
+}
+
+std::size_t Engine::whole_attention_bytes(const Attention& operation) const {
+  const std::int64_t keys = whole_attention_keys(operation, std::min(options_.batch, kMostKeys));
+  return kernels::whole_attention_floats(kQueries, keys, operation.head_dim) * sizeof(float);
+}
+
+void Engine::run_whole(Pass& pass, const Attention& operation) {
+  const std::int64_t blocks = (pass.rows + kQueries - 1) / kQueries;
+  const std::int64_t group = operation.heads / operation.kv_heads;
+  const std::int64_t q_stride = operation.heads * operation.head_dim;
+  const float* q = buffer(pass, operation.q);
+  const float* k = buffer(pass, operation.k);
+  const float* v = buffer(pass, operation.v);
+  float* out = buffer(pass, operation.out);
+  const bool shares =
+      pass.lease.threads() > 1 && pass.rows * pass.rows * q_stride >= kWorkWorthSharing;
+  pass.for_chunks(operation.heads * blocks, shares, [&](std::int64_t chunk, int thread) {
+    const std::int64_t head = chunk / blocks;
+    const std::int64_t first = chunk % blocks * kQueries;
+    const std::int64_t offset = first * q_stride + head * operation.head_dim;
+    const std::int64_t kv_offset = head / group * operation.head_dim;
+    vector_kernels_.attend_whole(
+        {q + offset, k + kv_offset, v + kv_offset, out + offset, q_stride,
+         operation.kv_heads * operation.head_dim, std::min(kQueries, pass.rows - first), first,
+         pass.rows, operation.head_dim, operation.scale, bias_at_distance_0(operation.bias, head)},
+        reinterpret_cast<float*>(thread_scratch(thread)));
+  });
+}
+
+}  // namespace lilliput::engine
