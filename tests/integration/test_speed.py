@@ -35,8 +35,8 @@ def test_rows_say_what_was_measured_in_a_process_of_its_own(stories_folder: Path
     assert seen == [(1, 2), (2, 2)]
     for test, row in zip(tests, rows, strict=True):
         assert row.to_json().keys() == {
-            "threads", "test", "n", "depth", "kv_format", "batch", "instruction_set", "ready_s", "first_token_s", "limit_tok_s",
-            "tok_s_median", "tok_s_min", "tok_s_max", "peak_rss_bytes",
+            "threads", "test", "n", "depth", "kv_format", "batch", "instruction_set", "ready_s", "first_token_s",
+            "limit_tok_s", "tok_s_median", "tok_s_min", "tok_s_max", "peak_rss_bytes",
         }  # fmt: skip
         assert (row.threads, row.test, row.n, row.depth) == (2, test.test, test.n, 16)
         assert 0 < row.tok_s_min <= row.tok_s_median <= row.tok_s_max

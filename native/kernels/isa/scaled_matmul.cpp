@@ -37,16 +37,16 @@ using Panel = std::conditional_t<
 
 template <typename Format>
 void unpack_panel(const Int* words, Panel<Format>& panel) {
-  if constexpr (kArrangement<Format> == Arrangement::plain) {
-    Format::unpack_rows(words, panel);
-    return;
-  }
-  simd::RowLanes lanes;
-  Format::unpack_rows(words, lanes);
   if constexpr (kArrangement<Format> == Arrangement::paired) {
-    pair_groups<kKindOf<Format>>(lanes, panel);
+    PairingLanes<kKindOf<Format>> lanes(panel);
+    Format::unpack_rows(words, lanes);
+    lanes.finish();
   } else if constexpr (kArrangement<Format> == Arrangement::folded) {
-    fold_scales<kGridOf<Format>, Format::has_minimum>(lanes, panel);
+    FoldingLanes<kGridOf<Format>, Format::has_minimum> lanes(panel);
+    Format::unpack_rows(words, lanes);
+    lanes.finish();
+  } else {
+    Format::unpack_rows(words, panel);
   }
 }
 

@@ -240,25 +240,51 @@ struct alignas(64) PairedPanel {
   Float minus_minimum_factor;
 };
 
+// Takes what `unpack_rows` gives in place of simd::RowLanes.
 template <ScaledKind kind>
-void pair_groups(const simd::RowLanes& rows, PairedPanel& panel) {
-  constexpr int kQuads = kind.group_size / 4;
-  constexpr int kPairs = 32 / kQuads;
-  for (int pair = 0; pair < kPairs; ++pair) {
-    const Int* first = rows.codes + 2 * pair * kQuads;
-    for (int quad = 0; quad < kQuads; ++quad) {
-      Int* codes = panel.codes + 2 * (pair * kQuads + quad);
-      codes[0] = simd::interleave_low(first[quad], first[kQuads + quad]);
-      codes[1] = simd::interleave_high(first[quad], first[kQuads + quad]);
-    }
-    panel.scale[pair] = two_words(rows.scale[2 * pair], rows.scale[2 * pair + 1]);
-    if constexpr (kind.has_minimum) {
-      panel.minimum[pair] = two_words(rows.minimum[2 * pair], rows.minimum[2 * pair + 1]);
+class PairingLanes {
+ public:
+  Int scale[16];
+  Int minimum[16];
+  Float factor;
+  Float minimum_factor;
+
+  explicit PairingLanes(PairedPanel& panel) : panel_(panel) {}
+
+  // The quads of a group, then those of the next, or both by turns.
+  [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
+    const int group = quad / kQuads;
+    Int* to = panel_.codes + 2 * (group / 2 * kQuads + quad % kQuads);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      Int& first = first_[quad % kQuads + i];
+      if (group % 2 == 0) {
+        first = codes[i];
+      } else {
+        to[2 * i] = simd::interleave_low(first, codes[i]);
+        to[2 * i + 1] = simd::interleave_high(first, codes[i]);
+      }
     }
   }
-  panel.factor = rows.factor;
-  if constexpr (kind.has_minimum) panel.minus_minimum_factor = -rows.minimum_factor;
-}
+
+  [[gnu::always_inline]] void finish() {
+#pragma GCC unroll 8
+    for (int pair = 0; pair < kSegment / kind.group_size / 2; ++pair) {
+      panel_.scale[pair] = two_words(scale[2 * pair], scale[2 * pair + 1]);
+      if constexpr (kind.has_minimum) {
+        panel_.minimum[pair] = two_words(minimum[2 * pair], minimum[2 * pair + 1]);
+      }
+    }
+    panel_.factor = factor;
+    if constexpr (kind.has_minimum) panel_.minus_minimum_factor = -minimum_factor;
+  }
+
+ private:
+  static constexpr int kQuads = kind.group_size / 4;
+
+  PairedPanel& panel_;
+  Int first_[kQuads];
+};
 
 inline Int broadcast_two(const std::int32_t* words) {
   std::int64_t both;
@@ -323,33 +349,50 @@ struct alignas(64) FoldedPanel {
   Float minus_minimum_factor;
 };
 
+// Takes what `unpack_rows` gives in place of simd::RowLanes: scales first.
 template <ScaledGrid grid, bool has_minimum>
-void fold_scales(const simd::RowLanes& rows, FoldedPanel& panel) {
-  static_assert(grid.group_size == 16);
-  const Int low_bytes = simd::broadcast(0x00ff00ff);
-  for (int group = 0; group < 16; ++group) {
-    const Int scale = two_words(rows.scale[group], rows.scale[group]);
+class FoldingLanes {
+ public:
+  Int scale[16];
+  Int minimum[16];
+  Float factor;
+  Float minimum_factor;
+
+  explicit FoldingLanes(FoldedPanel& panel) : panel_(panel) {}
+
+  [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
+    static_assert(grid.group_size == 16);
+    const Int low_bytes = simd::broadcast(0x00ff00ff);
+    const Int group_scale = scale[quad / 4];
+    const Int words = two_words(group_scale, group_scale);
     // The same for every code, modulo 256.
-    Int start = simd::broadcast(-grid.least_product) - rows.scale[group] * grid.zero_point;
+    Int start = simd::broadcast(-grid.least_product) - group_scale * grid.zero_point;
     start = start & simd::broadcast(0xff);
     start = start | (start << 8);
     start = start | (start << 16);
-    for (int quad = 4 * group; quad < 4 * group + 4; ++quad) {
-      const Int even = rows.codes[quad] & low_bytes;
-      const Int odd = rows.codes[quad] ^ even;
-      const Int products = (simd::multiply_words(even, scale) & low_bytes) |
-                           (simd::multiply_words(odd, scale) & ~low_bytes);
-      panel.codes[quad] = simd::add_bytes(products, start);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Int even = codes[i] & low_bytes;
+      const Int products = (simd::multiply_words(even, words) & low_bytes) |
+                           (simd::multiply_words(codes[i] ^ even, words) & ~low_bytes);
+      panel_.codes[quad + i] = simd::add_bytes(products, start);
     }
   }
-  panel.factor = rows.factor;
-  if constexpr (has_minimum) {
-    for (int i = 0; i < 8; ++i) {
-      panel.minimum[i] = two_words(rows.minimum[2 * i], rows.minimum[2 * i + 1]);
+
+  [[gnu::always_inline]] void finish() {
+    panel_.factor = factor;
+    if constexpr (has_minimum) {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        panel_.minimum[i] = two_words(minimum[2 * i], minimum[2 * i + 1]);
+      }
+      panel_.minus_minimum_factor = -minimum_factor;
     }
-    panel.minus_minimum_factor = -rows.minimum_factor;
   }
-}
+
+ private:
+  FoldedPanel& panel_;
+};
 
 inline constexpr int kFoldedTokens = 4;
 template <int n_panels, typename Body>
