@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "formats/spelled_codes.h"
 #include "simd/simd.h"
 
 namespace lilliput::formats {
@@ -32,11 +33,14 @@ struct iq1_m {
                                       (block.scales[2] >> 12) << 8 | (block.scales[3] >> 12) << 12);
   }
 
+  static int scale_code(const Block& block, int group) {
+    return block.scales[group / 4] >> (3 * (group % 4)) & 7;
+  }
+
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block_scale(block));
     for (int group = 0; group < 16; ++group) {
-      const int code = block.scales[group / 4] >> (3 * (group % 4)) & 7;
-      const float group_scale = scale * static_cast<float>(2 * code + 1);
+      const float group_scale = scale * static_cast<float>(2 * scale_code(block, group) + 1);
       for (int j = 2 * group; j < 2 * group + 2; ++j) {
         const int high = block.indices_high[group] >> (4 * (j % 2));
         const float shift = high & 8 ? -0.125f : 0.125f;
@@ -72,6 +76,14 @@ struct iq1_m {
     }
     segment.scale = simd::load_groups(scales);
     return segment;
+  }
+  // Written out in memory, 3 bits a weight.
+  using Spelled = SpelledBlock<3, 16>;
+  static constexpr std::array<std::int8_t, 16> spelled_values = {-7, 1, 9, 0, -9, -1, 7};
+  static constexpr float spelled_unit = 0.125f;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    SpelledCodes<iq1_m>::unpack_rows(words, lanes);
   }
 };
 

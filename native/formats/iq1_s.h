@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "formats/spelled_codes.h"
 #include "simd/simd.h"
 
 namespace lilliput::formats {
@@ -27,11 +28,14 @@ struct iq1_s {
   };
   static_assert(sizeof(Block) == 50);
 
+  static std::uint16_t block_scale(const Block& block) { return block.scale; }
+  static int scale_code(const Block& block, int group) { return block.groups[group] >> 12 & 7; }
+
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block.scale);
     for (int group = 0; group < 8; ++group) {
       const std::uint32_t word = block.groups[group];
-      const float group_scale = scale * static_cast<float>(2 * (word >> 12 & 7) + 1);
+      const float group_scale = scale * static_cast<float>(2 * scale_code(block, group) + 1);
       const float shift = word & 0x8000u ? -0.125f : 0.125f;
       for (int j = 0; j < 4; ++j) {
         const std::uint64_t grid =
@@ -67,6 +71,14 @@ struct iq1_s {
     }
     segment.scale = simd::load_groups_twice(scales);
     return segment;
+  }
+  // Written out in memory, 3 bits a weight.
+  using Spelled = SpelledBlock<3, 8>;
+  static constexpr std::array<std::int8_t, 16> spelled_values = {-7, 1, 9, 0, -9, -1, 7};
+  static constexpr float spelled_unit = 0.125f;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    SpelledCodes<iq1_s>::unpack_rows(words, lanes);
   }
 };
 

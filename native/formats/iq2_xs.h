@@ -12,6 +12,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "formats/spelled_codes.h"
 #include "simd/simd.h"
 
 namespace lilliput::formats {
@@ -26,10 +27,15 @@ struct iq2_xs {
   };
   static_assert(sizeof(Block) == 74);
 
+  static std::uint16_t block_scale(const Block& block) { return block.scale; }
+  static int scale_code(const Block& block, int group) {
+    return block.scale_codes[group / 2] >> (4 * (group % 2)) & 15;
+  }
+
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block.scale);
     for (int group = 0; group < 16; ++group) {
-      const int code = block.scale_codes[group / 2] >> (4 * (group % 2)) & 15;
+      const int code = scale_code(block, group);
       const float group_scale = scale * (0.5f + static_cast<float>(code)) * 0.25f;
       for (int j = 2 * group; j < 2 * group + 2; ++j) {
         grid_values(kIq2XsGrid[block.codes[j] & 511], kSignParity[block.codes[j] >> 9], group_scale,
@@ -59,6 +65,14 @@ struct iq2_xs {
     const simd::Groups codes = simd::nibble_groups(load<std::uint64_t>(block->scale_codes));
     segment.scale = (codes - -0.5f) * half_to_float(block->scale) * 0.25f;
     return segment;
+  }
+  // Written out in memory, 3 bits a weight.
+  using Spelled = SpelledBlock<3, 16>;
+  static constexpr std::array<std::int8_t, 16> spelled_values = with_signs(kIq2XsValues, 4);
+  static constexpr float spelled_unit = 0.125f;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    SpelledCodes<iq2_xs>::unpack_rows(words, lanes);
   }
 };
 

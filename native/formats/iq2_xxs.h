@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "formats/spelled_codes.h"
 #include "simd/simd.h"
 
 namespace lilliput::formats {
@@ -26,12 +27,18 @@ struct iq2_xxs {
   };
   static_assert(sizeof(Block) == 66);
 
+  static std::uint16_t block_scale(const Block& block) { return block.scale; }
+  static int scale_code(const Block& block, int group) {
+    return static_cast<int>(block.words[2 * group + 1] >> 28);
+  }
+
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block.scale);
     for (int group = 0; group < 8; ++group) {
       const std::uint32_t indices = block.words[2 * group];
       const std::uint32_t signs = block.words[2 * group + 1];
-      const float group_scale = scale * (0.5f + static_cast<float>(signs >> 28)) * 0.25f;
+      const float group_scale =
+          scale * (0.5f + static_cast<float>(scale_code(block, group))) * 0.25f;
       for (int j = 0; j < 4; ++j) {
         const std::uint64_t grid = kIq2XxsGrid[indices >> (8 * j) & 255];
         grid_values(grid, kSignParity[signs >> (7 * j) & 127], group_scale,
@@ -64,6 +71,14 @@ struct iq2_xxs {
     const simd::Groups codes = simd::nibble_groups(scale_codes | scale_codes << 32);
     segment.scale = (codes - -0.5f) * half_to_float(block->scale) * 0.25f;
     return segment;
+  }
+  // Written out in memory, 3 bits a weight.
+  using Spelled = SpelledBlock<3, 8>;
+  static constexpr std::array<std::int8_t, 16> spelled_values = with_signs(kIq2XxsValues, 4);
+  static constexpr float spelled_unit = 0.125f;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    SpelledCodes<iq2_xxs>::unpack_rows(words, lanes);
   }
 };
 

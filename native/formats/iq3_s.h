@@ -12,6 +12,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "formats/spelled_codes.h"
 #include "simd/simd.h"
 
 namespace lilliput::formats {
@@ -28,11 +29,15 @@ struct iq3_s {
   };
   static_assert(sizeof(Block) == 110);
 
+  static std::uint16_t block_scale(const Block& block) { return block.scale; }
+  static int scale_code(const Block& block, int group) {
+    return block.scale_codes[group / 2] >> (4 * (group % 2)) & 15;
+  }
+
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block.scale);
     for (int group = 0; group < 8; ++group) {
-      const int code = block.scale_codes[group / 2] >> (4 * (group % 2)) & 15;
-      const float group_scale = scale * static_cast<float>(1 + 2 * code);
+      const float group_scale = scale * static_cast<float>(1 + 2 * scale_code(block, group));
       for (int j = 0; j < 4; ++j) {
         const int pair = 8 * group + 2 * j;
         const int high = block.indices_high[group] >> (2 * j);
@@ -67,6 +72,14 @@ struct iq3_s {
     const simd::Groups codes = simd::nibble_groups(scale_codes | scale_codes << 32);
     segment.scale = (codes * 2.0f - -1.0f) * half_to_float(block->scale);
     return segment;
+  }
+  // Written out in memory, 4 bits a weight.
+  using Spelled = SpelledBlock<4, 8>;
+  static constexpr std::array<std::int8_t, 16> spelled_values = with_signs(kIq3SValues, 8);
+  static constexpr float spelled_unit = 1.0f;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    SpelledCodes<iq3_s>::unpack_rows(words, lanes);
   }
 };
 

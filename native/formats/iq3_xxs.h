@@ -13,6 +13,7 @@
 #include "formats/codebooks.h"
 #include "formats/float_bits.h"
 #include "formats/grid_values.h"
+#include "formats/spelled_codes.h"
 #include "simd/simd.h"
 
 namespace lilliput::formats {
@@ -27,11 +28,17 @@ struct iq3_xxs {
   };
   static_assert(sizeof(Block) == 98);
 
+  static std::uint16_t block_scale(const Block& block) { return block.scale; }
+  static int scale_code(const Block& block, int group) {
+    return static_cast<int>(block.signs[group] >> 28);
+  }
+
   static void decode(const Block& block, float* values) {
     const float scale = half_to_float(block.scale);
     for (int group = 0; group < 8; ++group) {
       const std::uint32_t signs = block.signs[group];
-      const float group_scale = scale * (0.5f + static_cast<float>(signs >> 28)) * 0.5f;
+      const float group_scale =
+          scale * (0.5f + static_cast<float>(scale_code(block, group))) * 0.5f;
       for (int j = 0; j < 4; ++j) {
         const std::uint8_t* index = block.indices + 8 * group + 2 * j;
         const std::uint64_t grid =
@@ -67,6 +74,14 @@ struct iq3_xxs {
     const simd::Groups codes = simd::nibble_groups(scale_codes | scale_codes << 32);
     segment.scale = (codes - -0.5f) * half_to_float(block->scale) * 0.5f;
     return segment;
+  }
+  // Written out in memory, 4 bits a weight.
+  using Spelled = SpelledBlock<4, 8>;
+  static constexpr std::array<std::int8_t, 16> spelled_values = with_signs(kIq3XxsValues, 8);
+  static constexpr float spelled_unit = 0.25f;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    SpelledCodes<iq3_xxs>::unpack_rows(words, lanes);
   }
 };
 

@@ -94,7 +94,8 @@ GROUP_SCALES = {
 
 # Formats with a kernel for rows interleaved in memory.
 SMALL_BLOCKS = ("q4_0", "q4_1", "q8_0", "iq4_nl", "mxfp4")
-INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, "iq4_xs")
+CODEBOOKS = ("iq1_m", "iq1_s", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs")
+INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, *CODEBOOKS, "iq4_xs")
 
 
 def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False) -> NDArray[np.float64]:
@@ -196,8 +197,8 @@ def test_interleaved_weights_give_a_token_the_same_bits_whatever_tokens_come_wit
 
 
 def test_a_format_without_a_kernel_for_interleaved_rows_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="iq1_s: no kernel for interleaved rows"):
-        _native.matmul("iq1_s", random_weight("iq1_s", 16, 256), 16, random_inputs(1, 256), "scalar", interleaves=True)
+    with pytest.raises(ValueError, match="tq1_0: no kernel for interleaved rows"):
+        _native.matmul("tq1_0", random_weight("tq1_0", 16, 256), 16, random_inputs(1, 256), "scalar", interleaves=True)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

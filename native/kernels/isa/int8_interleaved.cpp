@@ -28,8 +28,8 @@ void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, st
     const int groups32 = segment_columns(weight.columns, index) / 32;
     for (std::int64_t token = 0; token < tokens; token += kTokenTile) {
       const int in_tile = static_cast<int>(std::min<std::int64_t>(kTokenTile, tokens - token));
-      multiply_panels<grid_of<Format>()>(panels, input[token / kTokenTile * segments + index],
-                                         in_tile, groups32, sums + token * kRowBlock);
+      multiply_panels<grid_of_rows<Format>()>(panels, input[token / kTokenTile * segments + index],
+                                              in_tile, groups32, sums + token * kRowBlock);
     }
   }
 }
@@ -61,7 +61,7 @@ void multiply(const Weight& weight, const std::uint8_t* prepared, std::int64_t t
     return;
   }
   with_input_tile<true>(tokens, [&]<int tile>() {
-    multiply_few<Format, FloatLaneProduct<grid_of<Format>(), tile>, TileInput<tile>, tile,
+    multiply_few<Format, FloatLaneProduct<grid_of_rows<Format>(), tile>, TileInput<tile>, tile,
                  kMostFewTokens + kTokenTile>(product, row_begin, row_end);
   });
 }

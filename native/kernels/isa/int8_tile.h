@@ -110,23 +110,34 @@ void multiply_tile(const Panel* panels, const TileInput<kTokenTile>& input, int 
   }
 }
 
+// As rows come from `unpack_rows`.
+template <typename Format>
+constexpr Grid grid_of_rows() {
+  if constexpr (requires { typename Format::Spelled; }) {
+    return {Format::group_size, simd::kSignedBias, true, false};
+  } else {
+    return grid_of<Format>();
+  }
+}
+
 // What `unpack_rows` gives, multiplied with a tile while it is unpacked: the codes need not be kept.
 // The sums are those of multiply_tile.
 template <Grid grid, int tile>
 class FloatLaneProduct {
  public:
-  Float scale[8];
+  Float scale[kSegment / grid.group_size];
   Float minus_minimum[8];
 
   explicit FloatLaneProduct(const TileInput<tile>& input) : input_(input) {}
 
   [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
-    const int group = quad / 8;
+    const int group = quad / kQuads;
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
-      if (quad % 8 == 0 && grid.zero_point == 0) dots_[t] = Int{};
-      if (quad % 8 == 0 && grid.zero_point != 0) {
-        dots_[t] = simd::broadcast(-grid.zero_point * input_.sum32[group][t]);
+      if (quad % kQuads == 0 && grid.zero_point == 0) dots_[t] = Int{};
+      if (quad % kQuads == 0 && grid.zero_point != 0) {
+        const std::int32_t sum = kQuads == 8 ? input_.sum32[group][t] : input_.sum16[group][t];
+        dots_[t] = simd::broadcast(-grid.zero_point * sum);
       }
     }
 #pragma GCC unroll 2
@@ -140,7 +151,7 @@ class FloatLaneProduct {
                        : simd::dot_unsigned(dots_[t], codes[i], input0, codes[i + 1], input1);
       }
     }
-    if (quad % 8 == 4) finish_group(group);
+    if (quad % kQuads == kQuads - 4) finish_group(group);
   }
 
   [[gnu::always_inline]] void add_to_sums(float* sums) const {
@@ -152,11 +163,15 @@ class FloatLaneProduct {
   }
 
  private:
+  static constexpr int kQuads = grid.group_size / 4;
+  static_assert(kQuads == 8 || !grid.has_minimum);
+
   [[gnu::always_inline]] void finish_group(int group) {
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
       const Float product = simd::to_float(dots_[t]) * scale[group];
-      totals_[t] = simd::fma(product, simd::broadcast(input_.scale[group][t]), totals_[t]);
+      totals_[t] =
+          simd::fma(product, simd::broadcast(input_.scale[group * kQuads / 8][t]), totals_[t]);
       if constexpr (grid.has_minimum) {
         const Float input_sum = simd::broadcast(input_.scaled_sum[group][t]);
         totals_[t] = simd::fma(minus_minimum[group], input_sum, totals_[t]);

@@ -9,13 +9,26 @@
 
 #include <cstring>
 
+#include "formats/spelled_codes.h"
 #include "kernels/isa/blocks.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 
+// Codebook formats lie in memory written out (spelled_codes.h).
+template <typename Format>
+inline constexpr bool kIsSpelled = requires { typename Format::Spelled; };
+template <typename Format>
+constexpr int segment_bytes() {
+  if constexpr (kIsSpelled<Format>) {
+    return static_cast<int>(sizeof(typename Format::Spelled));
+  } else {
+    return static_cast<int>(sizeof(PaddedSegment<Format>::blocks));
+  }
+}
+
 // Words of a segment.
 template <typename Format>
-inline constexpr int kSegmentBytes = static_cast<int>(sizeof(PaddedSegment<Format>::blocks));
+inline constexpr int kSegmentBytes = segment_bytes<Format>();
 template <typename Format>
 inline constexpr int kWords = (kSegmentBytes<Format> + 3) / 4;
 template <typename Format>
@@ -69,7 +82,10 @@ template <typename Format>
 void order_bytes(const Weight& weight, std::int64_t row, std::int64_t index, std::uint8_t* bytes) {
   PaddedSegment<Format> padded;
   const auto* blocks = segment_blocks<Format>(weight, row, index, padded);
-  if constexpr (Format::block_size == kSegment) {
+  if constexpr (kIsSpelled<Format>) {
+    const auto spelled = formats::SpelledCodes<Format>::spell(*blocks);
+    std::memcpy(bytes, &spelled, sizeof(spelled));
+  } else if constexpr (Format::block_size == kSegment) {
     std::memcpy(bytes, blocks, sizeof(*blocks));
   } else {
     constexpr int kBlocks = kSegment / Format::block_size;
@@ -112,7 +128,7 @@ class RowWords {
     constexpr int kBytes = kSegmentBytes<Format>;
     Int gathered[kPaddedBytes<Format> / 4];
     for (int lane = 0; lane <= last_; ++lane) prefetch_segment(weight_, row_ + lane, index + 1);
-    if (Format::block_size == kSegment && last_ == kLanes - 1) {
+    if (Format::block_size == kSegment && !kIsSpelled<Format> && last_ == kLanes - 1) {
       gather_words<kBytes>(weight_.blocks + row_ * weight_.row_bytes + index * kBytes,
                            weight_.row_bytes, gathered);
     } else {
@@ -130,9 +146,6 @@ class RowWords {
   }
 
  private:
-  static constexpr int kWordsAhead =
-      512;  // measured: 256 to 1024 stream at 0.8 to 0.9 of the memory
-
   const Weight& weight_;
   std::int64_t row_;
   std::int64_t last_;
