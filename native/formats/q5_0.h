@@ -49,6 +49,22 @@ struct q5_0 {
     segment.scale = simd::half_groups<sizeof(Block)>(reinterpret_cast<const std::uint8_t*>(block));
     return segment;
   }
+  // A row in each lane, given word by word: scale and high bits of 8 blocks, 6 bytes each, then their
+  // codes.
+  static constexpr int header_bytes = 6;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    simd::Int high_bits[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const simd::Int* two = words + 3 * i;
+      lanes.scale[2 * i] = simd::half_lanes(two[0]);
+      high_bits[2 * i] = simd::shift_right_logical<16>(two[0]) | (two[1] << 16);
+      lanes.scale[2 * i + 1] = simd::half_lanes(simd::shift_right_logical<16>(two[1]));
+      high_bits[2 * i + 1] = two[2];
+    }
+    simd::put_five_bits(words + 12, high_bits, lanes);
+  }
 };
 
 }  // namespace LILLIPUT_ISA

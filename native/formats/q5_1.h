@@ -53,6 +53,19 @@ struct q5_1 {
         simd::half_groups<sizeof(Block)>(bytes, bytes + 2) * simd::split_groups(1.0f, -1.0f);
     return segment;
   }
+  // A row in each lane, given word by word: scale, minimum and high bits of 8 blocks, then their codes.
+  static constexpr int header_bytes = 8;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    simd::Int high_bits[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      lanes.scale[i] = simd::half_lanes(words[2 * i]);
+      lanes.minus_minimum[i] = simd::half_lanes(simd::shift_right_logical<16>(words[2 * i]));
+      high_bits[i] = words[2 * i + 1];
+    }
+    simd::put_five_bits(words + 16, high_bits, lanes);
+  }
 };
 
 }  // namespace LILLIPUT_ISA

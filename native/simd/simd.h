@@ -192,6 +192,30 @@ template <typename Lanes, typename Convert>
     lanes.put(8 * block + 4, high);
   }
 }
+// The same, and column j's fifth bit in bit j of high_bits[block].
+template <typename Lanes>
+[[gnu::always_inline]] inline void put_five_bits(const Int* words, const Int (&high_bits)[8],
+                                                 Lanes& lanes) {
+  const Int nibble = broadcast(0x0f0f0f0f);
+#pragma GCC unroll 8
+  for (int block = 0; block < 8; ++block) {
+    // Four bits, 7 apart from where they are wanted.
+    const auto fifths = [&](int quad) {
+      const Int bits = (high_bits[block] >> (4 * quad)) & broadcast(15);
+      return (bits * broadcast(0x02040810)) & broadcast(0x10101010);
+    };
+    Int low[4];
+    Int high[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Int both = words[4 * block + i];
+      low[i] = (both & nibble) | fifths(i);
+      high[i] = (shift_right_logical<4>(both) & nibble) | fifths(4 + i);
+    }
+    lanes.put(8 * block, low);
+    lanes.put(8 * block + 4, high);
+  }
+}
 // Byte `index` of each lane.
 inline Int byte_lanes(Int a, int index) { return ((a >> (8 * index)) & broadcast(255)); }
 
