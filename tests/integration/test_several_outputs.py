@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,8 @@ from lilliput.fitting import FitOptions
 from lilliput.pipeline.repack import Move
 from lilliput.recipes.ledger import ledger_path, read_ledger
 
+# The package's own name for it is the function.
+fit_module = importlib.import_module("lilliput.fitting.fit")
 FILES = ("m.gguf", "m.compressed-tensors", "m.onnx", "m.tflite")
 
 
@@ -141,8 +144,13 @@ def test_a_search_chooses_among_what_every_output_holds(tmp_path: Path) -> None:
         shared_formats(outputs, options)
 
 
-def test_one_point_of_a_search_goes_into_four_containers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_point_of_a_search_goes_into_four_containers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
+    # Not what is under test: mixes measured along the frontier and at random.
+    monkeypatch.setattr(fit_module, "FRONTIER_POINTS", 2)
+    monkeypatch.setattr(fit_module, "RANDOM_CONFIGURATIONS", 2)
     tiny = write_tiny_llama(tmp_path / "T", hidden=64, ffn=64, layers=1, heads=2, kv_heads=1, vocab=300, context=64)
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 15)
