@@ -208,16 +208,19 @@ def plan(
     *,
     guidance: Guidance | None = None,
     options: QuantizeOptions | None = None,
+    measuring: Callable[[str], None] | None = None,
 ) -> PlanReport:
     """What `quantize` will do, from headers alone, with its exact size and what it will take.
 
-    output: its name decides the container, as for `quantize`. Raises ContainerError for what that cannot hold.
+    output: its name decides the container, as for `quantize`.  measuring: called with the name of each speed of this
+    machine that is not known yet, before it is measured.  Raises ContainerError for what the container cannot hold.
     """
     guidance, options = guidance or Guidance(), options or QuantizeOptions()
     with opened(model, options.revision) as original:
         source, found, size = _sized(original, to, output, guidance, options)
         check_hessians(found, guidance)
-        speeds = MachineSpeeds(options.threads or default_threads(), guided=guidance.is_given)
+        threads = options.threads or default_threads()
+        speeds = MachineSpeeds(threads, guided=guidance.is_given, measuring=measuring)
         limit = options.tokens or (STREAM_TOKENS if needs_stream(found) else None)
         tokens = _tokens_to_calibrate(source, guidance, limit)
         found = replace(found, warnings=(*found.warnings, *few_tokens_notes(tokens, widest_layer(source))))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from lilliput.calibration.expert_inputs import knows_inputs
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers import container_for
 from lilliput.containers.container import Container, Contents
+from lilliput.containers.gguf_reader import GgufFile
 from lilliput.containers.inspection import inspect as inspect_file
-from lilliput.containers.publish import check_target, publish
+from lilliput.containers.publish import check_target, half_published, publish
 from lilliput.errors import CalibrationError, ContainerError
 from lilliput.opening import PathLike, opened, text_files
 from lilliput.pipeline.correct_biases import corrects_biases, with_biases
@@ -101,11 +102,14 @@ def quantize(
         result = QuantizeResult(
             paths, 0, plan.bits_per_weight, ledger_path(target), (*plan.warnings, *notes), is_up_to_date=False
         )
-        # A file without its ledger: the run that made it was killed before its last step. The same bytes come again.
-        is_made = _is_up_to_date(paths, job.fingerprint)
+        is_made = all(path.is_file() for path in paths) and _has_fingerprint(paths[0], job.fingerprint)
         if is_made and is_ledger_of(result.ledger, job.fingerprint) and not options.force:
             WorkFolder.discard_finished(work_path(target), job.fingerprint)
             return replace(result, bytes=sum(path.stat().st_size for path in paths), is_up_to_date=True)
+        # Files without their ledger, or part of a set: the run that made them was killed in its last steps. The same
+        # bytes come again.
+        waiting = half_published(paths, target)
+        is_made = is_made or (waiting is not None and _part_has_fingerprint(waiting, job.fingerprint))
         job = replace(job, options=replace(options, force=options.force or is_made))
         check_target(target, parts, overwrite=job.options.force)
         if options.announce is not None:
@@ -257,11 +261,19 @@ def _fingerprint(source: ModelSource, plan: Plan, guidance: Guidance, options: Q
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _is_up_to_date(paths: Sequence[Path], fingerprint: str) -> bool:
-    if not all(path.is_file() for path in paths):
-        return False
+def _has_fingerprint(file: Path, fingerprint: str) -> bool:
+    """Whether a file, a folder's or set's first, says that it was made by just this run."""
     try:
-        return inspect_file(paths[0]).metadata.get(FINGERPRINT_KEY) == fingerprint
+        return inspect_file(file).metadata.get(FINGERPRINT_KEY) == fingerprint
+    except ContainerError:
+        return False
+
+
+def _part_has_fingerprint(first: Path, fingerprint: str) -> bool:
+    """The same of the first file of a split GGUF, the only kind of set, while others are missing beside it."""
+    try:
+        with closing(GgufFile(first)) as part:
+            return part.metadata.get(FINGERPRINT_KEY) == fingerprint
     except ContainerError:
         return False
 

@@ -14,6 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_llama import TEXT
 
+from lilliput.recipes import machine
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -289,6 +291,18 @@ def test_a_text_of_a_few_tokens_is_refused_with_figures(run: Run, model: Path, t
     check_refused(run, tmp_path, words, "word.txt: ", "at least 16")
     code, _, err = run("calibrate", model, "--text", tmp_path / "word.txt", "-o", tmp_path / "s.safetensors")
     assert (code, "at least 16" in err) == (1, True)
+
+
+def test_plan_says_that_it_measures_the_machine_and_only_once(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SECONDS_PER_PROBE", 0.0)
+    said = "measuring how fast this machine is"
+    code, out, err = run("plan", model, "--to", "Q4_0", "--json")
+    assert code == 0
+    assert err.count(said) == 1
+    assert json.loads(out)["seconds"]
+    assert said not in run("plan", model, "--to", "Q4_0")[2]
 
 
 @pytest.mark.parametrize("command", ["quantize", "plan", "calibrate"])

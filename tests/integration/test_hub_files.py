@@ -19,6 +19,7 @@ from lilliput.containers import open_model
 from lilliput.containers.container import Split
 from lilliput.errors import CheckpointError, PublishError
 from lilliput.pushing import PushOptions, push
+from lilliput.recipes.ledger import ledger_path
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -55,6 +56,29 @@ def published(server: HubServer, folder: Path, name: str = "o/m") -> dict[str, b
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     server.repositories[name] = files
     return files
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+def test_a_split_set_killed_between_its_renames_is_finished_without_force(
+    tiny: Path, tmp_path: Path, moved: int
+) -> None:
+    options = workflows.QuantizeOptions(split=Split(max_tensors=5))
+    output = tmp_path / "out" / "T.gguf"
+    paths = workflows.quantize(tiny, "Q8_0", output, options=options).output
+    assert len(paths) > 2
+    before = [path.read_bytes() for path in paths]
+    # As the rename of the set leaves it: the last files in place, the first ones still in the run's own folder.
+    ledger_path(output).unlink()
+    left = output.parent / ".T.gguf.abc.partial"
+    left.mkdir()
+    for path in paths[:-moved]:
+        path.rename(left / path.name)
+    with pytest.raises(PublishError, match="exists already; pass --force"):
+        workflows.quantize(tiny, "Q4_0", output, options=options)
+    assert workflows.quantize(tiny, "Q8_0", output, options=options).output == paths
+    assert [path.read_bytes() for path in paths] == before
+    assert ledger_path(output).exists()
+    assert not left.exists()
 
 
 def test_only_the_shards_that_the_index_names_are_fetched(server: HubServer, tiny: Path) -> None:

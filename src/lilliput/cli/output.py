@@ -11,7 +11,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from lilliput.errors import LilliputError
@@ -19,6 +19,7 @@ from lilliput.errors import LilliputError
 # Every command imports this module, most print a line at their end: rich is imported when something is printed.
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
     from lilliput.architectures.architecture import Json
     from lilliput.recipes.assumptions import Assumption
@@ -144,6 +145,25 @@ def progress(label: str) -> Iterator[Advance]:
             bar.update(task, completed=done, total=total)
 
         yield advance
+
+
+@contextmanager
+def measured_speeds() -> Iterator[Callable[[str], None]]:
+    """What says on stderr that speeds of this machine are measured; on a terminal, which one now."""
+    with ExitStack() as stack:
+        status: Status | None = None
+        begun = False
+
+        def measuring(name: str) -> None:
+            nonlocal status, begun
+            if not begun:
+                begun = True
+                say("measuring how fast this machine is, for the times; a few seconds, then remembered for days")
+                status = stack.enter_context(console().status(name)) if sys.stderr.isatty() else None
+            elif status is not None:
+                status.update(name)
+
+        yield measuring
 
 
 def report_failure(error: Exception, *, as_json: bool, usage_code: int) -> int:

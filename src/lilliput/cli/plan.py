@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lilliput.cli import options, values
-from lilliput.cli.output import human_bytes, human_seconds, print_assumptions, print_json, print_table, tell, warn
+from lilliput.cli.output import (
+    human_bytes,
+    human_seconds,
+    measured_speeds,
+    print_assumptions,
+    print_json,
+    print_table,
+    tell,
+    warn,
+)
 
 if TYPE_CHECKING:
     from lilliput.fitting import FitPlan, Goal
@@ -85,7 +94,9 @@ def command(
             runtime=runtime, formats=options.candidate_names(formats), effort=effort, method=method, tokens=tokens,
             threads=threads, revision=revision,
         )  # fmt: skip
-        _tell_search(fitting.plan_fit(model, goal, text=text, options=search), goal, as_json=json)
+        with measured_speeds() as measuring:
+            planned = fitting.plan_fit(model, goal, text=text, options=search, measuring=measuring)
+        _tell_search(planned, goal, as_json=json)
         return
     options.refuse(call, SEARCH_ONLY, "without a target of a search; add one, such as --size 5GB, or leave it out")
     options.refuse_for_quantize(call, effort=effort)
@@ -99,7 +110,8 @@ def command(
         threads=threads,
         revision=revision,
     )
-    report = workflows.plan(model, to, output, guidance=guidance, options=chosen)
+    with measured_speeds() as measuring:
+        report = workflows.plan(model, to, output, guidance=guidance, options=chosen, measuring=measuring)
     if json:
         print_json(report.to_json())
         return

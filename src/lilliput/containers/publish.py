@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,21 @@ def _check_folder(target: Path, names: set[str]) -> None:
         raise PublishError(f"{target} holds {strange[0]}, which is no part of the output; choose another output")
 
 
+def half_published(paths: Sequence[Path], target: Path) -> Path | None:
+    """Where the first of `paths` still is, if a run was killed while it renamed this set into place; else None.
+
+    The folder that such a run leaves held all of them, so what is no longer in it was moved into place.
+    """
+    waiting = {path.name for path in paths if not path.exists()}
+    if len(waiting) in (0, len(paths)):
+        return None
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        first = left / paths[0].name
+        if first.is_file() and {path.name for path in left.iterdir()} == waiting and not _is_locked(left):
+            return first
+    return None
+
+
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target` that is gone afterwards, whatever happens; so are folders made for it in vain.
@@ -138,13 +153,23 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 def _remove_if_abandoned(staging: Path) -> None:
     """Remove a staging folder that no running process holds the lock of."""
-    with suppress(OSError):
+    if not _is_locked(staging):
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_locked(staging: Path) -> bool:
+    """Whether a running process holds the lock of a staging folder, or nobody can tell."""
+    try:
         descriptor = os.open(staging, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(staging, ignore_errors=True)
-        finally:
-            os.close(descriptor)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_text(target: Path, text: str) -> None:

@@ -142,14 +142,22 @@ def _check_task(source: ModelSource) -> None:
 
 
 def plan_fit(
-    model: workflows.PathLike, goal: Goal, *, text: Sequence[Path], options: FitOptions | None = None
+    model: workflows.PathLike,
+    goal: Goal,
+    *,
+    text: Sequence[Path],
+    options: FitOptions | None = None,
+    measuring: Callable[[str], None] | None = None,
 ) -> FitPlan:
-    """What `fit` will take, from headers and the text. Raises RecipeError for a goal out of reach."""
+    """What `fit` will take, from headers and the text. Raises RecipeError for a goal out of reach.
+
+    measuring: called with the name of each speed of this machine that is not known yet, before it is measured.
+    """
     options = options or FitOptions()
     with workflows.opened(model, options.revision) as source:
         _check_task(source)
         target = _default_name(source, goal, options)
-        return _Fitting(str(model), source, tuple(text), goal, options, target, target, _silent).plan()
+        return _Fitting(str(model), source, tuple(text), goal, options, target, target, _silent).plan(measuring)
 
 
 def fit_again(
@@ -286,7 +294,7 @@ class _Fitting:
         moved = known.get("request") == self._request_key() and "result" not in known
         return moved and known.get("fingerprint") == file_fingerprint(self.target)
 
-    def plan(self) -> FitPlan:
+    def plan(self, measuring: Callable[[str], None] | None) -> FitPlan:
         """What `run` will take."""
         problem = Problem(self.choices, no_costs(self.choices), self._overhead)
         smallest, largest = reachable(self.choices, problem.overhead)
@@ -297,7 +305,7 @@ class _Fitting:
             self.choices, self.texts, self.method, self.explored, FRONTIER_POINTS + RANDOM_CONFIGURATIONS,
             min(SENSITIVITY_WINDOWS, len(self.texts.calibration)), expected,
         )  # fmt: skip
-        cost = estimate_fit(self.source, search, MachineSpeeds(self.threads, guided=True))
+        cost = estimate_fit(self.source, search, MachineSpeeds(self.threads, guided=True, measuring=measuring))
         candidates = sum(len(choice.formats) for choice in self.choices)
         return FitPlan(smallest, largest, limit, len(self.choices), candidates, search.configurations, cost)
 

@@ -78,11 +78,20 @@ class MachineSpeeds:
     was_busy: one of those asked for so far was measured while the machine had other work, which makes times too long.
     """
 
-    def __init__(self, threads: int, *, guided: bool, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        *,
+        guided: bool,
+        cache: Path | None = None,
+        measuring: Callable[[str], None] | None = None,
+    ) -> None:
         """Prepare to measure.
 
         guided: methods will have importance.  cache: the file, None means `machine.json` in the cache folder.
+        measuring: called with the name of a speed before it is measured.
         """
+        self._measuring = measuring
         self._threads = threads
         self._guided = guided
         self._cache = cache or cache_folder() / "machine.json"
@@ -140,6 +149,8 @@ class MachineSpeeds:
         key = f"{_machine()} threads {self._threads}: {name}"
         known = self._known.get(key)
         if known is None or len(known.speeds) != count:
+            if self._measuring is not None:
+                self._measuring(name)
             known = Measurement(tuple(measure()), time.time(), _is_busy())
             self._known[key] = known
             _write(self._cache, self._known)
