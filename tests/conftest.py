@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def llama_cpp(request: pytest.FixtureRequest) -> Path:
-    """The folder of llama.cpp's tools."""
+    """The folder of llama.cpp's tools: as given, or where they are found on PATH."""
     folder = request.config.getoption("--llama-cpp")
-    if folder is None:
-        pytest.skip("pass --llama-cpp DIR to run against llama.cpp's tools")
-    return Path(str(folder))
+    if folder is not None:
+        return Path(str(folder))
+    found = shutil.which("llama-quantize")
+    if found is None:
+        pytest.skip("pass --llama-cpp DIR to run against llama.cpp's tools, or put them on PATH")
+    return Path(found).parent
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import environment_python
+from llama_cpp_logits import difference, their_log_probabilities
 from onnx_models import Runner
 
 from lilliput.arrays import FloatArray
@@ -74,12 +75,14 @@ def test_transformers_computes_the_reference(folder: Path, tokens: list[int], ex
     assert farthest(found, expected) < 1e-4
 
 
-def test_llama_cpp_computes_the_reference(folder: Path, tokens: list[int], expected: FloatArray) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
-    model = llama_cpp.Llama(str(folder / "m.gguf"), n_ctx=SEQUENCE, n_batch=SEQUENCE, logits_all=True, verbose=False)
-    model.eval(tokens)
+def test_llama_cpp_computes_the_reference(folder: Path, request: pytest.FixtureRequest) -> None:
+    text = (gulliver() / "sample.txt").read_text()[:4000]
+    ids, log_probabilities = their_log_probabilities(request, folder / "m.gguf", text, TOKENS)
+    options = EngineOptions(activations="f32", kv_format="f32", context=SEQUENCE)
+    session = Session(open_model(folder / "m.compressed-tensors"), options)
+    found, right = difference(log_probabilities, np.asarray(session.forward(ids, output="all")), ids)
     # Inputs rounded to 8 bits in blocks of 32, scales of weights to fp16, keys and values to fp16.
-    assert farthest(np.array(model.scores[: len(tokens)]), expected) < 0.1
+    assert farthest(found, right) < 0.1
 
 
 def test_the_gguf_is_the_reference_with_scales_in_fp16(folder: Path, tokens: list[int], expected: FloatArray) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama-cpp-python loads what we write and predicts the same tokens."""
+"""llama.cpp loads what we write and predicts the same tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from llama_cpp_logits import difference, log_softmax, their_log_probabilities
 
 from lilliput import workflows
 from lilliput.containers import open_model
@@ -15,34 +16,36 @@ from lilliput.models import gulliver
 from lilliput.runtime.session import EngineOptions, Session
 
 pytestmark = pytest.mark.external
-# Logits closer than this are a tie that the peer's rounding of its inputs may decide either way.
+# Log probabilities closer than this are a tie that the peer's rounding of its inputs may decide either way.
 SMALLEST_MARGIN = 0.05
 TOKENS = 96
 ENCODED = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "MXFP4", "NVFP4")
+OPTIONS = EngineOptions(activations="f32", kv_format="f32", context=TOKENS)
+
+
+def sample() -> str:
+    return (gulliver() / "sample.txt").read_text()[:4000]
 
 
 @pytest.mark.parametrize("preset", ["F16", "Q8_0", "Q4_0", "Q6_K", "Q4_K_M", "IQ4_XS", "Q2_K"])
-def test_next_tokens_agree_wherever_the_float_reference_is_sure(preset: str, tmp_path: Path) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
+def test_next_tokens_agree_wherever_the_float_reference_is_sure(
+    preset: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     output = tmp_path / f"gulliver-{preset}.gguf"
     workflows.quantize("gulliver", preset, output)
-    source = open_model(output)
-    reference = Session(source, EngineOptions(activations="f32", kv_format="f32", context=TOKENS))
-    model = llama_cpp.Llama(str(output), n_ctx=TOKENS, n_batch=TOKENS, logits_all=True, verbose=False)
-    text = (gulliver() / "sample.txt").read_bytes()[:4000]
-    ids = model.tokenize(text, add_bos=False, special=False)[:TOKENS]
-    expected = reference.forward(ids, output="all")
-    model.eval(ids)
-    found = np.array(model.scores[: len(ids)])
+    ids, found = their_log_probabilities(request, output, sample(), TOKENS)
+    expected = log_softmax(np.asarray(Session(open_model(output), OPTIONS).forward(ids, output="all")))
+    expected = expected[TOKENS // 2 : -1]
     top = np.sort(expected, axis=1)[:, -2:]
     sure = top[:, 1] - top[:, 0] > SMALLEST_MARGIN
-    assert sure.sum() > TOKENS // 2
+    assert sure.sum() > TOKENS // 4
     assert (found.argmax(axis=1) == expected.argmax(axis=1))[sure].all()
 
 
 @pytest.mark.parametrize("kind", ENCODED)
-def test_every_format_decodes_there_to_what_it_decodes_to_here(kind: str, tmp_path: Path) -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
+def test_every_format_decodes_there_to_what_it_decodes_to_here(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f'rules:\n  - {{match: "*", format: {kind}, fallback: Q8_0}}\n')
     output = tmp_path / "gulliver.gguf"
@@ -55,13 +58,9 @@ def test_every_format_decodes_there_to_what_it_decodes_to_here(kind: str, tmp_pa
         theirs = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(-1)
         np.testing.assert_allclose(source.tensor(tensor.name).dequantize().reshape(-1), theirs, rtol=1e-6)
     assert kind in types
-    reference = Session(source, EngineOptions(activations="f32", kv_format="f32", context=TOKENS))
-    model = llama_cpp.Llama(str(output), n_ctx=TOKENS, n_batch=TOKENS, logits_all=True, verbose=False)
-    text = (gulliver() / "sample.txt").read_bytes()[:4000]
-    ids = model.tokenize(text, add_bos=False, special=False)[:TOKENS]
-    expected = reference.forward(ids, output="all")
-    model.eval(ids)
-    found = np.array(model.scores[: len(ids)])
-    # Theirs rounds inputs to 8 bits; logits of the same weights differ by a small part of their spread.
-    spread = (expected - expected.mean(axis=1, keepdims=True)).std()
-    assert np.sqrt(((found - expected) ** 2).mean()) < 0.05 * spread
+    ids, log_probabilities = their_log_probabilities(request, output, sample(), TOKENS)
+    found, expected = difference(
+        log_probabilities, np.asarray(Session(source, OPTIONS).forward(ids, output="all")), ids
+    )
+    # Theirs rounds inputs to 8 bits; log probabilities of the same weights differ by a small part of their spread.
+    assert np.sqrt(((found - expected) ** 2).mean()) < 0.05 * expected.std()
