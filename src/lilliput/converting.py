@@ -25,7 +25,7 @@ from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.publish import check_target, publish
 from lilliput.containers.rebuilt_folder import FolderFiles, folder_files
 from lilliput.containers.runtimes import reading_warnings, runtimes_of
-from lilliput.errors import ContainerError, TextError, TokenizerError
+from lilliput.errors import ContainerError, RecipeError, TextError, TokenizerError
 from lilliput.evaluation.model_logits import EvaluationOptions
 from lilliput.formats import NumberFormat, get_format
 from lilliput.pipeline.repack import Move, Moved, TensorMove, Wanted, moved_tensors, plan_moves
@@ -186,6 +186,8 @@ def convert_all(
     with ExitStack() as stack:
         source = stack.enter_context(opened(model, options.revision))
         jobs = planned_outputs(source, outputs, options, stack)
+        if made is None:
+            _refuse_useless(options, jobs)
         if options.announce is not None:
             for job in jobs:
                 words = summary([(plan.source_format.name, plan.row.format.name, plan.move) for plan in job.moves])
@@ -238,7 +240,7 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
     contents = replace(contents, input_ranges=input_ranges(statistics), output_ranges=outputs)
     formats = [plan.row.format for plan in moves]
     notes += reading_warnings(container.name, formats)
-    notes += _unused(options, moves, uses_ranges=getattr(container, "uses_ranges", False))
+    notes += _unused(options, moves, container)
     parts = container.layout(contents, target.name, options.split)
     notes += _larger(source, sum(part.size for part in parts))
     check_target(target, parts, overwrite=options.force)
@@ -283,13 +285,35 @@ def _asked_format(name: str | None) -> NumberFormat | None:
     return get_format(name) if name else None
 
 
-def _unused(options: ConvertOptions, moves: Sequence[TensorMove], *, uses_ranges: bool) -> list[str]:
-    """Of what was given and changes nothing."""
+def _refuse_useless(options: ConvertOptions, jobs: Sequence[Conversion]) -> None:
+    """Refuse what was given and changes no output. Raises RecipeError."""
+    chosen_anew = any(plan.move is Move.REQUANTIZED for job in jobs for plan in job.moves)
+    guidance = options.guidance.statistics or options.guidance.imatrix
+    if options.requantize and not chosen_anew:
+        raise RecipeError("--requantize: without effect here, as every tensor's codes can be kept; leave it out")
+    if guidance is not None and not chosen_anew and not any(_uses_ranges(job.container) for job in jobs):
+        word = "--statistics" if options.guidance.statistics else "--imatrix"
+        raise RecipeError(
+            f"{word} {guidance.name}: without effect where no codes are chosen anew; leave it out, or give "
+            "--requantize and a --format whose grid is another"
+        )
+    if options.base is not None and not any(job.container in FOLDERS for job in jobs):
+        raise RecipeError(
+            f"--base: without effect, as {jobs[0].container.name} files take everything from the input; leave it out"
+        )
+
+
+def _uses_ranges(container: Container) -> bool:
+    return bool(getattr(container, "uses_ranges", False))
+
+
+def _unused(options: ConvertOptions, moves: Sequence[TensorMove], container: Container) -> list[str]:
+    """Of what was given and changes nothing in one of several outputs."""
     given = options.guidance.statistics or options.guidance.imatrix
-    is_used = uses_ranges or any(plan.move is Move.REQUANTIZED for plan in moves)
+    is_used = options.is_unmade or _uses_ranges(container) or any(plan.move is Move.REQUANTIZED for plan in moves)
     if given is None or is_used:
         return []
-    return [f"{given.name} is not used: no codes are chosen anew"]
+    return [f"{container.name}: {given.name} is not used: no codes are chosen anew"]
 
 
 def _larger(source: ModelSource, size: int) -> list[str]:

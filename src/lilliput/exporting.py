@@ -73,6 +73,10 @@ def quantize_all(
         )
 
         def announce(plan: Plan) -> None:
+            nonlocal moving
+            if not plan.transforms:
+                # Ranges are of the original model, whose inputs a transform changes.
+                moving = replace(moving, guidance=guidance or moving.guidance)
             with ExitStack() as planned:
                 planned_outputs(_PlannedModel(source, plan), targets, moving, planned)
             if options.announce is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from lilliput import workflows
 from lilliput.calibration.statistics_file import write_statistics
 from lilliput.cli import main
 from lilliput.containers import open_model
-from lilliput.converting import ConvertOptions, convert
-from lilliput.errors import ContainerError
+from lilliput.converting import ConvertOptions, convert, convert_all
+from lilliput.errors import ContainerError, RecipeError
 from lilliput.pipeline.repack import Move
 from lilliput.recipes.recipe import parse_recipe
 from lilliput.records import Statistics
@@ -295,11 +296,21 @@ def test_what_cannot_be_done_is_one_line_that_says_what_to_do(
     assert not any(path.name.startswith("a.") for path in tmp_path.iterdir())
 
 
-def test_statistics_that_change_nothing_are_named(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_changes_no_output_is_refused(tiny: Path, tmp_path: Path) -> None:
     start = made(tiny, "q4_0", tmp_path / "start.gguf")
     statistics = tmp_path / "statistics.safetensors"
     write_statistics(statistics, Statistics({}, chunks=1, chunk_size=16, datasets=("x",), model=""))
-    result = convert(start, tmp_path / "a.gptq", ConvertOptions(guidance=workflows.Guidance((), statistics)))
-    assert "statistics.safetensors is not used: no codes are chosen anew" in result.notes
+    given = ConvertOptions(guidance=workflows.Guidance((), statistics))
+    with pytest.raises(RecipeError, match=r"--statistics statistics.safetensors: without effect where no codes"):
+        convert(start, tmp_path / "a.gptq", given)
+    with pytest.raises(RecipeError, match=r"--requantize: without effect here, as every tensor's codes can be kept"):
+        convert(start, tmp_path / "a.gptq", ConvertOptions(requantize=True))
+    with pytest.raises(RecipeError, match=r"--base: without effect, as lilliput files take everything from the input"):
+        convert(start, tmp_path / "a.safetensors", ConvertOptions(base=str(tiny)))
+    assert not list(tmp_path.glob("a.*"))
+    # Of two outputs one may use them.
+    both = convert_all(start, [tmp_path / "a.gptq", tmp_path / "a.bitsandbytes"], replace(given, requantize=True))
+    assert [[note for note in result.notes if "is not used" in note] for result in both] == [
+        ["gptq: statistics.safetensors is not used: no codes are chosen anew"],
+        [],
+    ]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,6 +197,25 @@ def test_a_dry_run_lists_and_uploads_nothing(
     found = json.loads(capsys.readouterr().out)
     assert found["commit"] is None
     assert [entry["path"] for entry in found["files"]] == ["README.md", "Tiny-Q8_0.gguf", "Tiny-Q8_0.gguf.ledger.json"]
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--card", "c.md", "--base", "b"], r"--base: without effect with --card, which is finished; give one of them"),
+        (["--text", "t.txt"], r"--text: without effect without --base, the original to measure against; give it"),
+        (
+            ["--dry-run", "--private", "--message", "m"],
+            r"--private, --message: without effect with --dry-run|--message",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(
+    words: list[str], said: str, server: HubServer, quantized: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(quantized), "o/m", *words]) == 1
+    assert re.search(said, capsys.readouterr().err)
     assert server.requests == []
 
 

@@ -169,3 +169,18 @@ def test_one_point_of_a_search_goes_into_four_containers(
         found = values(tmp_path / file)
         for name in names:
             assert np.abs(found(name) - right(name)).max() <= item["bound"] * np.abs(right(name)).max()
+
+
+def test_ranges_of_inputs_reach_every_output(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.txt").write_text(TEXT * 20)
+    statistics = tmp_path / "s.safetensors"
+    assert main(["calibrate", str(tiny), "--text", str(tmp_path / "t.txt"), "-o", str(statistics)]) == 0
+    outputs = [word for file in ("m.w8a8-static", "m.int8.onnx") for word in ("-o", str(tmp_path / file))]
+    command = ["quantize", str(tiny), "--to", "int8_channel", *outputs]
+    assert main(command) == 1
+    assert "needs the range of its inputs" in capsys.readouterr().err
+    assert main([*command, "--statistics", str(statistics)]) == 0
+    operations = {node.operation for node in OnnxFile(tmp_path / "m.int8.onnx" / "model.onnx").graph.nodes}
+    assert "QuantizeLinear" in operations
+    assert "DynamicQuantizeLinear" not in operations
+    assert "is not used" not in capsys.readouterr().err

@@ -13,6 +13,7 @@ from lilliput.cli.output import human_bytes, print_json, print_table, progress, 
 
 
 def command(
+    call: typer.Context,
     path: Annotated[Path, typer.Argument(help="A GGUF (any part of a split), our own file, or a model folder.")],
     repository: Annotated[str, typer.Argument(help="organization/name; made where it is missing.")],
     private: Annotated[bool, typer.Option("--private", help="A new repository is private.")] = False,
@@ -36,6 +37,14 @@ def command(
     """Upload a model with its card and ledger, in one commit. HF_TOKEN says who you are."""
     from lilliput.pushing import PushOptions, push
 
+    if card is not None:
+        options.refuse(call, ("base", "text", "threads"), "with --card, which is finished; give one of them")
+    if base is None:
+        options.refuse(
+            call, ("text", "threads"), "without --base, the original to measure against; give it or leave this out"
+        )
+    if dry_run:
+        options.refuse(call, ("message", "private"), "with --dry-run, which uploads nothing; leave it out")
     chosen = PushOptions(private, revision, card, base, text, message, dry_run, threads)
     with progress("measuring") as advance:
         result = push(path, repository, chosen, progress=advance)

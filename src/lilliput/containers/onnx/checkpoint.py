@@ -25,7 +25,7 @@ from lilliput.checkpoints.huggingface import in_row_order
 from lilliput.checkpoints.model_card import read_provenance
 from lilliput.checkpoints.shards import read_json
 from lilliput.checkpoints.table_check import checked_table
-from lilliput.containers.onnx.constants import Constants
+from lilliput.containers.onnx.constants import Constants, damage_named
 from lilliput.containers.onnx.graph import ElementType, External, Node
 from lilliput.containers.onnx.reader import MODEL
 from lilliput.containers.onnx.stored_weights import BlockWeight, bit_fields, block_weight, constant_behind, weight_of
@@ -87,18 +87,19 @@ class OnnxModel:
         self.constants = Constants(graph)
         self._vocabulary: Vocabulary | None = None
         try:
-            found = _Finder(self.constants).weights()
-            self.config = replace(self.config, tied=self.config.tied and not self._has_own_head(found))
-            table = checked_table(self.architecture, self.config, graph, len(found), ContainerError)
-            self._places = _matched(table, found, graph.name)
+            with damage_named(graph):
+                found = _Finder(self.constants).weights()
+                self.config = replace(self.config, tied=self.config.tied and not self._has_own_head(found))
+                table = checked_table(self.architecture, self.config, graph, len(found), ContainerError)
+                self._places = _matched(table, found, graph.name)
+                self._entries = {entry.name: entry for entry in table}
+                self._headers = {
+                    name: TensorHeader(name, self._entries[name].shape, self._format(place.weight))
+                    for name, place in self._places.items()
+                }
         except BaseException:
             self.close()
             raise
-        self._entries = {entry.name: entry for entry in table}
-        self._headers = {
-            name: TensorHeader(name, self._entries[name].shape, self._format(place.weight))
-            for name, place in self._places.items()
-        }
 
     @property
     def headers(self) -> Mapping[str, TensorHeader]:
@@ -121,7 +122,8 @@ class OnnxModel:
     def tensor(self, name: str) -> QuantizedTensor:
         """One tensor in the format its header says."""
         header, place = self._headers[name], self._places[name]
-        planes = self._planes(place.weight, header)
+        with damage_named(self.constants.path):
+            planes = self._planes(place.weight, header)
         if place.is_ours:
             return QuantizedTensor(name, header.shape, header.format, planes)
         source = chosen_source(self._entries[name].source, ())

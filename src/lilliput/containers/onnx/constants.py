@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,16 @@ _NUMPY = {
 }  # fmt: skip
 
 
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Whatever numbers and names of a damaged graph make go wrong, as one ContainerError."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, MemoryError, struct.error) as failure:
+        said = str(failure).partition("\n")[0] or type(failure).__name__
+        raise ContainerError(f"{path.name}: damaged ONNX file: {said}") from failure
+
+
 class Constants:
     """A graph and its constants, decoded as far as numpy has their types."""
 
@@ -24,9 +37,11 @@ class Constants:
         """Open a file. Raises ContainerError where it is damaged or cannot be read."""
         self.path = path
         try:
-            self.graph: Graph = read_graph(path.read_bytes())
+            content = path.read_bytes()
         except OSError as failure:
             raise ContainerError(f"{path}: cannot be read: {failure.strerror or failure}") from failure
+        with damage_named(path):
+            self.graph: Graph = read_graph(content)
         self._files: dict[str, MappedFile] = {}
 
     def find(self, name: str) -> Initializer:
