@@ -132,20 +132,11 @@ class Floats64 {
   float* data_;
 };
 
-kernels::Isa isa_by_name(const std::string& name) {
-  if (name.empty()) return kernels::best_isa();
-  for (const auto& [known, isa] : kernels::kInstructionSets) {
-    if (name == known) return isa;
-  }
-  throw std::invalid_argument("unknown instruction set '" + name +
-                              "'; known: scalar, avx2, avx512_vnni");
-}
-
 // Calls run(loops, begin, end, scratch) on tiles of rows, each by one thread.
 template <typename Run>
 void over_row_tiles(const kernels::ColumnBlock& block, const std::string& isa, int threads,
                     const Run& run) {
-  const kernels::ColumnLoops& loops = kernels::column_loops(isa_by_name(isa));
+  const kernels::ColumnLoops& loops = kernels::column_loops(kernels::isa_by_name(isa));
   const nb::gil_scoped_release release;
   const std::size_t bytes = (loops.scratch_bytes(block.columns, block.lines.groups) + 63) / 64 * 64;
   const std::int64_t tiles = (block.rows + loops.row_tile - 1) / loops.row_tile;

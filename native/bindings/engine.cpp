@@ -377,10 +377,7 @@ void bind_engine_class(nb::module_& module) {
              std::int64_t batch, int threads, const std::string& instruction_set,
              const std::string& activations, const std::string& kv_format, bool repacks,
              std::int64_t sequences, const std::shared_ptr<engine::SharedCache>& shared) {
-            const kernels::Isa isa =
-                instruction_set.empty()
-                    ? kernels::best_isa()
-                    : by_name(kernels::kInstructionSets, instruction_set, "instruction set");
+            const kernels::Isa isa = kernels::isa_by_name(instruction_set);
             if (!kernels::is_available(isa)) {
               throw std::invalid_argument("this machine cannot run the instruction set '" +
                                           instruction_set + "'");

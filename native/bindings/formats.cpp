@@ -80,14 +80,7 @@ std::vector<std::string> formats() {
 }
 
 using lilliput::kernels::Isa;
-
-Isa isa_by_name(const std::string& name) {
-  for (const auto& [known, isa] : lilliput::kernels::kInstructionSets) {
-    if (name == known) return isa;
-  }
-  throw std::invalid_argument("unknown instruction set '" + name +
-                              "'; known: scalar, avx2, avx512_vnni");
-}
+using lilliput::kernels::isa_by_name;
 
 // 64-byte aligned working memory.
 class Buffer {
@@ -161,8 +154,7 @@ using EncodedBytes = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<2>>;
 
 // The encoder of a format on an instruction set, "" for the best; throws where there is none.
 lilliput::kernels::EncodeRows row_encoder(const std::string& name, const std::string& isa) {
-  const auto encode = lilliput::kernels::row_encoder(
-      format_by_name(name), isa.empty() ? lilliput::kernels::best_isa() : isa_by_name(isa));
+  const auto encode = lilliput::kernels::row_encoder(format_by_name(name), isa_by_name(isa));
   if (encode == nullptr) throw std::invalid_argument(name + ": no native encoder");
   return encode;
 }
@@ -203,8 +195,7 @@ EncodedBytes encode(const std::string& name, const Matrix& weight,
 nb::ndarray<nb::numpy, std::int32_t> nearest_vectors(const std::string& name, const Matrix& y,
                                                      const Matrix& metric, int threads,
                                                      const std::string& isa) {
-  const auto rounder = lilliput::kernels::vector_rounder(
-      format_by_name(name), isa.empty() ? lilliput::kernels::best_isa() : isa_by_name(isa));
+  const auto rounder = lilliput::kernels::vector_rounder(format_by_name(name), isa_by_name(isa));
   if (rounder.round == nullptr) throw std::invalid_argument(name + ": its codes are no vectors");
   const auto unit = static_cast<std::size_t>(rounder.unit);
   if (y.shape(0) != unit || metric.shape(0) != unit || metric.shape(1) != unit) {

@@ -48,15 +48,6 @@ NumberType number_type(const nb::dlpack::dtype& type) {
   throw std::invalid_argument("inputs and results are float32, or bfloat16 as uint16");
 }
 
-kernels::Isa isa_by_name(const std::string& name) {
-  if (name.empty()) return kernels::best_isa();
-  for (const auto& [known, isa] : kernels::kInstructionSets) {
-    if (name == known) return isa;
-  }
-  throw std::invalid_argument("unknown instruction set '" + name +
-                              "'; known: scalar, avx2, avx512_vnni");
-}
-
 // Working memory of the calling thread, kept: a large block fresh from the system costs a page
 // fault for every 4 KB.
 std::uint8_t* scratch(std::size_t bytes) {
@@ -105,7 +96,7 @@ class BoundWeight {
   void multiply(const Input& x, const IntegerInput& input, Result& out,
                 const std::optional<Bias>& bias, int threads, const std::string& isa) {
     check(x, input, out, bias);
-    const auto& kernel = kernels::integer_kernel(isa_by_name(isa));
+    const auto& kernel = kernels::integer_kernel(kernels::isa_by_name(isa));
     const auto tokens = static_cast<std::int64_t>(x.shape(0));
     if (tokens == 0) return;
     const std::int64_t groups = std::max(weight_.groups, input.groups);

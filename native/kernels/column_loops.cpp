@@ -5,17 +5,13 @@
 
 namespace lilliput::kernels {
 
-namespace scalar {
-extern const ColumnLoops kColumnLoops;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const ColumnLoops kColumnLoops;
-}
-namespace avx512_vnni {
-extern const ColumnLoops kColumnLoops;
-}
-#endif
+// Once per instruction set, native/kernels/isa.
+#define LILLIPUT_DECLARE(set)            \
+  namespace set {                        \
+  extern const ColumnLoops kColumnLoops; \
+  }
+LILLIPUT_BUILT_SETS(LILLIPUT_DECLARE)
+#undef LILLIPUT_DECLARE
 
 std::size_t panel_floats(std::int64_t columns) {
   const std::int64_t panels = (columns + kPanelColumns - 1) / kPanelColumns;
@@ -36,11 +32,11 @@ void pack_panels(const ConstRows& matrix, std::int64_t columns, float* panels) {
 }
 
 const ColumnLoops& column_loops(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512_vnni) return avx512_vnni::kColumnLoops;
-  if (isa == Isa::avx2) return avx2::kColumnLoops;
-#endif
-  (void)isa;
+  require_available(isa);
+#define LILLIPUT_TABLE(set) \
+  if (isa == Isa::set) return set::kColumnLoops;
+  LILLIPUT_BUILT_SETS(LILLIPUT_TABLE)
+#undef LILLIPUT_TABLE
   return scalar::kColumnLoops;
 }
 

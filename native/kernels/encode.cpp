@@ -3,38 +3,31 @@
 
 namespace lilliput::kernels {
 
-// One per instruction set, defined by native/kernels/isa/encode_table.cpp.
-namespace scalar {
-EncodeRows row_encoder(formats::FormatId format);
-VectorRounder vector_rounder(formats::FormatId format);
-}  // namespace scalar
-#if defined(__x86_64__)
-namespace avx2 {
-EncodeRows row_encoder(formats::FormatId format);
-VectorRounder vector_rounder(formats::FormatId format);
-}  // namespace avx2
-namespace avx512_vnni {
-EncodeRows row_encoder(formats::FormatId format);
-VectorRounder vector_rounder(formats::FormatId format);
-}  // namespace avx512_vnni
-#endif
+// Once per instruction set, defined by native/kernels/isa/encode_table.cpp.
+#define LILLIPUT_DECLARE(set)                             \
+  namespace set {                                         \
+  EncodeRows row_encoder(formats::FormatId format);       \
+  VectorRounder vector_rounder(formats::FormatId format); \
+  }
+LILLIPUT_BUILT_SETS(LILLIPUT_DECLARE)
+#undef LILLIPUT_DECLARE
 
 EncodeRows row_encoder(formats::FormatId format, Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512_vnni) return avx512_vnni::row_encoder(format);
-  if (isa == Isa::avx2) return avx2::row_encoder(format);
-#endif
-  (void)isa;
-  return scalar::row_encoder(format);
+  require_available(isa);
+#define LILLIPUT_ENCODER(set) \
+  if (isa == Isa::set) return set::row_encoder(format);
+  LILLIPUT_BUILT_SETS(LILLIPUT_ENCODER)
+#undef LILLIPUT_ENCODER
+  return nullptr;
 }
 
 VectorRounder vector_rounder(formats::FormatId format, Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512_vnni) return avx512_vnni::vector_rounder(format);
-  if (isa == Isa::avx2) return avx2::vector_rounder(format);
-#endif
-  (void)isa;
-  return scalar::vector_rounder(format);
+  require_available(isa);
+#define LILLIPUT_ROUNDER(set) \
+  if (isa == Isa::set) return set::vector_rounder(format);
+  LILLIPUT_BUILT_SETS(LILLIPUT_ROUNDER)
+#undef LILLIPUT_ROUNDER
+  return {nullptr, 0};
 }
 
 }  // namespace lilliput::kernels

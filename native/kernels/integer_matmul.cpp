@@ -6,27 +6,20 @@
 
 namespace lilliput::kernels {
 
-// Once per instruction set, defined by native/kernels/isa/integer_matmul.cpp.
-namespace scalar {
-extern const IntegerKernel kIntegerKernel;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const IntegerKernel kIntegerKernel;
-}
-namespace avx512_vnni {
-extern const IntegerKernel kIntegerKernel;
-}
-#endif
+// Once per instruction set, native/kernels/isa.
+#define LILLIPUT_DECLARE(set)                \
+  namespace set {                            \
+  extern const IntegerKernel kIntegerKernel; \
+  }
+LILLIPUT_BUILT_SETS(LILLIPUT_DECLARE)
+#undef LILLIPUT_DECLARE
 
 const IntegerKernel& integer_kernel(Isa isa) {
-  if (!is_available(isa)) {
-    throw std::invalid_argument("this machine cannot run the instruction set asked for");
-  }
-#if defined(__x86_64__)
-  if (isa == Isa::avx512_vnni) return avx512_vnni::kIntegerKernel;
-  if (isa == Isa::avx2) return avx2::kIntegerKernel;
-#endif
+  require_available(isa);
+#define LILLIPUT_TABLE(set) \
+  if (isa == Isa::set) return set::kIntegerKernel;
+  LILLIPUT_BUILT_SETS(LILLIPUT_TABLE)
+#undef LILLIPUT_TABLE
   return scalar::kIntegerKernel;
 }
 

@@ -3,19 +3,13 @@
 // weight[row][k].
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 #include "formats/format.h"
+#include "kernels/instruction_sets.h"
 
 namespace lilliput::kernels {
-
-// Instruction sets a kernel is compiled for. Forced in tests, otherwise the best this machine has.
-enum class Isa : std::uint8_t { scalar, avx2, avx512_vnni };
-inline constexpr std::array<std::pair<const char*, Isa>, 3> kInstructionSets{
-    {{"scalar", Isa::scalar}, {"avx2", Isa::avx2}, {"avx512_vnni", Isa::avx512_vnni}}};
 
 struct Weight {
   formats::FormatId format;
@@ -64,9 +58,6 @@ inline constexpr std::size_t kInterleavedMargin = 8192;
 // Rows that are interleaved with each other, on the widest instruction set.
 inline constexpr std::int64_t kMostLanes = 16;
 
-// Whether this machine (and build) can run kernels of an instruction set; the best one it can.
-bool is_available(Isa isa);
-Isa best_isa();
 // The kernel for a format; exact_input asks for float32 activations. Never null: every format that
 // decodes has the generic path (decode a panel of rows to float32, multiply). Throws
 // std::invalid_argument where !is_available(isa).

@@ -3,17 +3,13 @@
 
 namespace lilliput::kernels {
 
-namespace scalar {
-extern const VectorKernels kVectorKernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const VectorKernels kVectorKernels;
-}
-namespace avx512_vnni {
-extern const VectorKernels kVectorKernels;
-}
-#endif
+// Once per instruction set, native/kernels/isa.
+#define LILLIPUT_DECLARE(set)                \
+  namespace set {                            \
+  extern const VectorKernels kVectorKernels; \
+  }
+LILLIPUT_BUILT_SETS(LILLIPUT_DECLARE)
+#undef LILLIPUT_DECLARE
 
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim) {
   // Scaled queries, scores of one key block, one block of keys and of values as floats,
@@ -34,11 +30,11 @@ std::size_t whole_attention_floats(std::int64_t queries, std::int64_t keys, std:
 }
 
 const VectorKernels& vector_kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512_vnni) return avx512_vnni::kVectorKernels;
-  if (isa == Isa::avx2) return avx2::kVectorKernels;
-#endif
-  (void)isa;
+  require_available(isa);
+#define LILLIPUT_TABLE(set) \
+  if (isa == Isa::set) return set::kVectorKernels;
+  LILLIPUT_BUILT_SETS(LILLIPUT_TABLE)
+#undef LILLIPUT_TABLE
   return scalar::kVectorKernels;
 }
 

@@ -10,6 +10,7 @@ namespace lilliput::simd {
 inline namespace LILLIPUT_ISA {
 
 inline constexpr int kLanes = 8;
+inline constexpr int kRegisters = 16;
 using Float = float __attribute__((vector_size(32), may_alias));
 using Int = std::int32_t __attribute__((vector_size(32), may_alias));
 using Words = std::uint32_t __attribute__((vector_size(16), may_alias));
@@ -99,6 +100,7 @@ inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
   const __m256i signed_inputs = _mm256_sign_epi8(raw(inputs), raw(weights));
   return widen_add(accumulator, _mm256_maddubs_epi16(magnitudes, signed_inputs));
 }
+inline constexpr int kInputBias = 0;
 // Even and odd bytes as words: vpmaddubsw would saturate.
 inline Int dot_bytes(Int accumulator, Int inputs, Int weights) {
   const __m256i even_inputs = _mm256_and_si256(raw(inputs), _mm256_set1_epi16(255));

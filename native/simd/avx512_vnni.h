@@ -10,6 +10,7 @@ namespace lilliput::simd {
 inline namespace LILLIPUT_ISA {
 
 inline constexpr int kLanes = 16;
+inline constexpr int kRegisters = 32;
 using Float = float __attribute__((vector_size(64), may_alias));
 using Int = std::int32_t __attribute__((vector_size(64), may_alias));
 using Words = std::uint32_t __attribute__((vector_size(16), may_alias));
@@ -73,6 +74,7 @@ inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
 inline Int dot_unsigned(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
   return dot_unsigned(dot_unsigned(accumulator, weights0, inputs0), weights1, inputs1);
 }
+inline constexpr int kInputBias = 0;
 inline Int dot_bytes(Int accumulator, Int inputs, Int weights) {
   return as_int(_mm512_dpbusd_epi32(raw(accumulator), raw(inputs), raw(weights)));
 }

@@ -7,58 +7,26 @@
 #include <cstdint>
 #include <cstring>
 
-#include "formats/float_bits.h"
+#include "simd/four_lanes.h"
 
 namespace lilliput::simd {
 inline namespace LILLIPUT_ISA {
 
-inline constexpr int kLanes = 4;
-using Float = float __attribute__((vector_size(16), may_alias));
-using Int = std::int32_t __attribute__((vector_size(16), may_alias));
-using Unsigned = std::uint32_t __attribute__((vector_size(16), may_alias));
-using Words = Unsigned;
-using Shorts = std::int16_t __attribute__((vector_size(16), may_alias));
-using UnsignedShorts = std::uint16_t __attribute__((vector_size(16), may_alias));
-using UnsignedBytes = std::uint8_t __attribute__((vector_size(16), may_alias));
+inline constexpr int kRegisters = 16;
 
-inline Float load(const float* p) {
-  Float a;
-  std::memcpy(&a, p, sizeof(a));
-  return a;
-}
-inline void store(float* p, Float a) { std::memcpy(p, &a, sizeof(a)); }
-inline void stream(float* p, Float a) { store(p, a); }
-inline void end_streams() {}
-inline Int load_int(const void* p) {
-  Int a;
-  std::memcpy(&a, p, sizeof(a));
-  return a;
-}
-inline void store_int(void* p, Int a) { std::memcpy(p, &a, sizeof(a)); }
-inline Float broadcast(float a) { return Float{a, a, a, a}; }
-inline Int broadcast(std::int32_t a) { return Int{a, a, a, a}; }
-inline Float zero() { return broadcast(0.0f); }
 // Rounds twice: this set has no fused multiply-add.
 inline Float fma(Float a, Float b, Float c) { return a * b + c; }
-inline Float to_float(Int a) { return __builtin_convertvector(a, Float); }
 inline Int round_to_int(Float a) {
   Int result;
   for (int i = 0; i < 4; ++i) result[i] = static_cast<std::int32_t>(std::nearbyint(a[i]));
   return result;
 }
-inline Float absolute(Float a) { return (Float)((Int)a & broadcast(0x7fffffff)); }
-inline Float max(Float a, Float b) { return a > b ? a : b; }
-inline Float min(Float a, Float b) { return a < b ? a : b; }
 inline float max_lane(Float a) {
   const float low = a[0] > a[1] ? a[0] : a[1];
   const float high = a[2] > a[3] ? a[2] : a[3];
   return low > high ? low : high;
 }
 inline float sum(Float a) { return (a[0] + a[2]) + (a[1] + a[3]); }
-template <int bits>
-inline Int shift_right_logical(Int a) {
-  return (Int)((Unsigned)a >> bits);
-}
 inline void store_int8(std::int8_t* p, Int a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<std::int8_t>(a[i]);
 }
@@ -99,6 +67,7 @@ inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
   return accumulator + pair_sums(even) + pair_sums(odd);
 }
 // Products fit int16: at most 255 * 128.
+inline constexpr int kInputBias = 0;
 inline Int dot_bytes(Int accumulator, Int inputs, Int weights) {
   const Shorts even = (Shorts)((UnsignedShorts)inputs & 255) * (((Shorts)weights << 8) >> 8);
   const Shorts odd = (Shorts)((UnsignedShorts)inputs >> 8) * ((Shorts)weights >> 8);
@@ -116,8 +85,6 @@ inline void transpose(Int rows[4]) {
   }
 }
 
-inline Int add_bytes(Int a, Int b) { return (Int)((UnsignedBytes)a + (UnsignedBytes)b); }
-inline Int multiply_words(Int a, Int b) { return (Int)((UnsignedShorts)a * (UnsignedShorts)b); }
 inline Int dot_words(Int accumulator, Int a, Int b) {
   return accumulator + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 }
@@ -129,11 +96,6 @@ inline Int pack_words(Int a, Int b) {
   };
   return (Int)Shorts{word(a[0]), word(a[1]), word(a[2]), word(a[3]),
                      word(b[0]), word(b[1]), word(b[2]), word(b[3])};
-}
-inline Int broadcast_two(std::int64_t a) {
-  const auto low = static_cast<std::int32_t>(a);
-  const auto high = static_cast<std::int32_t>(a >> 32);
-  return Int{low, high, low, high};
 }
 // The fp16 number in the lower half of each lane.
 inline Float half_lanes(Int a) {
@@ -148,36 +110,6 @@ inline void load_lines(const std::uint8_t* first, std::int64_t stride, Int* line
   transpose(lines);
 }
 
-struct Codes {
-  Int part[4];
-};
-struct Groups {
-  Float part[4];
-};
-
-inline Int signed_codes(Int codes) { return codes; }
-
-// [p[0:32], q[0:32]]
-inline Codes load_codes(const void* p, const void* q) {
-  const auto* first = static_cast<const std::uint8_t*>(p);
-  const auto* second = static_cast<const std::uint8_t*>(q);
-  return {{load_int(first), load_int(first + 16), load_int(second), load_int(second + 16)}};
-}
-// [p[0:32] >> first, p[0:32] >> second], shifted as words: mask afterwards.
-template <int first, int second>
-inline Codes shifted_twice(const std::uint8_t* p) {
-  const Int a = load_int(p);
-  const Int b = load_int(p + 16);
-  return {{shift_right_logical<first>(a), shift_right_logical<first>(b),
-           shift_right_logical<second>(a), shift_right_logical<second>(b)}};
-}
-// [p[0:16] & 15, p[0:16] >> 4, q[0:16] & 15, q[0:16] >> 4]
-inline Codes nibbles(const std::uint8_t* p, const std::uint8_t* q) {
-  const Int mask = broadcast(0x0f0f0f0f);
-  const Int a = load_int(p);
-  const Int b = load_int(q);
-  return {{a & mask, shift_right_logical<4>(a) & mask, b & mask, shift_right_logical<4>(b) & mask}};
-}
 // table[code] for codes 0..15
 inline Int look_up(const std::int8_t (&table)[16], Int codes) {
   std::uint8_t bytes[16];
@@ -195,12 +127,6 @@ inline Codes bit_bytes(std::uint64_t bits, std::uint8_t value) {
   return codes;
 }
 
-// Eight bytes from each word.
-inline Codes word_codes(const std::uint64_t (&w)[8]) {
-  Codes codes;
-  std::memcpy(&codes, w, 64);
-  return codes;
-}
 // Code i: bit i of `bits` ? -code : code, as int8.
 inline Codes negate_where(Codes codes, std::uint64_t bits) {
   std::int8_t bytes[64];
@@ -238,15 +164,6 @@ inline Groups unsigned_groups(Words bytes) {
     groups.part[i / 4][i % 4] = static_cast<float>(bytes[i / 4] >> (8 * (i % 4)) & 255);
   return groups;
 }
-// Lanes 0..7: the fp16 number at p; lanes 8..15: the next one.
-inline Groups half_pair_groups(const std::uint8_t* p) {
-  const Float low = broadcast(formats::half_to_float(formats::load<std::uint16_t>(p)));
-  const Float high = broadcast(formats::half_to_float(formats::load<std::uint16_t>(p + 2)));
-  return {{low, low, high, high}};
-}
-// Never needed: a vector does not hold two halves of Groups.
-inline Float join(Float a, Float) { return a; }
-inline Float upper_lanes(Float a) { return a; }
 // The 8 fp16 numbers at p, p + stride, ... twice; or those at p, then those at q.
 template <int stride>
 inline Groups half_groups(const std::uint8_t* p, const std::uint8_t* q) {
@@ -260,13 +177,6 @@ inline Groups half_groups(const std::uint8_t* p, const std::uint8_t* q) {
 template <int stride>
 inline Groups half_groups(const std::uint8_t* p) {
   return half_groups<stride>(p, p);
-}
-
-// Factors for the lanes of code vector `index` (16 columns) of a segment.
-template <int group_size>
-inline Float spread(const Groups& groups, int index) {
-  const int group = group_size == 32 ? index / 2 : index;
-  return broadcast(groups.part[group / 4][group % 4]);
 }
 
 }  // namespace LILLIPUT_ISA

@@ -4,6 +4,7 @@
 // set. Each set's file has the same names:
 //
 //   Float, Int         vectors of kLanes float / int32; + - * & | ^ are elementwise
+//   kRegisters         vectors that the machine has names for
 //   fma, max, sum, ...  what their names say; sum and max_lane join the lanes
 //   stream             store past the caches, p aligned to a vector; end_streams before others read
 //   dot_unsigned, dot_signed
@@ -11,8 +12,8 @@
 //                      unsigned up to 63 (127 where one product at a time is given), or signed
 //                      codes as `signed_codes` returns them; inputs are int8 within -127..127. With
 //                      16 lanes weights may be any uint8
-//   dot_bytes          per lane: accumulator + the sum of four products of any uint8 input and any
-//                      int8 weight, exact
+//   dot_bytes          per lane: accumulator + the sum of four products of any uint8 input, stored
+//                      less kInputBias, and any int8 weight, exact
 //   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)
 //                      too much
 //   transpose          kLanes x kLanes int32
@@ -41,6 +42,8 @@
 #include "simd/avx512_vnni.h"
 #elif defined(__AVX2__) && defined(__FMA__)
 #include "simd/avx2.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "simd/neon_dotprod.h"
 #else
 #include "simd/scalar.h"
 #endif

@@ -85,6 +85,9 @@ class CodedCache {
 #elif defined(__AVX2__)
   static constexpr int kTileRows = 4;
   static constexpr int kTileVectors = 1;
+#elif defined(__ARM_FEATURE_DOTPROD)
+  static constexpr int kTileRows = 4;
+  static constexpr int kTileVectors = 2;
 #else
   static constexpr int kTileRows = 2;
   static constexpr int kTileVectors = 1;

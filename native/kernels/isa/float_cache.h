@@ -50,6 +50,9 @@ class FloatCache {
 #elif defined(__AVX2__)
   static constexpr int kTileRows = 5;
   static constexpr int kTileGroups = 1;
+#elif defined(__ARM_FEATURE_DOTPROD)
+  static constexpr int kTileRows = 6;
+  static constexpr int kTileGroups = 1;
 #else
   static constexpr int kTileRows = 2;
   static constexpr int kTileGroups = 1;

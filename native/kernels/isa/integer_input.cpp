@@ -116,7 +116,8 @@ std::int32_t put_codes(const Span& span, const IntegerInput& input, const Line& 
   const Float inverse = simd::broadcast(line.inverse);
   const Float lowest = simd::broadcast(input.lowest - line.zero_point);
   const Float highest = simd::broadcast(input.highest - line.zero_point);
-  const Int zero_point = simd::broadcast(static_cast<std::int32_t>(line.zero_point));
+  const Int zero_point =
+      simd::broadcast(static_cast<std::int32_t>(line.zero_point) - simd::kInputBias);
   auto* bytes = reinterpret_cast<std::uint8_t*>(tile);
   constexpr std::int64_t kBlockColumns = 4 * kQuadBlock;
   Int sum{};
@@ -149,7 +150,7 @@ std::int32_t put_codes(const Span& span, const IntegerInput& input, const Line& 
     simd::store_uint8(place, code);
     // Columns past the end have no weight, and must not be counted either.
     for (std::int64_t i = n; i < kLanes; ++i) {
-      uncounted += place[i];
+      uncounted += (place[i] ^ simd::kInputBias) - simd::kInputBias;
       place[i] = 0;
     }
   });
@@ -179,7 +180,7 @@ void prepare_tokens(const Activations& x, const IntegerInput& input, const Prepa
       if (input.groups > 1) line = line_of(input, range(span));
       const std::int64_t index = (tile * to.groups + group) * kInputTile + place;
       to.scale[index] = line.scale;
-      to.zero_point[index] = static_cast<std::int32_t>(line.zero_point);
+      to.zero_point[index] = static_cast<std::int32_t>(line.zero_point) - simd::kInputBias;
       to.sums[index] = put_codes<type>(span, input, line, codes);
     }
   }

@@ -12,13 +12,14 @@ using simd::Int;
 using simd::kLanes;
 
 // Tokens of a tile: with two vectors of rows their sums fill the registers.
-inline constexpr int kInputTile = kLanes == 16 ? 12 : 4;
+inline constexpr int kInputTile = simd::kRegisters == 32 ? 12 : 4;
 
 // Quads whose codes lie together for each token of a tile: 64 bytes.
 inline constexpr std::int64_t kQuadBlock = 16;
 
 // What lies where in prepared input. Codes: [tile][block of quads][token][quad], four codes of a
-// token in each. Scales, zero points and sums of codes: [tile][group][token].
+// token in each, less simd::kInputBias. Scales, zero points and sums of codes, both less it too:
+// [tile][group][token].
 struct PreparedInput {
   std::int64_t quads;
   std::int64_t groups;

@@ -14,7 +14,7 @@ namespace {
 constexpr int kRowVectors = 2;
 constexpr int kRowTile = kRowVectors * kLanes < kPanelRows ? kPanelRows : kRowVectors * kLanes;
 // Integer and float sums of a tile share the registers where there are several groups.
-constexpr int kGroupedTokens = kLanes == 16 ? 6 : 2;
+constexpr int kGroupedTokens = simd::kRegisters == 32 ? 6 : 2;
 constexpr int kLineBytes = kPanelRows * 4;
 constexpr std::int64_t kFewTiles = 4;
 

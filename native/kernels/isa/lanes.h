@@ -12,6 +12,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 namespace lilliput::kernels::LILLIPUT_ISA {
@@ -132,6 +134,68 @@ inline Lanes zero_where_below(Lanes x, float limit, Lanes a) {
           _mm256_and_ps(_mm256_cmp_ps(x.high, limits, _CMP_NLT_UQ), a.high)};
 }
 
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+struct Lanes {
+  float32x4_t v[4];
+};
+template <typename F>
+inline Lanes each_four(F f) {
+  return {{f(0), f(1), f(2), f(3)}};
+}
+inline Lanes broadcast(float x) {
+  return each_four([=](int) { return vdupq_n_f32(x); });
+}
+inline Lanes zero() { return broadcast(0.0f); }
+inline Lanes load(const float* p) {
+  return each_four([=](int i) { return vld1q_f32(p + 4 * i); });
+}
+inline Lanes load(const std::uint16_t* p) {
+  return each_four([=](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
+}
+inline void store(float* p, const Lanes& a) {
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, a.v[i]);
+}
+inline void store(std::uint16_t* p, const Lanes& a) {
+  for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
+}
+inline Lanes add(const Lanes& a, const Lanes& b) {
+  return each_four([&](int i) { return vaddq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes subtract(const Lanes& a, const Lanes& b) {
+  return each_four([&](int i) { return vsubq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes multiply(const Lanes& a, const Lanes& b) {
+  return each_four([&](int i) { return vmulq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes divide(const Lanes& a, const Lanes& b) {
+  return each_four([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
+}
+inline Lanes multiply_add(const Lanes& a, const Lanes& b, const Lanes& c) {
+  return each_four([&](int i) { return vfmaq_f32(c.v[i], a.v[i], b.v[i]); });
+}
+// fminnm and fmaxnm return the other operand for a NaN, whichever it is.
+inline Lanes minimum(const Lanes& a, const Lanes& b) {
+  return each_four([&](int i) { return vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+}
+inline Lanes maximum(const Lanes& a, const Lanes& b) {
+  return each_four([&](int i) { return vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+}
+// 2^n for whole n in [-126, 127], given as n + 1.5 * 2^23.
+inline Lanes power_of_two(const Lanes& n_and_magic) {
+  return each_four([&](int i) {
+    const int32x4_t bits = vaddq_s32(vreinterpretq_s32_f32(n_and_magic.v[i]), vdupq_n_s32(127));
+    return vreinterpretq_f32_s32(vshlq_n_s32(bits, 23));
+  });
+}
+// 0 where x < limit, else a: where x is NaN too.
+inline Lanes zero_where_below(const Lanes& x, float limit, const Lanes& a) {
+  return each_four([&](int i) {
+    const uint32x4_t is_below = vcltq_f32(x.v[i], vdupq_n_f32(limit));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a.v[i]), is_below));
+  });
+}
+
 #else
 
 // Plain loops: the meaning of each function above, and what the compiler makes of it on any
@@ -219,6 +283,14 @@ inline __m256 high_half(Lanes a) { return a.high; }
 #endif
 inline float sum(Lanes a) { return sum(_mm256_add_ps(low_half(a), high_half(a))); }
 inline float largest(Lanes a) { return largest(_mm256_max_ps(low_half(a), high_half(a))); }
+#elif defined(__ARM_FEATURE_DOTPROD)
+inline float sum(const Lanes& a) {
+  const float32x4_t s = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  return vaddv_f32(vadd_f32(vget_low_f32(s), vget_high_f32(s)));
+}
+inline float largest(const Lanes& a) {
+  return vmaxnmvq_f32(vmaxnmq_f32(vmaxnmq_f32(a.v[0], a.v[2]), vmaxnmq_f32(a.v[1], a.v[3])));
+}
 #else
 inline float sum(const Lanes& a) {
   float v[kLanes];

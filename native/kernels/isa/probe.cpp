@@ -10,7 +10,7 @@ using simd::kLanes;
 
 std::int64_t probe_dots(std::int64_t iterations) {
   constexpr int kChains =
-      kLanes == 16 ? 12 : 6;  // enough to cover the latency, few enough for registers
+      simd::kRegisters == 32 ? 12 : 6;  // enough to cover the latency, few enough for registers
   alignas(64) std::int32_t inputs[2][kLanes];
   for (int i = 0; i < kLanes; ++i)
     inputs[0][i] = inputs[1][i] = static_cast<std::int32_t>(iterations & 1);

@@ -21,10 +21,10 @@ using simd::kLanes;
 using simd::kSegment;
 
 inline constexpr int kFewTokens = 4;
-// Accumulators, dot products and operands of a tile must fit the registers: 32 of AVX-512,
-// otherwise 16.
+// Accumulators, dot products and operands of a tile must fit the registers. Four tokens of NEON: a
+// vector of codes holds those of a quad.
 inline constexpr int kTokenTile = kLanes == 16 ? 6 : 4;
-inline constexpr int kPanelTile = kLanes == 16 ? 2 : 1;
+inline constexpr int kPanelTile = simd::kRegisters == 32 ? 2 : 1;
 inline constexpr int kPanels = 4;
 inline constexpr int kRowBlock = kPanels * kLanes;
 // Tokens whose sums wait in scratch together: 516 x 64 floats stay in a 1 MB L2.
