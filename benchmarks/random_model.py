@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a random model of Llama-3.2-1B's or Qwen2.5-0.5B's shape: what speed is measured on, whatever the values.
+"""Write a random model of Llama-3.2-1B's, Qwen2.5-0.5B's or Qwen3-MoE's shape: speed is the same whatever the values.
 
     python benchmarks/random_model.py random-1b-F16.gguf           # F16, without a tokenizer
     python benchmarks/random_model.py random-1b                    # a Hugging Face folder, BF16, Gulliver's tokenizer
     python benchmarks/random_model.py random-0.5b-F16.gguf --shape qwen2.5-0.5b
+    python benchmarks/random_model.py random-moe-F16.gguf --shape qwen3-moe     # 6 blocks of 32 experts; GGUF only
 
 Quantize it with llama-quantize, or with `lilliput quantize`.
 """
@@ -37,6 +38,8 @@ class Shape:
     vocabulary: int
     rope_theta: float
     has_bias: bool  # of q, k and v
+    experts: int = 0  # of `ffn` each; 0: a plain feed-forward layer
+    experts_used: int = 0
 
     @property
     def linears(self) -> tuple[tuple[str, str, int, int], ...]:
@@ -47,6 +50,15 @@ class Shape:
             ("attn_k", "self_attn.k_proj", kv, self.hidden),
             ("attn_v", "self_attn.v_proj", kv, self.hidden),
             ("attn_output", "self_attn.o_proj", self.hidden, q),
+            *self.feed_forward,
+        )
+
+    @property
+    def feed_forward(self) -> tuple[tuple[str, str, int, int], ...]:
+        """Its linears; none where experts take their place."""
+        if self.experts:
+            return ()
+        return (
             ("ffn_gate", "mlp.gate_proj", self.ffn, self.hidden),
             ("ffn_up", "mlp.up_proj", self.ffn, self.hidden),
             ("ffn_down", "mlp.down_proj", self.hidden, self.ffn),
@@ -56,6 +68,22 @@ class Shape:
 SHAPES = {
     "llama-1b": Shape("llama", "LlamaForCausalLM", 2048, 8192, 16, 32, 8, 64, 128256, 500000.0, has_bias=False),
     "qwen2.5-0.5b": Shape("qwen2", "Qwen2ForCausalLM", 896, 4864, 24, 14, 2, 64, 151936, 1000000.0, has_bias=True),
+    # Blocks as in Qwen3-30B-A3B, fewer of them and a quarter of the experts.
+    "qwen3-moe": Shape(
+        "qwen3moe",
+        "Qwen3MoeForCausalLM",
+        2048,
+        768,
+        6,
+        32,
+        4,
+        128,
+        32000,
+        1000000.0,
+        has_bias=False,
+        experts=32,
+        experts_used=8,
+    ),
 }
 BIASED = ("attn_q", "attn_k", "attn_v")
 
@@ -73,6 +101,10 @@ def metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocabulary)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.experts_used)
+        writer.add_expert_feed_forward_length(shape.ffn)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_tokenizer_model("none")
 
@@ -80,9 +112,18 @@ def metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
 def tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
     random = np.random.default_rng(0)
 
-    def matrix(name: str, rows: int, columns: int) -> None:
-        values = random.standard_normal((rows, columns), dtype=np.float32) / np.float32(np.sqrt(columns))
+    def matrix(name: str, *dimensions: int) -> None:
+        values = random.standard_normal(dimensions, dtype=np.float32) / np.float32(np.sqrt(dimensions[-1]))
         writer.add_tensor(name, values.astype(np.float16))
+
+    def experts_of(layer: int) -> None:
+        router = random.standard_normal((shape.experts, shape.hidden), dtype=np.float32)
+        writer.add_tensor(f"blk.{layer}.ffn_gate_inp.weight", router)
+        for part in ("gate", "up"):
+            matrix(f"blk.{layer}.ffn_{part}_exps.weight", shape.experts, shape.ffn, shape.hidden)
+        matrix(f"blk.{layer}.ffn_down_exps.weight", shape.experts, shape.hidden, shape.ffn)
+        for part in ("attn_q_norm", "attn_k_norm"):
+            writer.add_tensor(f"blk.{layer}.{part}.weight", np.ones(shape.head_dim, dtype=np.float32))
 
     if shape.architecture == "llama":
         writer.add_tensor("rope_freqs.weight", np.ones(shape.head_dim // 2, dtype=np.float32))
@@ -92,6 +133,8 @@ def tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
             matrix(f"blk.{layer}.{part}.weight", rows, columns)
             if shape.has_bias and part in BIASED:
                 writer.add_tensor(f"blk.{layer}.{part}.bias", np.zeros(rows, dtype=np.float32))
+        if shape.experts:
+            experts_of(layer)
         for part in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{part}.weight", np.ones(shape.hidden, dtype=np.float32))
     writer.add_tensor("output_norm.weight", np.ones(shape.hidden, dtype=np.float32))
@@ -150,6 +193,8 @@ def main() -> None:
     if options.layers:
         shape = replace(shape, layers=options.layers)
     if options.output.suffix != ".gguf":
+        if shape.experts:
+            parser.error(f"{options.output}: folders hold no mixtures of experts; name a .gguf file")
         write_folder(options.output, shape)
         return
     writer = gguf.GGUFWriter(options.output, shape.architecture)
