@@ -58,9 +58,7 @@ def main() -> None:
     tiny = arguments.work / "gulliver-Q8_0.gguf"
     if not tiny.exists():
         workflows.quantize("gulliver", "Q8_0", tiny)
-    ways = (
-        Way("plain"), Way("lookup 3", 3), Way("lookup 7", 7), Way("draft Q2_K", 7, draft), Way("draft tiny", 7, tiny)
-    )  # fmt: skip
+    ways = (Way("plain"), Way("lookup", 7), Way("draft Q2_K", 7, draft), Way("draft tiny", 7, tiny))
     text = read_text(arguments.text)
     for threads in map(int, arguments.threads.split(",")):
         for kind in ("natural", "copies"):

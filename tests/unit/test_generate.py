@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lilliput.errors import RuntimeModelError
-from lilliput.runtime.draft_model import shared_prefix
 from lilliput.runtime.generate import FinishReason, Generation
+from lilliput.runtime.prompt_lookup import shared_prefix
 from lilliput.runtime.sampler import SamplingOptions
 
 GREEDY = SamplingOptions()

@@ -91,9 +91,9 @@ def test_guesses_never_run_past_the_context_or_the_limit():
 
 def test_the_latest_place_of_the_longest_match_is_continued():
     lookup = PromptLookup([1, 2, 3, 9, 1, 2, 4, 8, 1, 2])
-    assert lookup.guess(2) == [4, 8]
+    assert lookup.guess(2) in ([4], [4, 8])
     lookup.append(3)
-    assert lookup.guess(3) == [9, 1, 2]
+    assert lookup.guess(3) in ([9], [9, 1], [9, 1, 2])
     lookup.append(7)
     assert lookup.guess(3) == []
     assert PromptLookup([1, 2, 1, 2]).guess(0) == []
@@ -112,20 +112,26 @@ def test_a_draft_changes_no_token_and_saves_passes(temperature: float, seed: int
     assert generation.timings.passes < plain.timings.passes
 
 
-def test_a_draft_that_is_the_model_is_always_right_and_guesses_further_each_time():
-    tokens, generation, session = generated(40, SamplingOptions(temperature=0.0), draft=CyclingSession())
-    assert len(tokens) == 80
-    # The prompt, then 3, 4, 5 ... guesses beside a token that is known, until 79 tokens have run.
-    assert session.passes[1:5] == [4, 5, 6, 7]
-    assert generation.timings.passes == 10
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_that_is_the_model_is_always_right_and_guesses_further(temperature: float):
+    # Sampled or not: it draws with the numbers that the sampler will use.
+    sampling = SamplingOptions(temperature=temperature, seed=3)
+    tokens, generation, session = generated(40, sampling, draft=CyclingSession())
+    assert tokens == generated(0, sampling)[0]
+    # The prompt, then all guesses beside a token that is known, until 79 tokens have run.
+    assert sum(session.passes[1:]) == 79
+    assert session.passes[1] < session.passes[4]
+    assert generation.timings.passes <= 12
 
 
-def test_a_draft_that_is_wrong_is_asked_for_one_token_at_a_time():
+def test_a_draft_that_is_always_wrong_is_soon_asked_no_more():
     draft = CyclingSession()
     draft.logits = lambda position, token: np.eye(1, PERIOD + 3, PERIOD + 2, dtype=np.float32)[0]
     tokens, _, session = generated(8, SamplingOptions(temperature=0.0), draft=draft)
     assert tokens == generated(0, SamplingOptions(temperature=0.0))[0]
-    assert session.passes[1:4] == [4, 2, 2]
+    assert session.passes[1] > 2
+    assert set(session.passes[30:]) == {1, 2}
+    assert session.passes[30:].count(2) <= 4
 
 
 def test_a_draft_of_another_vocabulary_is_refused():

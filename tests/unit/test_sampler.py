@@ -45,6 +45,29 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     assert tokens(7) != tokens(8)
 
 
+def test_a_twin_draws_what_the_sampler_will_and_leaves_it_alone():
+    sampler, undisturbed = (Sampler(SamplingOptions(temperature=1.0, seed=4)) for _ in range(2))
+    for _ in range(5):
+        ahead = sampler.twin()
+        drawn = [ahead.choose(LOGITS) for _ in range(3)]
+        assert [undisturbed.twin().choose(LOGITS), undisturbed.choose(LOGITS)] == [drawn[0]] * 2
+        assert sampler.choose(LOGITS) == drawn[0]
+
+
+def test_near_distributions_mostly_draw_the_same_token():
+    random = np.random.default_rng(0)
+    logits = random.standard_normal(500).astype(np.float32)
+    near = logits + random.standard_normal(500).astype(np.float32) * np.float32(0.1)
+    first, second = probabilities(logits, 0.8), probabilities(near, 0.8)
+    distance = np.abs(first - second).sum() / 2
+    one, other = (Sampler(SamplingOptions(temperature=0.8, seed=9)) for _ in range(2))
+    count = 2000
+    same = np.mean([one.choose(logits) == other.choose(near) for _ in range(count)])
+    # At least (1 - d) / (1 + d) for numbers shared by id (arXiv 2408.07978); five standard deviations below it.
+    bound = (1 - distance) / (1 + distance)
+    assert same >= bound - 5 * np.sqrt(bound * (1 - bound) / count)
+
+
 def test_top_k_keeps_the_k_likeliest_and_settles_ties_by_id():
     assert likeliest(LOGITS, 2).ids.tolist() == [1, 3]
     assert likeliest(LOGITS, 0).ids.tolist() == [1, 3, 4, 0, 2]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lilliput.runtime.session import EngineOptions
 
 # Where a draft is given and nothing else.
-DRAFT_GUESSES = 8
+DRAFT_GUESSES = 7
 
 
 # What the next token is drawn by, and what a search for an answer takes instead.
@@ -49,7 +49,7 @@ def command(
         str | None,
         typer.Option(
             "--draft",
-            help="A smaller file of the same model that guesses, 8 tokens a pass unless --guesses says otherwise.",
+            help="A smaller file of the same vocabulary that guesses, 7 tokens a pass at most or --guesses.",
         ),
     ] = None,
     context: Annotated[

@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from lilliput.arrays import FloatArray
 from lilliput.errors import RuntimeModelError
-from lilliput.runtime.draft_model import DraftModel, shared_prefix
-from lilliput.runtime.prompt_lookup import PromptLookup
+from lilliput.runtime.draft_model import DraftModel
+from lilliput.runtime.prompt_lookup import PromptLookup, shared_prefix
 from lilliput.runtime.sampler import Sampler, SamplingOptions
 from lilliput.runtime.session import Session
 
@@ -158,7 +158,7 @@ class Generation:
     def _guesser(self, previous: list[int]) -> PromptLookup | DraftModel | None:
         if not self._guesses:
             return None
-        return PromptLookup(previous) if self._draft is None else DraftModel(self._draft, previous)
+        return PromptLookup(previous) if self._draft is None else DraftModel(self._draft, previous, self._sampler)
 
     def _count(self, *, decoded: int = 0, passes: int = 0, seconds: float = 0.0) -> None:
         now = self.timings

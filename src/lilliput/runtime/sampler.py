@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing the next token: penalty, top-k, top-p, min-p, temperature, draw; in llama.cpp's order."""
+"""Choosing the next token: penalty, top-k, top-p, min-p, temperature, draw; in llama.cpp's order.
+
+A draw is a race (the Gumbel-max trick): each token gets a random number of its own and the largest logit / temperature
+plus number wins, which is a draw from the softmax. Two models whose distributions are near each other then choose the
+same token with the same numbers, nearly as often as any way of drawing allows: what `draft_model` lives on.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +72,12 @@ class Sampler:
         self._options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
 
+    def twin(self) -> Sampler:
+        """Another that will draw what this one would, given the same logits; this one does not notice."""
+        twin = Sampler(self._options)
+        twin._random.bit_generator.state = self._random.bit_generator.state
+        return twin
+
     def choose(self, logits: FloatArray, previous: Sequence[int] = ()) -> int:
         """The next token.
 
@@ -84,9 +95,24 @@ class Sampler:
         candidates = likeliest(logits, options.top_k)
         candidates = nucleus(candidates, options.top_p)
         candidates = above_min_p(candidates, options.min_p)
-        cumulative = np.cumsum(probabilities(candidates.logits, options.temperature))
-        drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(candidates.ids[min(int(drawn), candidates.ids.size - 1)])
+        key = self._random.bit_generator.random_raw()
+        race = candidates.logits.astype(np.float64) / options.temperature + gumbel_numbers(int(key), candidates.ids)
+        return int(candidates.ids[int(np.argmax(race))])
+
+
+def gumbel_numbers(key: int, ids: IntArray) -> DoubleArray:
+    """A number of the standard Gumbel distribution for each token, from the key and its id alone.
+
+    Bits: SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+    """
+    bits = np.uint64(key) + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    # 52 bits and a half: never 0, never 1.
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    result: DoubleArray = -np.log(-np.log(uniform))
+    return result
 
 
 def penalized(logits: FloatArray, recent: Sequence[int], penalty: float) -> FloatArray:
