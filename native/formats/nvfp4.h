@@ -66,6 +66,35 @@ struct nvfp4 {
     segment.scale = simd::load_groups(scales);
     return segment;
   }
+  // A row in each lane, given word by word: the scales of 4 blocks, then their codes.
+  static constexpr int header_bytes = 4;
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    const simd::Int nibble = simd::broadcast(0x0f0f0f0f);
+#pragma GCC unroll 16
+    for (int group = 0; group < 16; ++group) {
+      lanes.scale[group] = half_scales(simd::byte_lanes(words[group / 4], group % 4));
+      simd::Int codes[4];
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        const simd::Int both = words[4 + 2 * group + i];
+        codes[i] = value_codes(both & nibble);
+        codes[2 + i] = value_codes(simd::shift_right_logical<4>(both) & nibble);
+      }
+      lanes.put(4 * group, codes);
+    }
+  }
+
+ private:
+  static simd::Int value_codes(simd::Int codes) {
+    return simd::signed_codes(simd::look_up(kE2m1DoubledValues, codes));
+  }
+  // half_scale in each lane: as the exponent and mantissa of a float, whose bias is 119 larger.
+  static simd::Float half_scales(simd::Int bits) {
+    bits = bits & simd::broadcast(0x7f);
+    bits = bits & ~(bits == simd::broadcast(0x7f));
+    return (simd::Float)(bits << 20) * simd::broadcast(0x1p119f);
+  }
 };
 
 }  // namespace LILLIPUT_ISA

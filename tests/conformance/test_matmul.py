@@ -95,7 +95,7 @@ GROUP_SCALES = {
 # Formats with a kernel for rows interleaved in memory.
 SMALL_BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4")
 CODEBOOKS = ("iq1_m", "iq1_s", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs")
-INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, *CODEBOOKS, "iq4_xs")
+INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, *CODEBOOKS, "iq4_xs", "nvfp4")
 
 
 def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False) -> NDArray[np.float64]:
