@@ -130,15 +130,16 @@ class CompressedTensorsPacking:
         is_plain = len(quantized) == 1 and not any(layer.is_assumed for layer in layers)
         groups: dict[str, Json] = {}
         for number, (number_format, modules) in enumerate(quantized.values()):
+            weights = _weights(number_format)
             groups[f"group_{number}"] = {
                 # One group is spelled as everybody spells it; several are told apart by exact names.
                 "targets": ["Linear"] if is_plain else modules,
-                "weights": _weights(number_format),
-                "input_activations": None,
+                "weights": weights,
+                "input_activations": self.input_activations(weights),
                 "output_activations": None,
-                "format": _kind(number_format),
+                "format": self.kind(number_format),
             }
-        kinds = {_kind(number_format) for number_format, _ in quantized.values()}
+        kinds = {self.kind(number_format) for number_format, _ in quantized.values()}
         return {
             "quant_method": METHOD,
             "format": kinds.pop() if len(kinds) == 1 else MIXED,
@@ -148,6 +149,16 @@ class CompressedTensorsPacking:
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }
+
+    def input_activations(self, weights: Mapping[str, Json]) -> dict[str, Json] | None:
+        """How a group's inputs are rounded, given its weights: not at all."""
+        return None
+
+    def kind(self, number_format: ScopedNumber | FourBitFloat) -> str:
+        """What compressed-tensors calls the layout of a group."""
+        if isinstance(number_format, FourBitFloat):
+            return MXFP4_PACKED if number_format.name == "mxfp4" else NVFP4_PACKED
+        return FLOAT if isinstance(number_format, EightBitFloat) else PACKED
 
 
 class EightBitInputsPacking(CompressedTensorsPacking):
@@ -186,21 +197,13 @@ class EightBitInputsPacking(CompressedTensorsPacking):
             return super().stored(tensor, planes, has_wide_scales=has_wide_scales)
         return {".weight": planes["codes"] ^ np.uint8(0x80), ".weight_scale": planes["scale"]}
 
-    def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
-        """As without inputs, and how these are rounded."""
-        found = super().quantization(layers)
-        groups = found["config_groups"]
-        assert isinstance(groups, dict)
-        for group in groups.values():
-            assert isinstance(group, dict)
-            weights = group["weights"]
-            assert isinstance(weights, dict)
-            is_float = weights["type"] == "float"
-            inputs: dict[str, Json] = {"strategy": "token", "symmetric": True, "dynamic": True, "observer": None}
-            group["input_activations"] = {**weights, **inputs}
-            group["format"] = FLOAT if is_float else INTEGER
-        kinds = {str(group["format"]) for group in groups.values() if isinstance(group, dict)}
-        return {**found, "format": kinds.pop() if len(kinds) == 1 else MIXED}
+    def input_activations(self, weights: Mapping[str, Json]) -> dict[str, Json] | None:
+        """In the type of the weights, a scale a token found as they come."""
+        return {**weights, "strategy": "token", "symmetric": True, "dynamic": True, "observer": None}
+
+    def kind(self, number_format: ScopedNumber | FourBitFloat) -> str:
+        """Codes one to a byte."""
+        return FLOAT if isinstance(number_format, EightBitFloat) else INTEGER
 
 
 class StaticInputsPacking(EightBitInputsPacking):
@@ -218,17 +221,9 @@ class StaticInputsPacking(EightBitInputsPacking):
         inputs = [group.get("input_activations") for group in groups if isinstance(group, Mapping)]
         return any(isinstance(item, Mapping) and item.get("dynamic") is False for item in inputs)
 
-    def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
-        """As where scales are found while running, but for when they are found."""
-        found = super().quantization(layers)
-        groups = found["config_groups"]
-        assert isinstance(groups, dict)
-        for group in groups.values():
-            assert isinstance(group, dict)
-            inputs = group["input_activations"]
-            assert isinstance(inputs, dict)
-            group["input_activations"] = {**inputs, "strategy": "tensor", "dynamic": False, "observer": "minmax"}
-        return found
+    def input_activations(self, weights: Mapping[str, Json]) -> dict[str, Json] | None:
+        """One scale for all inputs of a layer."""
+        return {**weights, "strategy": "tensor", "symmetric": True, "dynamic": False, "observer": "minmax"}
 
 
 class StaticEightBitInputs(CheckpointFolder):
@@ -302,9 +297,3 @@ def _weights(number_format: ScopedNumber | FourBitFloat) -> dict[str, Json]:
         fields |= {"strategy": strategy, "group_size": region.columns if region.is_group else None}
     kind = "float" if isinstance(number_format, EightBitFloat) else "int"
     return {"num_bits": number_format.code_bits, "type": kind, **fields}
-
-
-def _kind(number_format: ScopedNumber | FourBitFloat) -> str:
-    if isinstance(number_format, FourBitFloat):
-        return MXFP4_PACKED if number_format.name == "mxfp4" else NVFP4_PACKED
-    return FLOAT if isinstance(number_format, EightBitFloat) else PACKED
