@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 OURS, FLOAT, DYNAMIC = "lilliput", "torch float32", "torch quantize_dynamic"
 COMPILED = "lilliput, torch.compile"
-ENGINE = "lilliput engine, Q8_0"
-ENGINE_FILE = "bert-Q8_0.gguf"
+ENGINE = "lilliput engine, int8"
+ENGINES = {ENGINE: ("INT8_CHANNEL", "bert.safetensors"), "lilliput engine, Q8_0": ("Q8_0", "bert.gguf")}
 ONNX = {"onnxruntime int8": "plain.onnx", "onnxruntime int8, optimized": "optimized.onnx"}
 INT8_PEERS = (DYNAMIC, *ONNX)
 VOCABULARY = 30522
@@ -88,7 +88,7 @@ def write_onnx_models(folder: Path, layers: int, tokens: int) -> None:
 
 
 def write_engine_model(folder: Path, layers: int) -> None:
-    """The same model as a Q8_0 file."""
+    """The same model as files: int8 a channel with inputs int8 a token, and Q8_0."""
     from lilliput import workflows
 
     checkpoint = folder / "checkpoint"
@@ -97,7 +97,8 @@ def write_engine_model(folder: Path, layers: int) -> None:
     words = [*special, *(f"word{number}" for number in range(VOCABULARY - len(special)))]
     (checkpoint / "vocab.txt").write_text("\n".join(words) + "\n")
     (checkpoint / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    workflows.quantize(checkpoint, "Q8_0", folder / ENGINE_FILE)
+    for preset, file_name in ENGINES.values():
+        workflows.quantize(checkpoint, preset, folder / file_name)
 
 
 def engine_pass(path: Path, threads: int, ids: np.ndarray) -> Callable[[], object]:
@@ -147,8 +148,8 @@ def serve(engine: str, folder: Path, layers: int, threads: int, tokens: int) -> 
     ids = token_ids(tokens)
     if engine in ONNX:
         run = onnx_pass(folder / ONNX[engine], threads, ids)
-    elif engine == ENGINE:
-        run = engine_pass(folder / ENGINE_FILE, threads, ids)
+    elif engine in ENGINES:
+        run = engine_pass(folder / ENGINES[engine][1], threads, ids)
     else:
         run = torch_pass(engine, layers, threads, ids)
     for _ in range(3):
@@ -247,7 +248,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure our model under torch.compile, too")
     parser.add_argument("--json", type=Path, help="append the JSON lines to this file, too")
     arguments = parser.parse_args()
-    engines = [FLOAT, DYNAMIC, OURS, ENGINE, *([COMPILED] if arguments.compile else [])]
+    engines = [FLOAT, DYNAMIC, OURS, *ENGINES, *([COMPILED] if arguments.compile else [])]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_engine_model(folder, arguments.layers)

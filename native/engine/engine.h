@@ -62,7 +62,9 @@ class Engine {
   void set_threads(int threads);
   const EngineOptions& options() const { return options_; }
   std::size_t cache_bytes() const { return cache_.bytes(); }
-  std::size_t repacked_bytes() const { return matrices_.interleaved_bytes(); }
+  std::size_t repacked_bytes() const {
+    return matrices_.interleaved_bytes() + program_->integer_bytes();
+  }
   std::int64_t output_width() const;
 
  private:

@@ -20,20 +20,33 @@ constexpr std::int64_t kGroupStep = 16;
 
 // [rows][groups] -> [panels][groups][16]
 template <typename T>
-Memory in_panels(const std::vector<T>& values, std::int64_t rows, std::int64_t groups) {
+const T* in_panels(const std::vector<T>& values, std::int64_t rows, std::int64_t groups,
+                   Arena& arena) {
   const std::int64_t padded = kernels::round_up(rows, kRowPadding);
-  Memory memory(static_cast<std::size_t>(padded * groups) * sizeof(T));
-  T* to = memory.as<T>();
+  T* to = reinterpret_cast<T*>(arena.take(static_cast<std::size_t>(padded * groups) * sizeof(T)));
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t group = 0; group < groups; ++group) {
       to[(row / kPanelRows * groups + group) * kPanelRows + row % kPanelRows] =
           values[static_cast<std::size_t>(row * groups + group)];
     }
   }
-  return memory;
+  return to;
 }
 
 }  // namespace
+
+std::uint8_t* Arena::take(std::size_t bytes) {
+  constexpr std::size_t kBlock = std::size_t{1} << 26;
+  const std::size_t lines = (bytes + 63) / 64 * 64;
+  if (blocks_.empty() || used_ + lines > blocks_.back().bytes()) {
+    blocks_.emplace_back(std::max(lines, kBlock));
+    used_ = 0;
+  }
+  std::uint8_t* piece = blocks_.back().as<std::uint8_t>() + used_;
+  used_ += lines;
+  taken_ += lines;
+  return piece;
+}
 
 IntegerMatrix::IntegerMatrix(std::string name, std::int64_t rows, std::int64_t columns,
                              std::span<const std::uint8_t> codes,
@@ -70,7 +83,8 @@ void IntegerMatrix::decode_row(std::int64_t row, float* values) const {
   }
 }
 
-std::vector<std::int32_t> IntegerMatrix::sums_for(const kernels::IntegerInput& input) {
+std::vector<std::int32_t> IntegerMatrix::sums_for(const kernels::IntegerInput& input,
+                                                  Arena& arena) {
   if (columns_ > kMostColumns) {
     throw std::invalid_argument(name_ + ": rows of " + std::to_string(columns_) +
                                 " columns; sums of integers hold " + std::to_string(kMostColumns));
@@ -79,7 +93,7 @@ std::vector<std::int32_t> IntegerMatrix::sums_for(const kernels::IntegerInput& i
       (columns_ % (kGroupStep * input.groups) != 0 || (groups_ > 1 && groups_ != input.groups))) {
     throw std::invalid_argument(name_ + ": groups of inputs and weights do not fit each other");
   }
-  if (weight_.panels == nullptr) lay_out();
+  if (weight_.panels == nullptr) lay_out(arena);
   const std::int64_t groups = std::max(groups_, input.groups);
   std::vector<std::int32_t> sums(
       static_cast<std::size_t>(kernels::round_up(rows_, kRowPadding) * groups));
@@ -87,10 +101,10 @@ std::vector<std::int32_t> IntegerMatrix::sums_for(const kernels::IntegerInput& i
   return sums;
 }
 
-void IntegerMatrix::lay_out() {
+void IntegerMatrix::lay_out(Arena& arena) {
   const std::int64_t quads = (columns_ + 3) / 4;
-  panels_ = Memory(static_cast<std::size_t>(kernels::round_up(rows_, kRowPadding) * quads * 4));
-  auto* lines = panels_.as<std::int8_t>();
+  auto* lines = reinterpret_cast<std::int8_t*>(
+      arena.take(static_cast<std::size_t>(kernels::round_up(rows_, kRowPadding) * quads * 4)));
   for (std::int64_t row = 0; row < rows_; ++row) {
     const std::uint8_t* codes = codes_ + row * columns_;
     std::int8_t* to = lines + (row / kPanelRows * quads * kPanelRows + row % kPanelRows) * 4;
@@ -98,15 +112,13 @@ void IntegerMatrix::lay_out() {
       to[i / 4 * kPanelRows * 4 + i % 4] = levels_[codes[i]];
     }
   }
-  scale_panels_ = in_panels(scale_, rows_, groups_);
-  if (!zero_point_.empty()) point_panels_ = in_panels(zero_point_, rows_, groups_);
   weight_ = {rows_,
              columns_,
              columns_ / groups_,
              groups_,
              lines,
-             scale_panels_.as<float>(),
-             zero_point_.empty() ? nullptr : point_panels_.as<std::int32_t>()};
+             in_panels(scale_, rows_, groups_, arena),
+             zero_point_.empty() ? nullptr : in_panels(zero_point_, rows_, groups_, arena)};
 }
 
 }  // namespace lilliput::engine

@@ -14,6 +14,20 @@
 
 namespace lilliput::engine {
 
+// Zero memory in few large pieces, which huge pages back: a matrix of a megabyte alone would get
+// none, and every pass would look up thousands of small ones.
+class Arena {
+ public:
+  // 64-byte aligned.
+  std::uint8_t* take(std::size_t bytes);
+  std::size_t bytes() const { return taken_; }
+
+ private:
+  std::vector<Memory> blocks_;
+  std::size_t used_ = 0;  // of the last block
+  std::size_t taken_ = 0;
+};
+
 class IntegerMatrix {
  public:
   // value = scale * (levels[code] - zero point). codes: [rows][columns], owned by the caller; scale
@@ -29,17 +43,14 @@ class IntegerMatrix {
   // float32 values of one row.
   void decode_row(std::int64_t row, float* values) const;
 
-  // Lays the matrix out for the kernel, if it is not yet, and gives the sums that the kernel needs
-  // with inputs of this kind. Throws std::invalid_argument where the groups do not fit.
-  std::vector<std::int32_t> sums_for(const kernels::IntegerInput& input);
+  // Lays the matrix out for the kernel in memory of `arena`, if it is not yet, and gives the sums
+  // that the kernel needs with inputs of this kind. Throws std::invalid_argument where the groups do
+  // not fit.
+  std::vector<std::int32_t> sums_for(const kernels::IntegerInput& input, Arena& arena);
   const kernels::IntegerWeight& weight() const { return weight_; }
-  // Of the layout for the kernel.
-  std::size_t bytes() const {
-    return panels_.bytes() + scale_panels_.bytes() + point_panels_.bytes();
-  }
 
  private:
-  void lay_out();
+  void lay_out(Arena& arena);
 
   std::string name_;
   std::int64_t rows_;
@@ -49,9 +60,6 @@ class IntegerMatrix {
   std::array<std::int8_t, 256> levels_;
   std::vector<float> scale_;
   std::vector<std::int32_t> zero_point_;
-  Memory panels_;
-  Memory scale_panels_;
-  Memory point_panels_;
   kernels::IntegerWeight weight_{};
 };
 

@@ -215,7 +215,7 @@ void Program::add(IntegerGroup operation) {
     at(integers_, part.weight, "matrix of integers");
     IntegerMatrix& matrix = integers_[static_cast<std::size_t>(part.weight)];
     check_part(matrix.name(), operation.x, part, matrix.rows(), matrix.columns());
-    operation.sums.push_back(matrix.sums_for(operation.input));
+    operation.sums.push_back(matrix.sums_for(operation.input, arena_));
     if (std::max(matrix.groups(), operation.input.groups) != operation.groups(*this)) {
       refuse(matrix.name() + ": integer linears of one input need the same groups");
     }

@@ -234,6 +234,8 @@ class Program {
   const std::vector<std::int64_t>& buffers() const { return buffers_; }
   const std::vector<kernels::Weight>& weights() const { return weights_; }
   const std::vector<IntegerMatrix>& integers() const { return integers_; }
+  // Of integers as the kernel has them.
+  std::size_t integer_bytes() const { return arena_.bytes(); }
   bool is_mapped(WeightIndex weight) const { return is_mapped_[static_cast<std::size_t>(weight)]; }
   const std::vector<std::vector<float>>& vectors() const { return vectors_; }
   const std::vector<RopeFrequencies>& ropes() const { return ropes_; }
@@ -274,6 +276,7 @@ class Program {
   std::vector<std::string> weight_names_;
   std::vector<bool> is_mapped_;
   std::vector<IntegerMatrix> integers_;
+  Arena arena_;
   std::vector<std::vector<float>> vectors_;
   std::vector<RopeFrequencies> ropes_;
   std::vector<KvState> states_;
