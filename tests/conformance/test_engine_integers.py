@@ -83,13 +83,13 @@ def expected(x: np.ndarray, weight: QuantizedTensor, inputs: IntegerInputs, fixe
 @pytest.mark.parametrize(
     ("format_name", "activations", "means"),
     [
-        ("int8_channel", "engine", "int8_token"),
-        ("int8_channel", "int8_token_asym", "int8_token_asym"),
+        ("int8_channel", "engine", "int8_token_asym"),
+        ("int8_channel", "int8_token", "int8_token"),
         ("int8_channel", "int8_g32", "int8_g32"),
-        ("int8_channel_asym", "engine", "int8_token"),
-        ("int4_g32", "engine", "int8_g32"),
+        ("int8_channel_asym", "engine", "int8_token_asym"),
+        ("int4_g32", "engine", "int8_g32_asym"),
         ("int4_g32_asym", "int6_token", "int6_token"),
-        ("int8_tensor", "engine", "int8_token"),
+        ("int8_tensor", "engine", "int8_token_asym"),
         ("q8_0", "int8_token", "int8_token"),
     ],
 )
