@@ -411,3 +411,18 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(
     assert (code, json.loads(out)["error"]["message"]) == (130, "interrupted")
     assert err.endswith("interrupted\n")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "guliver"), "did you mean 'gulliver'?"),
+        (("quantize", "gulliver", "--to", "Q4_0", "--method", "gptq"), "unknown method 'gptq': here it is 'feedback'"),
+        (("quantize", "gulliver", "--to", "Q4_0", "--method", "awq"), "--transform awq_scaling"),
+        (("quantize", "gulliver", "--to", "Q4_0", "--imatrix", __file__), "nor an imatrix of llama.cpp"),
+    ],
+)
+def test_names_that_people_try_are_answered_with_ours(run: Run, words: tuple[str, ...], said: str) -> None:
+    code, _, err = run(*words)
+    assert code == 1
+    assert said in err

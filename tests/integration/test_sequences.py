@@ -62,13 +62,12 @@ def test_a_quantized_model_is_measured_by_what_it_is_for(run: Run, folder: Path,
     found = json.loads(out)
     assert found["texts"] == len(LINES)
     eight, four, mixed, ends = found["files"]
-    better, worse = {
-        "embedding": ("mean_cosine", "spearman"),
-        "classification": ("agreement", "agreement"),
-        "sequence_to_sequence": ("same_top", "exact"),
-    }[found["task"]]
-    assert eight[better] >= four[better]
-    assert eight[worse] >= four[worse]
+    loss_of_eight, loss_of_four = (
+        1.0 - file["mean_cosine"] if found["task"] == "embedding" else file["mean_kld"] for file in (eight, four)
+    )
+    # Four more bits are steps 16 times as fine, and both losses grow with their square; shares of equal choices have no
+    # bound that holds on every machine, because random models have near ties that any step flips.
+    assert loss_of_eight < loss_of_four / 10
     assert eight["bytes"] < mixed["bytes"]
     assert four["bytes"] < ends["bytes"]
     code, out, _ = run("eval", folder, files[0], "--text", text, "--threads", 1)
@@ -186,7 +185,7 @@ def test_heads_of_tokens_are_quantized_run_and_measured(
     # Four more bits are steps 16 times as fine, and KL grows with their square; random heads have near ties that any
     # step flips, so the agreement itself has no bound that holds on every machine.
     assert eight["mean_kld"] < four["mean_kld"] / 10
-    assert 1.0 >= eight["agreement"] >= four["agreement"]
+    assert all(0.0 <= file["agreement"] <= 1.0 for file in (eight, four))
     assert (eight["accuracy"] is not None) == (kind == "masked")
 
 

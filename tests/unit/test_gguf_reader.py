@@ -47,7 +47,7 @@ U32, STRING, ARRAY, BOOL = 4, 8, 9, 7
 ALIGNMENT = key("general.alignment", U32, struct.pack("<I", 32))
 
 BAD = {
-    "empty": (b"", "starts with '' instead of 'GGUF'"),
+    "empty": (b"", "is empty; download it"),
     "magic": (file_bytes(magic=b"GGML"), "starts with 'GGML' instead of 'GGUF'"),
     "version 1": (file_bytes(version=struct.pack("<I", 1)), "GGUF version 1 cannot be read"),
     "version 4": (file_bytes(version=struct.pack("<I", 4)), "GGUF version 4 cannot be read"),

@@ -67,6 +67,11 @@ def read_statistics(path: Path) -> Statistics:
         raise CalibrationError(f"{path}: no such file")
     if is_imatrix(path):
         return read_imatrix(path)
+    if path.suffix != ".safetensors":
+        raise CalibrationError(
+            f"{path.name}: neither statistics of `lilliput calibrate` (.safetensors) nor an imatrix of llama.cpp "
+            "(.gguf or .dat); give one of these"
+        )
     file = SafetensorsFile(path, CalibrationError)
     try:
         return _load(file, path.name)

@@ -7,12 +7,14 @@ A kind of file is imported when one of it is opened: running a GGUF waits for no
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.gguf import Gguf
 from lilliput.errors import CheckpointError
+from lilliput.models import BUILT_IN
 
 if TYPE_CHECKING:
     from lilliput.containers.registry import CONTAINERS, FOLDERS, container_for, not_written
@@ -43,9 +45,21 @@ def open_model(path_or_id: str | Path, *, revision: str | None = None) -> ModelS
         if found["file"] is not None:
             return _open_file(download_file(found["repository"], found["file"], revision))
         return HuggingFaceModel(download(name, revision), repository=name)
+    hint = f"; did you mean '{near[0]}'?" if (near := _near(path)) else ""
     raise CheckpointError(
         f"{name}: no such file or folder, and not a hub id of the form organization/name or organization/name:Q4_K_M"
+        + hint
     )
+
+
+def _near(path: Path) -> list[str]:
+    """Names like this one in its folder, or the built-in model's."""
+    try:
+        beside = {item.name: str(item) for item in path.parent.iterdir() if not item.name.startswith(".")}
+    except OSError:
+        beside = {}
+    names = {BUILT_IN: BUILT_IN, **beside} if len(path.parts) == 1 else beside
+    return [names[name] for name in get_close_matches(path.name, names, n=1, cutoff=0.75)]
 
 
 def _open_folder(folder: Path) -> ModelSource:

@@ -134,6 +134,8 @@ class _Parser:
 
     def _read_version(self) -> None:
         magic = bytes(self.data[:4])
+        if not magic:
+            raise self.fail("is empty; download it or make it again")
         if magic != MAGIC:
             spelled = magic.decode("ascii", "replace")
             raise self.fail(f"starts with {spelled!r} instead of 'GGUF'; this is not a GGUF file")

@@ -56,6 +56,13 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
+# What other tools call a method, and its name here.
+ELSEWHERE = {
+    "awq": "a rewriting of the model before any method: --transform awq_scaling",
+    "gptq": "'feedback', what --effort balanced takes",
+    "hqq": "'half_quadratic'",
+    "rtn": "'round_to_nearest'",
+}
 # Names that stand for several roles.
 ROLE_GROUPS: Mapping[str, tuple[Role, ...]] = {
     "embeddings": (Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.SEGMENT_EMBEDDING),
@@ -356,6 +363,8 @@ def _line(root: Node, location: tuple[int | str, ...]) -> int:
 def parse_method(name: str | None) -> Method | None:
     """The method of that name, or None for the default. Raises RecipeError."""
     if name is not None and name not in METHODS:
+        if name in ELSEWHERE:
+            raise RecipeError(f"unknown method '{name}': here it is {ELSEWHERE[name]}")
         near = get_close_matches(name, METHODS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(METHODS)}"
         raise RecipeError(f"unknown method '{name}'; {hint}")
