@@ -54,6 +54,19 @@ inline namespace LILLIPUT_ISA {
 inline constexpr int kCodeVectors = 16 / kLanes;  // vectors in Codes and in Groups
 inline constexpr int kSegment = 256;              // columns handled together
 
+// broadcast(words[i]) of n words, i known to the compiler.
+template <int n>
+inline Int broadcast_one(const std::int32_t* words, int i) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  // Dot products take a lane of an operand: four words are loaded at once, and none is broadcast.
+  if constexpr (n % 4 == 0) {
+    const Int four = load_int(words + i / 4 * 4);
+    return broadcast(four[i % 4]);
+  }
+#endif
+  return broadcast(words[i]);
+}
+
 inline Codes operator&(Codes a, Codes b) {
   for (int i = 0; i < kCodeVectors; ++i) a.part[i] &= b.part[i];
   return a;

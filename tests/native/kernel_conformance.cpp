@@ -603,6 +603,39 @@ void check_attention(Isa isa, Tally& tally) {
   }
 }
 
+// Every query sees every key; errors as in attention_error.
+void check_whole_attention(Isa isa, Tally& tally) {
+  for (const auto& [head_dim, tokens] : {std::pair{32, 17}, std::pair{64, 90}}) {
+    const auto size = static_cast<std::size_t>(tokens * head_dim);
+    const std::vector<float> q = normals(tokens * head_dim);
+    const std::vector<float> k = normals(tokens * head_dim);
+    const std::vector<float> v = normals(tokens * head_dim);
+    std::vector<float> results[2];
+    for (const bool is_plain : {true, false}) {
+      std::vector<float>& out = results[is_plain ? 0 : 1];
+      out.assign(size, NAN);
+      kernels::WholeAttention task{};
+      task.q = q.data();
+      task.k = k.data();
+      task.v = v.data();
+      task.out = out.data();
+      task.q_stride = task.kv_stride = task.head_dim = head_dim;
+      task.queries = task.keys = tokens;
+      task.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+      const Memory scratch(kernels::whole_attention_floats(tokens, tokens, head_dim) * 4);
+      kernels::vector_kernels(is_plain ? Isa::scalar : isa).attend_whole(task, scratch.as<float>());
+    }
+    const double dims = head_dim;
+    const double e = 72 * dims * std::sqrt(dims) * kUnit + kExponential + 2 * tokens * kUnit;
+    double worst = 0.0;
+    for (std::size_t i = 0; i < size; ++i) {
+      const double error = std::abs(static_cast<double>(results[0][i]) - results[1][i]);
+      worst = std::max(worst, std::isfinite(results[1][i]) ? share(error, 12 * e) : HUGE_VAL);
+    }
+    tally.take("attention without a cache " + std::to_string(head_dim), worst);
+  }
+}
+
 // ---- encoders and column loops ----
 
 void check_encoders(Isa isa, Tally& tally) {
@@ -746,6 +779,7 @@ int main(int count, char** words) {
   check_vectors(isa, tally);
   check_integers(isa, tally);
   check_attention(isa, tally);
+  check_whole_attention(isa, tally);
   check_column_loops(isa, tally);
   check_vector_rounding(isa, tally);
   check_encoders(isa, tally);

@@ -49,8 +49,8 @@ inline void group_dots(const Panel* panels, const TileInput<kTokenTile>& input, 
   for (int quad = group * kQuads; quad < (group + 1) * kQuads; quad += 2) {
 #pragma GCC unroll 8
     for (int t = 0; t < n_tokens; ++t) {
-      const Int input0 = simd::broadcast(input.codes[quad][t]);
-      const Int input1 = simd::broadcast(input.codes[quad + 1][t]);
+      const Int input0 = simd::broadcast_one<kTokenTile>(input.codes[quad], t);
+      const Int input1 = simd::broadcast_one<kTokenTile>(input.codes[quad + 1], t);
 #pragma GCC unroll 2
       for (int r = 0; r < n_panels; ++r) {
         const Int weights0 = panels[r].codes[quad];
@@ -144,8 +144,8 @@ class FloatLaneProduct {
     for (int i = 0; i < 4; i += 2) {
 #pragma GCC unroll 8
       for (int t = 0; t < tile; ++t) {
-        const Int input0 = simd::broadcast(input_.codes[quad + i][t]);
-        const Int input1 = simd::broadcast(input_.codes[quad + i + 1][t]);
+        const Int input0 = simd::broadcast_one<tile>(input_.codes[quad + i], t);
+        const Int input1 = simd::broadcast_one<tile>(input_.codes[quad + i + 1], t);
         dots_[t] = grid.is_signed
                        ? simd::dot_signed(dots_[t], codes[i], input0, codes[i + 1], input1)
                        : simd::dot_unsigned(dots_[t], codes[i], input0, codes[i + 1], input1);

@@ -97,9 +97,9 @@ inline void dot_group(const Int* codes, const ScaledTile<kind.group_size, tile>&
   for (int quad = group * kQuads; quad < (group + 1) * kQuads; quad += 2) {
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
-      const std::int32_t* inputs = input.codes + quad * tile + t;
-      dots[t] = simd::dot_unsigned(dots[t], codes[quad], simd::broadcast(inputs[0]),
-                                   codes[quad + 1], simd::broadcast(inputs[tile]));
+      const std::int32_t* inputs = input.codes + quad * tile;
+      dots[t] = simd::dot_unsigned(dots[t], codes[quad], simd::broadcast_one<tile>(inputs, t),
+                                   codes[quad + 1], simd::broadcast_one<tile>(inputs + tile, t));
     }
   }
 }
@@ -176,9 +176,9 @@ class LaneProduct {
     for (int i = 0; i < 4; i += 2) {
 #pragma GCC unroll 8
       for (int t = 0; t < tile; ++t) {
-        const std::int32_t* inputs = input_.codes + (quad + i) * tile + t;
-        dots[t] = simd::dot_unsigned(dots[t], codes[i], simd::broadcast(inputs[0]), codes[i + 1],
-                                     simd::broadcast(inputs[tile]));
+        const std::int32_t* inputs = input_.codes + (quad + i) * tile;
+        dots[t] = simd::dot_unsigned(dots[t], codes[i], simd::broadcast_one<tile>(inputs, t),
+                                     codes[i + 1], simd::broadcast_one<tile>(inputs + tile, t));
       }
     }
     if (group % 2 == 1 && quad % kQuads == kQuads - 4) finish_pair(group / 2);

@@ -17,6 +17,9 @@ constexpr int kTileGroups = 4;
 #elif defined(__AVX2__)
 constexpr int kTileRows = 5;
 constexpr int kTileGroups = 1;
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int kTileRows = 6;
+constexpr int kTileGroups = 1;
 #else
 constexpr int kTileRows = 2;
 constexpr int kTileGroups = 1;

@@ -24,7 +24,10 @@ def command(
     kv: options.KvCache = "f16",
     repack: options.Repack = True,
     instruction_set: Annotated[
-        str, typer.Option("--instruction-set", help="Kernels to run: scalar, avx2 or avx512_vnni; default the best.")
+        str,
+        typer.Option(
+            "--instruction-set", help="Kernels to run: scalar, avx2, avx512_vnni, neon_dotprod; default the best."
+        ),
     ] = "",
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 5,
     json: options.Json = False,
