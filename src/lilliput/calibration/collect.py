@@ -8,7 +8,7 @@ weight is read once. Hidden states of all chunks wait in memory, or in a tempora
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,11 @@ from lilliput.calibration.pair_inputs import answered, pair_inputs
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
 from lilliput.methods.torch_threads import torch_threads
+from lilliput.progress import Progress
 from lilliput.records import InputStatistics, Statistics
 
 if TYPE_CHECKING:
     import torch
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

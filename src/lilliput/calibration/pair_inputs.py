@@ -18,6 +18,7 @@ from lilliput.architectures.program import Embed, Program
 from lilliput.arrays import IntArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError
+from lilliput.progress import Progress
 from lilliput.runtime.answers import AnswerOptions, answer
 from lilliput.runtime.encoder_decoder import EncoderDecoderSession
 from lilliput.runtime.session import EngineOptions
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from lilliput.calibration.torch_program import LinearRun
 
 Sums = TypeVar("Sums")
-Progress = Callable[[int, int], None]
 # Longer answers of models that never come to an end say nothing new.
 LONGEST_ANSWER = 128
 

@@ -12,7 +12,7 @@ the original's answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,6 @@ from lilliput.runtime.encoder_session import EncoderSession
 from lilliput.runtime.session import EngineOptions
 
 Tokens = Sequence[int]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

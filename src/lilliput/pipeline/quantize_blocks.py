@@ -9,7 +9,6 @@ hidden states lie in files that are mapped. Each block is a step that a killed r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -26,6 +25,7 @@ from lilliput.pipeline.learn_block import BlockText, LearnOptions, learn_block
 from lilliput.pipeline.quantize_pairs import quantize_pairs
 from lilliput.pipeline.quantize_tensors import Done, quantize_stack, quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.progress import Progress
 from lilliput.recipes.ledger import LedgerEntry
 from lilliput.recipes.plan import Plan
 from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, TensorPlan
@@ -33,7 +33,6 @@ from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, TensorPlan
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[int, int], None]
 StreamInputs = Literal["quantized", "float", "both"]
 # How far `both` goes from the weights towards those of least squares; all the way overfits (docs/log.md).
 RETARGETED_SHARE = 0.5

@@ -7,18 +7,17 @@ Unlike the loop over blocks, layers are fitted to the float model's inputs, not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.calibration.pair_inputs import Pair, pair_inputs
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_tensors import Done, quantize_tensor
+from lilliput.progress import Progress
 from lilliput.recipes.ledger import LedgerEntry
 from lilliput.recipes.plan import Plan
 from lilliput.records import QuantizedTensor
-
-Progress = Callable[[int, int], None]
 
 
 def quantize_pairs(

@@ -17,7 +17,7 @@ Not when  the text is much smaller than what it stands for: training fits what i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from lilliput.errors import CalibrationError
 from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_tensors import Done
 from lilliput.pipeline.trained_weight import Descent, TrainedWeight
+from lilliput.progress import Progress
 from lilliput.recipes.ledger import LedgerEntry, entry_for
 from lilliput.recipes.plan import Plan
 from lilliput.records import QuantizedTensor, Role, TensorPlan
@@ -38,7 +39,6 @@ from lilliput.records import QuantizedTensor, Role, TensorPlan
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[int, int], None]
 # Tuned beside the scales: vectors that every container stores as float32.
 TUNED_VECTORS = (Role.NORM,)
 # Float32: the original, the fixed copy, terms of two parameters and what autograd keeps of each, codes and their

@@ -9,7 +9,7 @@ the outputs predicts its cost (`predict.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_blocks import with_lookups
 from lilliput.pipeline.quantize_tensors import quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
+from lilliput.progress import Progress
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.recipes.recipe import Method
 from lilliput.records import NO_INPUTS, LayerInputs, QuantizedTensor, Role, TensorPlan
@@ -38,7 +39,6 @@ from lilliput.search.choices import Choice
 if TYPE_CHECKING:
     pass
 
-Progress = Callable[[int, int], None]
 # Weights in float32 at once while losses are computed.
 LOSS_WEIGHTS = 1 << 22
 

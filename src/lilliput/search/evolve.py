@@ -13,16 +13,15 @@ Cost      the stated number of evaluations of the selection text. A search that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from lilliput.progress import Progress
 from lilliput.search.choices import Picks
 from lilliput.search.measure import Meter
 from lilliput.search.problem import Limits, Problem
 
-Progress = Callable[[int, int], None]
 CHILDREN = 6
 # Children that are measured on the whole text.
 FINALISTS = 2

@@ -14,19 +14,19 @@ Cost      the stated number of evaluations; each sample is measured on a part of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import log
 
 import numpy as np
 
 from lilliput.arrays import DoubleArray
+from lilliput.progress import Progress
 from lilliput.search.choices import Choice, Picks
 from lilliput.search.evolve import FIRST_SHARE, Refined, SearchOptions, Step
 from lilliput.search.measure import Meter
 from lilliput.search.predict import LEAST_KL
 from lilliput.search.problem import Limits, Problem
 
-Progress = Callable[[int, int], None]
 BATCH = 8
 # Spread of the log factors, and the rate of learning in units of it.
 SPREAD = 0.35

@@ -31,11 +31,11 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.part_writer import disk_error
 from lilliput.errors import CalibrationError
 from lilliput.methods.torch_threads import torch_threads
+from lilliput.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[int, int], None]
 SEED = 0
 # Rows of logits in memory at once, times the vocabulary: 64 MB of float32.
 LOGIT_NUMBERS = 1 << 24

@@ -23,11 +23,11 @@ import numpy as np
 from lilliput import _native
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.publish import write_text
+from lilliput.progress import Progress
 from lilliput.records import Role
 from lilliput.runtime.session import EngineOptions, Session
 from lilliput.search.choices import Choice, Picks
 
-Progress = Callable[[int, int], None]
 TOKENS = 24
 REPETITIONS = 5
 DEPTH = 32
