@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +68,6 @@ def tiny_model(
         {"name": "Tiny Model", "license": "mit", "tags": ["a", "b"]}, {"quantize.imatrix.file": "x"}
     )
     return Contents(llama, config, VOCABULARY, provenance, headers), tensors
-
-
-def without_tensors(contents: Contents) -> Contents:
-    return replace(contents, headers=())
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], **metadata: str) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -188,9 +187,3 @@ def report_failure(error: Exception, *, as_json: bool, usage_code: int) -> int:
     if as_json:
         print_json({"error": {"type": type(error).__name__, "message": line}})
     return exit_code
-
-
-def configure_logging() -> None:
-    """LILLIPUT_LOG=debug|info|warning; warnings by default."""
-    level = getattr(logging, os.environ.get("LILLIPUT_LOG", "warning").upper(), logging.WARNING)
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")

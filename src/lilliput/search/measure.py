@@ -24,7 +24,7 @@ from lilliput.errors import PublishError
 from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.divergence import log_probabilities, row_divergences
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
-from lilliput.evaluation.paired import PairedRatio, paired_ratio
+from lilliput.evaluation.paired import paired_ratio
 from lilliput.formats import NumberFormat
 from lilliput.records import QuantizedTensor, TensorHeader
 from lilliput.search.candidates import Candidates
@@ -52,10 +52,6 @@ class MeasuredKl:
         even = np.full((len(self.window_sums), 1), self.scored_per_window, dtype=np.float64)
         found = paired_ratio("", "", self.window_sums[:, None], even)
         return found.low, found.high
-
-    def ratio_to(self, other: MeasuredKl) -> PairedRatio:
-        """This KL over the other's, on the same windows, with its paired interval."""
-        return paired_ratio("this", "other", self.window_sums[:, None], other.window_sums[:, None])
 
 
 class AssembledModel:
