@@ -128,7 +128,7 @@ def test_static_inputs_that_the_file_has_no_range_for_are_refused():
 
 
 def test_inputs_that_no_kernel_computes_with_are_refused():
-    with pytest.raises(RuntimeModelError, match="f32 and integers"):
+    with pytest.raises(RuntimeModelError, match="f32, or integers"):
         run(linear_program(random_weight("w", "int8_channel")), "fp8_e4m3_token")
 
 

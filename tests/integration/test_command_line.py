@@ -156,8 +156,8 @@ def test_bench_gives_one_row_a_test(run: Run, model: Path, tmp_path: Path) -> No
     rows = json.loads(out)["rows"]
     assert [row["test"] for row in rows] == ["prefill", "decode"]
     assert rows[0].keys() == {
-        "threads", "test", "n", "depth", "kv_format", "batch", "ready_s", "first_token_s", "limit_tok_s",
-        "tok_s_median", "tok_s_min", "tok_s_max", "peak_rss_bytes",
+        "threads", "test", "n", "depth", "kv_format", "batch", "instruction_set", "ready_s", "first_token_s",
+        "limit_tok_s", "tok_s_median", "tok_s_min", "tok_s_max", "peak_rss_bytes",
     }  # fmt: skip
     assert [row["test"] for row in json.loads(run("bench", output, *words, "--prefill", 0)[1])["rows"]] == ["decode"]
 

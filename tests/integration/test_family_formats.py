@@ -62,7 +62,7 @@ def test_slabs_give_the_planes_of_the_whole_tensor(
     assert entry["relative_error"] == pytest.approx(error, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["int4_g32", "palette4_tensor"])
+@pytest.mark.parametrize("name", ["nf4", "palette4_tensor"])
 def test_the_engine_runs_the_values_of_the_file_and_says_so_once(
     name: str, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,7 +76,7 @@ def test_the_engine_runs_the_values_of_the_file_and_says_so_once(
     assert len(said) == 1
     assert name.upper() in said[0]
     # Quantizing the decoded values to F32 changes nothing: the same numbers in a format that the engine knows.
-    workflows.quantize(output, "F32" if name == "int4_g32" else "F16", plain)
+    workflows.quantize(output, "F32" if name == "nf4" else "F16", plain)
     np.testing.assert_array_equal(Session(open_model(plain)).forward([1, 5, 7, 2], output="all"), logits)
 
 

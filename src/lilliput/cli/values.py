@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
-from lilliput.errors import FormatError, RecipeError
+from lilliput.errors import RecipeError
 
 if TYPE_CHECKING:
     from lilliput.calibration.block_stream import Precision
@@ -24,21 +24,10 @@ def chosen_seed(seed: int | None) -> int:
 
 
 def activation_kind(name: str) -> Activations:
-    """Parse --activations: f32, engine, or the name of integer inputs. Raises RecipeError."""
-    from lilliput.activations import IntegerInputs, get_input_format
+    """Parse --activations: f32, engine, or the name of integer inputs. Raises RuntimeModelError."""
+    from lilliput.runtime.integer_weights import named_inputs
 
-    if name in ("f32", "engine"):
-        return name
-    try:
-        inputs = get_input_format(name)
-    except FormatError:
-        inputs = None
-    if not isinstance(inputs, IntegerInputs):
-        raise RecipeError(
-            f"unknown --activations '{name}'; known: f32, engine, or integers: int8_token, int8_token_asym, "
-            "int8_static, int8_g32 and their like"
-        )
-    return inputs.name
+    return name if name in ("f32", "engine") else named_inputs(name).name
 
 
 def kv_format(name: str) -> KvFormat:

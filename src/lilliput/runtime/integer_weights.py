@@ -17,7 +17,7 @@ import numpy as np
 from lilliput import _native
 from lilliput.activations import FixedScale, IntegerInputs, get_input_format
 from lilliput.arrays import ByteArray
-from lilliput.errors import RuntimeModelError
+from lilliput.errors import FormatError, RuntimeModelError
 from lilliput.formats import Parameters
 from lilliput.formats.integer_lines import IntegerLines, has_integer_form, integer_lines
 from lilliput.formats.scoped_number import ScopedNumber
@@ -66,9 +66,7 @@ def input_choice(tensor: QuantizedTensor, activations: str) -> InputChoice | Non
         if not has_integers(tensor):
             return None
         return stored_inputs(tensor) or InputChoice(_own_inputs(tensor), None)
-    inputs = get_input_format(activations)
-    if not isinstance(inputs, IntegerInputs):
-        raise RuntimeModelError(f"activations '{activations}': the engine has f32 and integers, such as int8_token")
+    inputs = named_inputs(activations)
     if not inputs.is_static:
         return InputChoice(inputs, None)
     stored = stored_inputs(tensor)
@@ -78,6 +76,20 @@ def input_choice(tensor: QuantizedTensor, activations: str) -> InputChoice | Non
             "kind; quantize with calibration data, or choose int8_token"
         )
     return stored
+
+
+def named_inputs(activations: str) -> IntegerInputs:
+    """Integer inputs by name. Raises RuntimeModelError."""
+    try:
+        inputs = get_input_format(activations)
+    except FormatError:
+        inputs = None
+    if not isinstance(inputs, IntegerInputs):
+        raise RuntimeModelError(
+            f"unknown activations '{activations}'; known: engine, f32, or integers: int8_token, int8_token_asym, "
+            "int8_static, int8_g32 and their like"
+        )
+    return inputs
 
 
 def stored_inputs(tensor: QuantizedTensor) -> InputChoice | None:

@@ -14,6 +14,7 @@ from lilliput.architectures.program import Experts, Program
 from lilliput.arrays import FloatArray, IntArray
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RuntimeModelError
+from lilliput.runtime.integer_weights import named_inputs
 from lilliput.runtime.lowering import lower
 from lilliput.runtime.processors import default_threads
 
@@ -53,7 +54,9 @@ class EngineOptions:
 
 
 def engine_activations(activations: Activations) -> str:
-    """What weights that do not run as integers are multiplied with."""
+    """What weights that do not run as integers are multiplied with. Raises RuntimeModelError for unknown names."""
+    if activations not in ("engine", "f32"):
+        named_inputs(activations)
     return "f32" if activations == "f32" else "engine"
 
 
