@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lilliput.text.pre_tokenizers import PRE_TOKENIZERS
@@ -111,6 +112,11 @@ def unigram(size: int = 500, charsmap: bytes = b"") -> Tokenizer:
     specials = ["<pad>", "</s>", "<unk>"]
     trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
+    # As in real files, scores are float32: their sums are exact in float64, so that equal ways to cut a word tie
+    # here as in GGUF. Those of the trainer differ in the last bits, from run to run.
+    trained = json.loads(tokenizer.to_str())
+    trained["model"]["vocab"] = [[piece, float(np.float32(score))] for piece, score in trained["model"]["vocab"]]
+    tokenizer = Tokenizer.from_str(json.dumps(trained))
     tokenizer.add_special_tokens([AddedToken("<extra_id_0>")])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
