@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import interleaved
+from interleaved import Times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +143,7 @@ def torch_pass(engine: str, layers: int, threads: int, ids: np.ndarray) -> Calla
 
 
 def serve(engine: str, folder: Path, layers: int, threads: int, tokens: int) -> None:
-    """A process of its own: for each line on stdin run the passes, and answer with milliseconds."""
+    """One engine in this process."""
     ids = token_ids(tokens)
     if engine in ONNX:
         run = onnx_pass(folder / ONNX[engine], threads, ids)
@@ -152,83 +151,25 @@ def serve(engine: str, folder: Path, layers: int, threads: int, tokens: int) -> 
         run = engine_pass(folder / ENGINES[engine][1], threads, ids)
     else:
         run = torch_pass(engine, layers, threads, ids)
-    for _ in range(3):
-        run()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        run()
-        times = []
-        for _ in range(PASSES):
-            start, busy = time.perf_counter(), time.process_time()
-            run()
-            times.append(((time.perf_counter() - start) * 1e3, (time.process_time() - busy) * 1e3))
-        print(json.dumps(times), flush=True)
+    interleaved.serve({"pass": run}, PASSES)
 
 
-class Worker:
-    """An engine in its process."""
-
-    def __init__(self, engine: str, folder: Path, arguments: argparse.Namespace, threads: int) -> None:
-        sizes = [str(number) for number in (arguments.layers, threads, arguments.tokens)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, __file__, "--serve", engine, str(folder), *sizes]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-        while self._line() != "ready":
-            pass
-
-    def times(self) -> list[tuple[float, float]]:
-        """Of one round: by the clock and of processor time."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        return [(wall, busy) for wall, busy in json.loads(self._line())]
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"an engine ended with status {self.process.wait()}")
-        return line.strip()
+def measure(engines: list[str], folder: Path, arguments: argparse.Namespace, threads: int) -> dict[str, Times]:
+    """Times of every pass."""
+    sizes = [str(number) for number in (arguments.layers, threads, arguments.tokens)]
+    commands = {engine: [__file__, "--serve", engine, str(folder), *sizes] for engine in engines}
+    return interleaved.measure(commands, ["pass"], threads, arguments.rounds)["pass"]
 
 
-Times = dict[str, list[tuple[float, float]]]
-
-
-def measure(engines: list[str], folder: Path, arguments: argparse.Namespace, threads: int) -> Times:
-    """Milliseconds of every pass, by the clock and of processor time."""
-    workers = {engine: Worker(engine, folder, arguments, threads) for engine in engines}
-    times: Times = {engine: [] for engine in engines}
-    for _ in range(arguments.rounds):
-        for engine, worker in workers.items():
-            times[engine] += worker.times()
-    for worker in workers.values():
-        worker.close()
-    return times
-
-
-def summary(both: Times, arguments: argparse.Namespace, threads: int) -> dict[str, object]:
-    times = {engine: [wall for wall, _ in found] for engine, found in both.items()}
-    busy = {engine: [busy for _, busy in found] for engine, found in both.items()}
-    medians = {engine: statistics.median(found) for engine, found in times.items()}
-    quartiles = {engine: statistics.quantiles(found, n=4) for engine, found in times.items()}
+def summary(times: dict[str, Times], arguments: argparse.Namespace, threads: int) -> dict[str, object]:
+    medians = interleaved.medians(times)
     best_peer = min((medians[engine], engine) for engine in INT8_PEERS if engine in medians)
     return {
         "shape": f"bert-base, {arguments.layers} layers",
         "tokens": arguments.tokens,
         "threads": threads,
         "rounds": arguments.rounds,
-        "median_ms": {engine: round(value, 2) for engine, value in medians.items()},
-        "quartiles_ms": {engine: [round(part[0], 2), round(part[2], 2)] for engine, part in quartiles.items()},
-        "least_ms": {engine: round(min(found), 2) for engine, found in times.items()},
-        # What a busy machine falsifies least, for one thread; a thread that waits may be busy, too.
-        "least_cpu_ms": {engine: round(min(found), 2) for engine, found in busy.items()},
+        **interleaved.spread(times),
         "best_int8_peer": best_peer[1],
         "speedup_over_best_int8_peer": round(best_peer[0] / medians[OURS], 3),
         "engine_over_best_int8_peer": round(best_peer[0] / medians[ENGINE], 3),

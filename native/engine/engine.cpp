@@ -60,6 +60,7 @@ Engine::Engine(std::shared_ptr<const Program> program, const EngineOptions& opti
     angles_.emplace_back(2 * batch * rope.inverse.size() * sizeof(float));
   }
   find_runs();
+  find_sections();
   spread_biases();
   measure_scratch();
   set_threads(options_.threads);
@@ -82,7 +83,7 @@ void Engine::measure_scratch() {
       prepared_bytes = std::max(prepared_bytes, bytes);
     }
     if (const auto* linears = std::get_if<IntegerGroup>(&step.operation)) {
-      prepared_bytes = std::max(prepared_bytes, integer_input_bytes(*linears));
+      prepared_bytes = std::max(prepared_bytes, integer_input_bytes(*linears, options_.batch));
     }
     if (const auto* attention = std::get_if<Attention>(&step.operation)) {
       const AttentionTiling tiling(*attention, options_.batch);
@@ -110,7 +111,7 @@ void Engine::measure_scratch() {
   }
   expert_values_ = Memory(expert_floats * sizeof(float));
   thread_scratch_bytes_ = aligned(thread_scratch_bytes_, kPage);
-  prepared_ = Memory(prepared_bytes);
+  prepared_bytes_ = prepared_bytes;
   attention_partials_ = Memory(partial_floats * sizeof(float));
 }
 
@@ -120,6 +121,8 @@ void Engine::set_threads(int threads) {
            std::to_string(kMaxThreads));
   }
   options_.threads = threads;
+  share_bytes_ = share_bytes(threads);
+  prepared_ = Memory(std::max(prepared_bytes_, static_cast<std::size_t>(threads) * share_bytes_));
   thread_scratch_ = Memory(static_cast<std::size_t>(threads) * thread_scratch_bytes_);
 }
 
@@ -244,11 +247,11 @@ void Engine::forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
   length_ = n_past;
   Pass pass{tokens, segments, n_past, output_rows, logits, lease, abreast, 0};
   prepare_angles(pass);
-  for (const Run& run : runs_) {
+  for (const Section& section : sections_) {
     if (should_stop && should_stop()) throw Interrupted();
-    const bool is_selected = program_->steps()[run.begin].on_selected_rows;
+    const bool is_selected = program_->steps()[runs_[section.begin].begin].on_selected_rows;
     pass.rows = is_selected ? static_cast<std::int64_t>(output_rows.size()) : n_tokens;
-    if (pass.rows != 0) run_steps(pass, run);
+    if (pass.rows != 0) run_section(pass, section);
   }
   length_ = n_past + (abreast ? 1 : n_tokens);
 }

@@ -80,6 +80,19 @@ class Engine {
     std::size_t rows_end;
     std::size_t end;
   };
+  // Runs [begin, end) of which a thread that takes some tokens needs nothing of the others' tokens.
+  struct Section {
+    std::size_t begin;
+    std::size_t end;
+  };
+  // Tokens [begin, end) of a pass and where their inputs lie as integers.
+  struct TokenShare {
+    std::int64_t begin;
+    std::int64_t end;
+    std::uint8_t* prepared;
+
+    std::int64_t tokens() const { return end - begin; }
+  };
 
   void decode_row(const Embed& operation, std::int64_t row, float* values) const;
   std::int64_t table_row(const Pass& pass, const Embed& operation, std::int64_t row) const;
@@ -100,15 +113,27 @@ class Engine {
   std::uint8_t* thread_scratch(int thread) const;
   std::uint8_t* expert_inputs(std::size_t bytes);
 
-  std::size_t integer_input_bytes(const IntegerGroup& group) const;
+  std::size_t integer_input_bytes(const IntegerGroup& group, std::int64_t tokens) const;
   LinearPlan plan_linears(const LinearGroup& group, std::int64_t tokens, bool shares) const;
   bool shares_linears(const Pass& pass, BufferIndex x, const std::vector<LinearPart>& parts) const;
   void finish_part(const Pass& pass, const LinearPart& part, std::int64_t begin, std::int64_t end,
-                   bool has_bias);
+                   const TokenShare& share, bool has_bias);
   void multiply(Pass& pass, const LinearPlan& plan, bool shares);
   void multiply(Pass& pass, const IntegerGroup& group, bool shares);
+  void prepare(const Pass& pass, const IntegerGroup& group, const TokenShare& share,
+               std::int64_t begin, std::int64_t end);
+  void multiply_rows(const Pass& pass, const IntegerGroup& group, std::size_t part,
+                     std::int64_t begin, std::int64_t end, const TokenShare& share);
 
   void find_runs();
+  void find_sections();
+  bool writes(const Run& run, BufferIndex buffer) const;
+  bool is_by_tokens(const Run& run) const;
+  std::size_t share_bytes(int threads) const;
+  void run_section(Pass& pass, Section section);
+  void run_share(const Pass& pass, const Section& section, const TokenShare& share, int thread);
+  void multiply_share(const Pass& pass, const IntegerGroup& group, const TokenShare& share);
+  void run_rows(const Pass& pass, const Run& steps, std::int64_t begin, std::int64_t end);
   void run_steps(Pass& pass, const Run& steps);
   template <typename Before>
   void run_linears(Pass& pass, const LinearGroup& operation, Before before);
@@ -118,6 +143,8 @@ class Engine {
   std::int64_t whole_attention_keys(const Attention& operation, std::int64_t tokens) const;
   std::size_t whole_attention_bytes(const Attention& operation) const;
   void run_whole(Pass& pass, const Attention& operation);
+  void attend_whole(const Pass& pass, const Attention& operation, std::int64_t head,
+                    std::int64_t begin, std::int64_t end, int thread);
   void run(Pass& pass, const Attention& operation);
   void run(Pass& pass, const Experts& operation);
   void run(Pass& pass, const SelectOutputRows& operation);
@@ -143,6 +170,9 @@ class Engine {
   std::shared_ptr<SharedCache> shared_;
   std::int64_t length_ = 0;
   std::vector<Run> runs_;
+  std::vector<Section> sections_;
+  std::size_t prepared_bytes_ = 0;
+  std::size_t share_bytes_ = 0;  // of prepared_, for the tokens of each thread
   std::vector<Memory> buffers_;
   std::vector<Memory> angles_;  // by rope: cosines [batch][pairs], then sines
   std::vector<Memory> biases_;  // by bias: [heads][bias_stride()]

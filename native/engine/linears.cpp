@@ -14,6 +14,8 @@ constexpr std::int64_t kChunksPerThread = 16;
 constexpr std::int64_t kFewestRows = 16;
 constexpr std::int64_t kFewestRowsOfManyTokens = 64;
 constexpr std::int64_t kManyTokens = 16;
+// Up to so many tokens a linear of integers ends when its weights are read.
+constexpr std::int64_t kTokensOfStreams = 4;
 
 std::size_t cache_line_aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -66,15 +68,15 @@ Engine::LinearPlan Engine::plan_linears(const LinearGroup& group, std::int64_t t
 
 // What follows the product of rows [begin, end) of a weight, while they are in cache.
 void Engine::finish_part(const Pass& pass, const LinearPart& part, std::int64_t begin,
-                         std::int64_t end, bool has_bias) {
+                         std::int64_t end, const TokenShare& share, bool has_bias) {
   const std::int64_t width = program_->buffers()[static_cast<std::size_t>(part.out)];
-  float* y = buffer(pass, part.out);
+  float* y = buffer(pass, part.out) + share.begin * width;
   if (part.bias != kNone && !has_bias) {
-    add_bias(program_->vectors()[static_cast<std::size_t>(part.bias)], begin, end, pass.rows, width,
-             y);
+    add_bias(program_->vectors()[static_cast<std::size_t>(part.bias)], begin, end, share.tokens(),
+             width, y);
   }
   if (!part.activation) return;
-  for (std::int64_t token = 0; token < pass.rows; ++token) {
+  for (std::int64_t token = 0; token < share.tokens(); ++token) {
     float* values = y + token * width + begin;
     vector_kernels_.activate(values, *part.activation, end - begin, values);
   }
@@ -90,41 +92,66 @@ void Engine::multiply(Pass& pass, const LinearPlan& plan, bool shares) {
     part.kernel->multiply(*part.weight, plan.preparations[part.preparation].memory, pass.rows,
                           buffer(pass, part.linear->out), part.weight->rows, begin, end,
                           thread_scratch(thread));
-    finish_part(pass, *part.linear, begin, end, false);
+    finish_part(pass, *part.linear, begin, end, {0, pass.rows, nullptr}, false);
   });
 }
 
-std::size_t Engine::integer_input_bytes(const IntegerGroup& group) const {
+std::size_t Engine::integer_input_bytes(const IntegerGroup& group, std::int64_t tokens) const {
   const std::int64_t columns = program_->buffers()[static_cast<std::size_t>(group.x)];
-  return integer_kernel_.prepared_bytes(options_.batch, columns, group.groups(*program_));
+  return integer_kernel_.prepared_bytes(tokens, columns, group.groups(*program_));
+}
+
+// Tokens [begin, end) of a share as integers.
+void Engine::prepare(const Pass& pass, const IntegerGroup& group, const TokenShare& share,
+                     std::int64_t begin, std::int64_t end) {
+  const std::int64_t columns = program_->buffers()[static_cast<std::size_t>(group.x)];
+  const kernels::Activations x{buffer(pass, group.x) + share.begin * columns,
+                               kernels::NumberType::f32, share.tokens(), columns, columns};
+  integer_kernel_.prepare(x, group.input, group.groups(*program_), begin - share.begin,
+                          end - share.begin, share.prepared);
 }
 
 void Engine::multiply(Pass& pass, const IntegerGroup& group, bool shares) {
   // Small chunks, so that threads end together; of one thread too, so that what follows finds its
-  // rows in cache.
-  const std::int64_t chunk_rows = integer_kernel_.row_tile;
+  // rows in cache. Of few tokens larger ones, which are read like a stream.
+  std::int64_t chunk_rows = integer_kernel_.row_tile;
+  if (pass.rows <= kTokensOfStreams) {
+    std::int64_t rows = 0;
+    for (const LinearPart& part : group.parts) {
+      rows += program_->buffers()[static_cast<std::size_t>(part.out)];
+    }
+    const std::int64_t wanted = shares ? pass.lease.threads() * kChunksPerThread : 1;
+    chunk_rows = kernels::round_up((rows + wanted - 1) / wanted, chunk_rows);
+  }
   const auto chunks_of = [&](const LinearPart& part) {
     const std::int64_t rows = program_->buffers()[static_cast<std::size_t>(part.out)];
     return (rows + chunk_rows - 1) / chunk_rows;
   };
   std::int64_t chunks = 0;
   for (const LinearPart& part : group.parts) chunks += chunks_of(part);
+  const TokenShare all{0, pass.rows, prepared_.as<std::uint8_t>()};
   pass.for_chunks(chunks, shares, [&](std::int64_t chunk, int) {
     std::size_t index = 0;
     while (chunk >= chunks_of(group.parts[index])) chunk -= chunks_of(group.parts[index++]);
-    const LinearPart& part = group.parts[index];
-    const kernels::IntegerWeight& weight =
-        program_->integers()[static_cast<std::size_t>(part.weight)].weight();
-    const std::int64_t begin = chunk * chunk_rows;
-    const std::int64_t end = std::min(weight.rows, begin + chunk_rows);
-    const float* bias = part.bias == kNone
-                            ? nullptr
-                            : program_->vectors()[static_cast<std::size_t>(part.bias)].data();
-    const kernels::Output y{buffer(pass, part.out), kernels::NumberType::f32, weight.rows, bias};
-    integer_kernel_.multiply(weight, group.input, group.sums[index].data(),
-                             prepared_.as<std::uint8_t>(), pass.rows, y, begin, end);
-    finish_part(pass, part, begin, end, true);
+    multiply_rows(pass, group, index, chunk * chunk_rows, (chunk + 1) * chunk_rows, all);
   });
+}
+
+// Rows [begin, end) of a part's weight, or as far as it has them, with the tokens of a share.
+void Engine::multiply_rows(const Pass& pass, const IntegerGroup& group, std::size_t index,
+                           std::int64_t begin, std::int64_t end, const TokenShare& share) {
+  const LinearPart& part = group.parts[index];
+  const kernels::IntegerWeight& weight =
+      program_->integers()[static_cast<std::size_t>(part.weight)].weight();
+  end = std::min(weight.rows, end);
+  const float* bias = part.bias == kNone
+                          ? nullptr
+                          : program_->vectors()[static_cast<std::size_t>(part.bias)].data();
+  const kernels::Output y{buffer(pass, part.out) + share.begin * weight.rows,
+                          kernels::NumberType::f32, weight.rows, bias};
+  integer_kernel_.multiply(weight, group.input, group.sums[index].data(), share.prepared,
+                           share.tokens(), y, begin, end);
+  finish_part(pass, part, begin, end, share, true);
 }
 
 }  // namespace lilliput::engine

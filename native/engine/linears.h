@@ -37,15 +37,11 @@ void Engine::run_linears(Pass& pass, const LinearGroup& operation, Before before
 
 template <typename Before>
 void Engine::run_linears(Pass& pass, const IntegerGroup& operation, Before before) {
-  const std::int64_t columns = program_->buffers()[static_cast<std::size_t>(operation.x)];
-  const kernels::Activations x{buffer(pass, operation.x), kernels::NumberType::f32, pass.rows,
-                               columns, columns};
-  const std::int64_t groups = operation.groups(*program_);
+  const TokenShare all{0, pass.rows, prepared_.as<std::uint8_t>()};
   pass.for_rows(kernels::round_up(kRowsTogether, integer_kernel_.token_tile),
                 [&](std::int64_t begin, std::int64_t end) {
                   before(begin, end);
-                  integer_kernel_.prepare(x, operation.input, groups, begin, end,
-                                          prepared_.as<std::uint8_t>());
+                  prepare(pass, operation, all, begin, end);
                 });
   multiply(pass, operation, shares_linears(pass, operation.x, operation.parts));
 }

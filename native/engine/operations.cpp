@@ -30,25 +30,33 @@ void Engine::find_runs() {
       return i < steps.size() && steps[i].on_selected_rows == steps[begin].on_selected_rows &&
              !std::holds_alternative<SelectOutputRows>(steps[i].operation);
     };
+    const auto is_linear = [&](std::size_t i) {
+      return std::holds_alternative<LinearGroup>(steps[i].operation) ||
+             std::holds_alternative<IntegerGroup>(steps[i].operation);
+    };
     std::size_t rows_end = begin;
     while (goes_on(rows_end) && is_by_rows(steps[rows_end].operation)) ++rows_end;
-    const bool takes_other = rows_end == begin || goes_on(rows_end);
+    const bool takes_other = rows_end == begin || (goes_on(rows_end) && is_linear(rows_end));
     runs_.push_back({begin, rows_end, rows_end + (takes_other ? 1 : 0)});
     begin = runs_.back().end;
   }
 }
 
+void Engine::run_rows(const Pass& pass, const Run& steps, std::int64_t begin, std::int64_t end) {
+  for (std::size_t i = steps.begin; i < steps.rows_end; ++i) {
+    std::visit(
+        [&](const auto& operation) {
+          if constexpr (requires { run_rows(pass, operation, begin, end); }) {
+            run_rows(pass, operation, begin, end);
+          }
+        },
+        program_->steps()[i].operation);
+  }
+}
+
 void Engine::run_steps(Pass& pass, const Run& steps) {
   const auto by_rows = [&](std::int64_t begin, std::int64_t end) {
-    for (std::size_t i = steps.begin; i < steps.rows_end; ++i) {
-      std::visit(
-          [&](const auto& operation) {
-            if constexpr (requires { run_rows(pass, operation, begin, end); }) {
-              run_rows(pass, operation, begin, end);
-            }
-          },
-          program_->steps()[i].operation);
-    }
+    run_rows(pass, steps, begin, end);
   };
   if (steps.end == steps.rows_end) return pass.for_rows(kRowsTogether, by_rows);
   std::visit(
@@ -56,7 +64,6 @@ void Engine::run_steps(Pass& pass, const Run& steps) {
         if constexpr (requires { run_linears(pass, operation, by_rows); }) {
           run_linears(pass, operation, by_rows);
         } else if constexpr (requires { run(pass, operation); }) {
-          if (steps.rows_end > steps.begin) pass.for_rows(kRowsTogether, by_rows);
           run(pass, operation);
         }
       },

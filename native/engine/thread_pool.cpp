@@ -10,9 +10,9 @@
 namespace lilliput::engine {
 namespace {
 
-// Longer than the serial steps between two jobs of a forward pass, shorter than a scheduler's
-// slice.
-constexpr std::chrono::microseconds kSpin{50};
+// Longer than what threads that took equal shares end apart, shorter than a scheduler's slice: a
+// thread that sleeps within a pass may be woken on the processor of the one that works.
+constexpr std::chrono::microseconds kSpin{1000};
 constexpr std::int64_t kMaxChunks = (1 << 20) - 1;
 
 struct Ticket {

@@ -8,8 +8,10 @@
 namespace lilliput::engine {
 namespace {
 
-// Queries of one task, a multiple of the kernel's 6 rows: two tasks a head of 128 tokens.
-constexpr std::int64_t kQueries = 66;
+// Queries of one task at most, a multiple of the kernel's 6 rows: keys are turned for each task.
+constexpr std::int64_t kQueries = 132;
+// Tasks of a head where threads share them.
+constexpr std::int64_t kTasksOfHead = 2;
 // Scores of a task stay in the second-level cache up to so many keys.
 constexpr std::int64_t kMostKeys = 1024;
 // Multiplications of scores below which one thread ends sooner (about 10 µs).
@@ -32,26 +34,34 @@ std::size_t Engine::whole_attention_bytes(const Attention& operation) const {
 }
 
 void Engine::run_whole(Pass& pass, const Attention& operation) {
-  const std::int64_t blocks = (pass.rows + kQueries - 1) / kQueries;
+  const std::int64_t width = operation.heads * operation.head_dim;
+  const bool shares =
+      pass.lease.threads() > 1 && pass.rows * pass.rows * width >= kWorkWorthSharing;
+  const std::int64_t wanted = (pass.rows + kTasksOfHead - 1) / kTasksOfHead;
+  const std::int64_t queries = shares ? std::min(kQueries, wanted) : kQueries;
+  const std::int64_t blocks = (pass.rows + queries - 1) / queries;
+  pass.for_chunks(operation.heads * blocks, shares, [&](std::int64_t chunk, int thread) {
+    const std::int64_t first = chunk % blocks * queries;
+    attend_whole(pass, operation, chunk / blocks, first, std::min(first + queries, pass.rows),
+                 thread);
+  });
+}
+
+// Queries [begin, end) of one head.
+void Engine::attend_whole(const Pass& pass, const Attention& operation, std::int64_t head,
+                          std::int64_t begin, std::int64_t end, int thread) {
   const std::int64_t group = operation.heads / operation.kv_heads;
   const std::int64_t q_stride = operation.heads * operation.head_dim;
-  const float* q = buffer(pass, operation.q);
-  const float* k = buffer(pass, operation.k);
-  const float* v = buffer(pass, operation.v);
-  float* out = buffer(pass, operation.out);
-  const bool shares =
-      pass.lease.threads() > 1 && pass.rows * pass.rows * q_stride >= kWorkWorthSharing;
-  pass.for_chunks(operation.heads * blocks, shares, [&](std::int64_t chunk, int thread) {
-    const std::int64_t head = chunk / blocks;
-    const std::int64_t first = chunk % blocks * kQueries;
+  const std::int64_t kv_offset = head / group * operation.head_dim;
+  for (std::int64_t first = begin; first < end; first += kQueries) {
     const std::int64_t offset = first * q_stride + head * operation.head_dim;
-    const std::int64_t kv_offset = head / group * operation.head_dim;
     vector_kernels_.attend_whole(
-        {q + offset, k + kv_offset, v + kv_offset, out + offset, q_stride,
-         operation.kv_heads * operation.head_dim, std::min(kQueries, pass.rows - first), first,
-         pass.rows, operation.head_dim, operation.scale, bias_at_distance_0(operation.bias, head)},
+        {buffer(pass, operation.q) + offset, buffer(pass, operation.k) + kv_offset,
+         buffer(pass, operation.v) + kv_offset, buffer(pass, operation.out) + offset, q_stride,
+         operation.kv_heads * operation.head_dim, std::min(kQueries, end - first), first, pass.rows,
+         operation.head_dim, operation.scale, bias_at_distance_0(operation.bias, head)},
         reinterpret_cast<float*>(thread_scratch(thread)));
-  });
+  }
 }
 
 }  // namespace lilliput::engine

@@ -83,13 +83,13 @@ inline void add_dots(const std::int8_t* const (&lines)[kRowVectors], const std::
 }
 
 // What the zero points add to the dots of one group, so that the sum is exact from the start.
-template <int n_tokens>
+template <int n_vectors, int n_tokens>
 inline void start_dots(const Tile& tile, std::int64_t row, std::int64_t group, std::int64_t index,
-                       Int (&dots)[kRowVectors][n_tokens]) {
+                       Int (&dots)[n_vectors][n_tokens]) {
   const IntegerWeight& weight = tile.weight;
   const std::int32_t* zero_points = tile.input.zero_point + index;
-#pragma GCC unroll 2
-  for (int r = 0; r < kRowVectors; ++r) {
+#pragma GCC unroll 4
+  for (int r = 0; r < n_vectors; ++r) {
     const std::int64_t first = row + r * kLanes;
     const Int sums = simd::load_int(
         tile.sums + (panel_of(first) * tile.input.groups + group) * kPanelRows + lane_of(first));
@@ -104,8 +104,8 @@ inline void start_dots(const Tile& tile, std::int64_t row, std::int64_t group, s
   }
   if (weight.zero_point == nullptr) return;
   const std::int32_t* code_sums = tile.input.sums + index;
-#pragma GCC unroll 2
-  for (int r = 0; r < kRowVectors; ++r) {
+#pragma GCC unroll 4
+  for (int r = 0; r < n_vectors; ++r) {
     const std::int64_t first = row + r * kLanes;
     const std::int64_t own = weight.groups == 1 ? 0 : group;
     const Int zero_point = simd::load_int(
@@ -227,6 +227,59 @@ void multiply_whole(const Tile& tile, std::int64_t row, std::int64_t row_end, st
   finish<n_tokens, false>(tile, row, row_end, token, tokens, input.scale + token, results);
 }
 
+// Dots of one panel of rows and one token. Neighbouring quads are summed apart, as a dot product
+// takes four cycles and one can begin in each; lines come in the order in which they lie, which the
+// processor fetches ahead by itself.
+template <int n_vectors>
+inline void add_dots_of_one(const std::int8_t* lines, const std::uint32_t* codes,
+                            std::int64_t quads, Int (&dots)[n_vectors][1]) {
+  constexpr int kApart = 4;
+  static_assert(kQuadBlock % kApart == 0);
+  Int sums[kApart][n_vectors] = {};
+  const auto add = [&](std::int64_t quad, int i) {
+    const std::uint32_t* input = codes + quad / kQuadBlock * (kQuadBlock * kInputTile);
+    const Int code = simd::broadcast(static_cast<std::int32_t>(input[quad % kQuadBlock]));
+#pragma GCC unroll 4
+    for (int v = 0; v < n_vectors; ++v) {
+      const std::int8_t* weights = lines + quad * kLineBytes + v * kLanes * 4;
+      sums[i][v] = simd::dot_bytes(sums[i][v], code, simd::load_int(weights));
+    }
+  };
+  std::int64_t quad = 0;
+#pragma GCC unroll 1
+  for (; quad + kQuadBlock <= quads; quad += kQuadBlock) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kQuadBlock; ++i) add(quad + i, i % kApart);
+  }
+  for (; quad < quads; ++quad) add(quad, 0);
+#pragma GCC unroll 4
+  for (int v = 0; v < n_vectors; ++v) {
+    dots[v][0] += (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]);
+  }
+}
+
+// One token, one group: a pass over the weights as fast as memory gives them.
+void multiply_one(const Tile& tile, std::int64_t row_begin, std::int64_t row_end) {
+  constexpr int kVectors = kPanelRows / kLanes;
+  const PreparedInput& input = tile.input;
+  for (std::int64_t row = row_begin; row < row_end; row += kPanelRows) {
+    Int dots[kVectors][1];
+    start_dots(tile, row, 0, 0, dots);
+    add_dots_of_one(tile.weight.panels + panel_of(row) * input.quads * kLineBytes, input.codes,
+                    input.quads, dots);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const std::int64_t first = row + v * kLanes;
+      const int n = static_cast<int>(std::min<std::int64_t>(kLanes, row_end - first));
+      if (n <= 0) break;
+      Float result = simd::to_float(dots[v][0]) * scale_of(tile.weight, first, 0);
+      result *= simd::broadcast(input.scale[0]);
+      if (tile.y.bias != nullptr) result += bias_of(tile.y, first, n);
+      put(tile.y, 0, first, n, result);
+    }
+  }
+}
+
 // Several groups, each with a scale of the rows, of the tokens, or of both.
 template <int n_tokens, bool has_input_groups>
 void multiply_groups(const Tile& tile, std::int64_t row, std::int64_t row_end, std::int64_t token,
@@ -273,6 +326,7 @@ void multiply_tile(const Tile& tile, std::int64_t row, std::int64_t row_end, std
     }
     return;
   }
+  // The last token of several.
   if (tokens == 1) return multiply_whole<1>(tile, row, row_end, token, tokens);
   if (tokens == 2) return multiply_whole<2>(tile, row, row_end, token, tokens);
   if (tokens <= 4) return multiply_whole<4>(tile, row, row_end, token, tokens);
@@ -294,6 +348,7 @@ void multiply(const IntegerWeight& weight, const IntegerInput& input, const std:
                         : (kRowVectors * kLanes * kQuadBlock * 4 / kLineBytes + tiles - 1) / tiles;
   const std::int64_t blocks = (ready.quads + kQuadBlock - 1) / kQuadBlock;
   Tile tile{weight, input, sums, ready, y, {weight.panels, per_block}};
+  if (tokens == 1 && groups == 1) return multiply_one(tile, row_begin, row_end);
   for (std::int64_t row = row_begin; row < row_end; row += kRowVectors * kLanes) {
     const std::int64_t next = row + kRowVectors * kLanes;
     for (std::int64_t token = 0; token < tokens; token += kInputTile) {

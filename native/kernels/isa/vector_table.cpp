@@ -73,10 +73,16 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
   // Two passes: the mean of squares less the square of the mean cancels where the mean is large.
   map(x, width, y, [mean](Lanes v) { return subtract(v, broadcast(mean)); });
   const float variance = row_sum_of_squares(y, width) / static_cast<float>(width);
-  const float factor = 1.0f / std::sqrt(variance + epsilon);
-  map2(y, weight, width, y,
-       [factor](Lanes v, Lanes w) { return multiply(multiply(v, broadcast(factor)), w); });
-  if (bias != nullptr) add_rows(y, bias, width, y);
+  const Lanes factor = broadcast(1.0f / std::sqrt(variance + epsilon));
+  const auto scaled = [factor](Lanes v, Lanes w) { return multiply(multiply(v, factor), w); };
+  if (bias == nullptr) return map2(y, weight, width, y, scaled);
+  std::int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    store(y + i, add(scaled(load(y + i), load(weight + i)), load(bias + i)));
+  }
+  if (i == width) return;
+  map2(y + i, weight + i, width - i, y + i, scaled);
+  for (; i < width; ++i) y[i] += bias[i];
 }
 
 // x / (1 + e^-x)

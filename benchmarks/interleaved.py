@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines timed in turn: each has a process of its own, so that no thread pool disturbs another.
+
+A process builds its model once, then waits for the name of a task on each line of stdin, and answers with what a few
+runs of it took. Rounds go over all processes, so that a machine's slow minutes hit all of them alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+# (milliseconds by the clock, of processor time) of every run.
+Times = list[tuple[float, float]]
+_READY = "ready"
+# ONNX Runtime's threads spin for some time after a run, on processors that the next engine needs.
+_REST_SECONDS = 0.15
+
+
+def serve(tasks: Mapping[str, Callable[[], object]], runs: int, warm: int = 3) -> None:
+    """Be such a process: until stdin ends, run the task that each line names."""
+    for _ in range(warm):
+        for task in tasks.values():
+            task()
+    print(_READY, flush=True)
+    for line in sys.stdin:
+        task = tasks[line.strip()]
+        task()
+        times = []
+        for _ in range(runs):
+            start, busy = time.perf_counter(), time.process_time()
+            task()
+            times.append(((time.perf_counter() - start) * 1e3, (time.process_time() - busy) * 1e3))
+        print(json.dumps(times), flush=True)
+
+
+class Worker:
+    """An engine in its process."""
+
+    def __init__(self, arguments: Sequence[str], threads: int) -> None:
+        """Start python with these arguments and wait until it serves."""
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments], stdin=pipe, stdout=pipe, text=True, env=environment
+        )
+        while self._line() != _READY:
+            pass
+
+    def times(self, task: str) -> Times:
+        """Of one round."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{task}\n")
+        self.process.stdin.flush()
+        return [(wall, busy) for wall, busy in json.loads(self._line())]
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"an engine ended with status {self.process.wait()}")
+        return line.strip()
+
+
+def measure(
+    commands: Mapping[str, Sequence[str]], tasks: Sequence[str], threads: int, rounds: int
+) -> dict[str, dict[str, Times]]:
+    """Task -> engine -> times. commands: python's arguments that serve an engine."""
+    workers = {engine: Worker(arguments, threads) for engine, arguments in commands.items()}
+    times: dict[str, dict[str, Times]] = {task: {engine: [] for engine in commands} for task in tasks}
+    for _ in range(rounds):
+        for task in tasks:
+            for engine, worker in workers.items():
+                time.sleep(_REST_SECONDS)
+                times[task][engine] += worker.times(task)
+    for worker in workers.values():
+        worker.close()
+    return times
+
+
+def medians(times: Mapping[str, Times]) -> dict[str, float]:
+    """Milliseconds by the clock."""
+    return {engine: statistics.median(wall for wall, _ in found) for engine, found in times.items()}
+
+
+def spread(times: Mapping[str, Times]) -> dict[str, dict[str, object]]:
+    """Medians, quartiles and least, in milliseconds.
+
+    least_cpu_ms is what a busy machine falsifies least, for one thread; a thread that waits may be busy, too.
+    """
+    walls = {engine: [wall for wall, _ in found] for engine, found in times.items()}
+    quartiles = {engine: statistics.quantiles(found, n=4) for engine, found in walls.items()}
+    return {
+        "median_ms": {engine: round(value, 2) for engine, value in medians(times).items()},
+        "quartiles_ms": {engine: [round(part[0], 2), round(part[2], 2)] for engine, part in quartiles.items()},
+        "least_ms": {engine: round(min(found), 2) for engine, found in walls.items()},
+        "least_cpu_ms": {engine: round(min(busy for _, busy in found), 2) for engine, found in times.items()},
+    }
