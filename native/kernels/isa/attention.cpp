@@ -28,7 +28,8 @@ void attend_over(const AttentionTask& task, CacheFormat format, Block block,
   for (; key_begin < key_end; key_begin += kKeyBlock) {
     block.keys = key_end - key_begin < kKeyBlock ? key_end - key_begin : kKeyBlock;
     cache.score(block, key_begin);
-    softmax_block<Cache::kSharesOfBlock>(task, block, key_begin, partial, scratch);
+    softmax_block<Cache::kSharesOfBlock>(task, block, key_begin, partial, scratch,
+                                         [&] { cache.ask_for_more(); });
     cache.weigh(block, key_begin, partial.weighted);
   }
 }

@@ -79,45 +79,61 @@ inline void cap_scores(float* scores, float softcap) {
   }
 }
 
-// What was summed before times correction, plus share times what this block says.
-struct SoftmaxStep {
-  float correction;
-  float share;
+// Keys of one block that a row sees, [begin, end), of kKeyBlock.
+struct Visible {
+  std::int64_t begin;
+  std::int64_t end;
 };
 
-// Scores of one row -> probabilities; keys outside [visible_begin, visible_end) get 0. Relative to
-// the new maximum, so that the share is 1, or to that of the block: then they do not depend on what
-// came before, and the largest is exactly 1.
-template <bool kOfBlock>
-inline SoftmaxStep softmax_step(float* scores, std::int64_t visible_begin, std::int64_t visible_end,
-                                float* running_maximum, float* running_sum) {
-  for (std::int64_t i = 0; i < visible_begin; ++i) scores[i] = kMinusInfinity;
-  for (std::int64_t i = visible_end; i < kKeyBlock; ++i) scores[i] = kMinusInfinity;
+// Scores of the other keys become minus infinity. Returns the largest.
+inline float mask_and_maximum(float* scores, const Visible& visible) {
+  for (std::int64_t i = 0; i < visible.begin; ++i) scores[i] = kMinusInfinity;
+  for (std::int64_t i = visible.end; i < kKeyBlock; ++i) scores[i] = kMinusInfinity;
   Lanes top = load(scores);
   for (int i = kLanes; i < kKeyBlock; i += kLanes) top = maximum(top, load(scores + i));
-  const float block_maximum = largest(top);
-  const bool rises = block_maximum > *running_maximum;
-  const float new_maximum = rises ? block_maximum : *running_maximum;
-  // Nothing visible yet: any finite reference keeps e^(-inf - reference) at 0.
-  const auto finite = [](float maximum) { return maximum == kMinusInfinity ? 0.0f : maximum; };
-  const float reference = finite(kOfBlock ? block_maximum : new_maximum);
+  return largest(top);
+}
+
+// e^(scores - reference). Returns their sum.
+inline float exponentials(float* scores, float reference) {
   Lanes sums = zero();
   for (int i = 0; i < kKeyBlock; i += kLanes) {
     const Lanes p = exponential(subtract(load(scores + i), broadcast(reference)));
     store(scores + i, p);
     sums = add(sums, p);
   }
-  SoftmaxStep step{1.0f, 1.0f};  // one of both is e^0
-  if (rises || kOfBlock) {
-    float lanes[kLanes];
-    const float lower = rises ? *running_maximum : block_maximum;
-    store(lanes, exponential(broadcast(lower - finite(new_maximum))));
-    (rises ? step.correction : step.share) = lanes[0];
-  }
-  *running_sum = *running_sum * step.correction + step.share * sum(sums);
-  *running_maximum = new_maximum;
-  return step;
+  return sum(sums);
 }
+
+// Of up to kLanes rows: what was summed before times correction, plus share times what this block
+// says. Side by side, because one row's maximum, factor and sum are a chain of waits.
+struct SoftmaxSteps {
+  float block_maximum[kLanes] = {};
+  float reference[kLanes];  // of the block's exponentials
+
+  // Relative to the new maximum, so that the share is 1, or to that of the block: then they do not
+  // depend on what came before, and the largest is exactly 1. Updates running_maximum.
+  template <bool kOfBlock>
+  void step(std::int64_t rows, float* running_maximum, float* correction, float* share) {
+    // Nothing visible yet: any finite reference keeps e^(-inf - reference) at 0.
+    const auto finite = [](float maximum) { return maximum == kMinusInfinity ? 0.0f : maximum; };
+    float distance[kLanes] = {};
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const bool rises = block_maximum[row] > running_maximum[row];
+      const float higher = rises ? block_maximum[row] : running_maximum[row];
+      const float lower = rises ? running_maximum[row] : block_maximum[row];
+      reference[row] = finite(kOfBlock ? block_maximum[row] : higher);
+      distance[row] = lower - finite(higher);
+    }
+    store(distance, exponential(load(distance)));
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const bool rises = block_maximum[row] > running_maximum[row];
+      correction[row] = rises ? distance[row] : 1.0f;  // one of both is e^0
+      share[row] = rises || !kOfBlock ? 1.0f : distance[row];
+      if (rises) running_maximum[row] = block_maximum[row];
+    }
+  }
+};
 
 // bias: of kKeyBlock keys, those past the last one included.
 inline void add_bias(const float* bias, float* scores) {
@@ -125,27 +141,47 @@ inline void add_bias(const float* bias, float* scores) {
     store(scores + i, add(load(scores + i), load(bias + i)));
 }
 
-template <bool kOfBlock>
+inline Visible visible_keys(const AttentionTask& task, const Block& block, std::int64_t key_begin,
+                            std::int64_t position) {
+  const auto within = [&](std::int64_t key) {
+    const std::int64_t offset = key - key_begin;
+    return offset < 0 ? 0 : (offset > block.keys ? block.keys : offset);
+  };
+  const std::int64_t oldest = task.window > 0 ? position - task.window + 1 : 0;
+  return {within(oldest), task.causal ? within(position + 1) : block.keys};
+}
+
+// Scores -> probabilities; keys that a row does not see get 0. meanwhile(): called a few times,
+// while memory has nothing to do.
+template <bool kOfBlock, typename Meanwhile>
 inline void softmax_block(const AttentionTask& task, const Block& block, std::int64_t key_begin,
-                          const AttentionPartial& partial, const Scratch& scratch) {
-  for (std::int64_t row = 0; row < block.rows; ++row) {
-    const std::int64_t position = task.first_position + row / task.group;
-    float* scores = scratch.scores + row * kKeyBlock;
-    if (task.bias != nullptr) {
-      add_bias(task.bias + row % task.group * task.bias_stride + key_begin - position, scores);
+                          const AttentionPartial& partial, const Scratch& scratch,
+                          Meanwhile meanwhile) {
+  for (std::int64_t first = 0; first < block.rows; first += kLanes) {
+    const std::int64_t rows = block.rows - first < kLanes ? block.rows - first : kLanes;
+    float* scores = scratch.scores + first * kKeyBlock;
+    SoftmaxSteps steps;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      float* row_scores = scores + i * kKeyBlock;
+      const std::int64_t position = task.first_position + (first + i) / task.group;
+      if (task.bias != nullptr) {
+        add_bias(task.bias + (first + i) % task.group * task.bias_stride + key_begin - position,
+                 row_scores);
+      }
+      if (task.softcap > 0.0f) cap_scores(row_scores, task.softcap);
+      steps.block_maximum[i] =
+          mask_and_maximum(row_scores, visible_keys(task, block, key_begin, position));
+      meanwhile();
     }
-    if (task.softcap > 0.0f) cap_scores(scores, task.softcap);
-    const std::int64_t oldest = task.window > 0 ? position - task.window + 1 : 0;
-    const auto within = [&](std::int64_t key) {
-      const std::int64_t offset = key - key_begin;
-      return offset < 0 ? 0 : (offset > block.keys ? block.keys : offset);
-    };
-    const std::int64_t visible_begin = within(oldest);
-    const std::int64_t visible_end = task.causal ? within(position + 1) : block.keys;
-    const SoftmaxStep step = softmax_step<kOfBlock>(scores, visible_begin, visible_end,
-                                                    partial.maximum + row, partial.sum + row);
-    scratch.correction[row] = step.correction;
-    scratch.share[row] = step.share;
+    float* correction = scratch.correction + first;
+    float* share = scratch.share + first;
+    steps.step<kOfBlock>(rows, partial.maximum + first, correction, share);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float sum = exponentials(scores + i * kKeyBlock, steps.reference[i]);
+      float& running_sum = partial.sum[first + i];
+      running_sum = running_sum * correction[i] + share[i] * sum;
+      meanwhile();
+    }
   }
 }
 

@@ -45,6 +45,7 @@ class CodedCache {
   void score(const Block& block, std::int64_t key_begin) {
     const std::uint8_t* keys = keys_ + key_begin / kKeyGroup * run_bytes_;
     prefetch_scales(keys);
+    ask_for_keys_after(keys);
     const std::int64_t vectors = round_up(block.keys, kKeyGroup) / kVector;
     for_row_tiles<kTileRows>(block.rows, [&](auto count, std::int64_t row) {
       constexpr int kRows = decltype(count)::value;
@@ -64,6 +65,7 @@ class CodedCache {
       if (keys != loaded) load_value_scales(values, keys);
       loaded = keys;
       encode_probabilities(row);
+      ask_for_more();
     }
     const std::int64_t vectors = padded_dim_ / kVector;
     for_row_tiles<kTileRows>(block.rows, [&](auto count, std::int64_t row) {
@@ -75,8 +77,21 @@ class CodedCache {
     });
   }
 
+  // Asks for some of the next block's keys that score_tile has not asked for.
+  void ask_for_more() {
+    for (int line = 0; line < kLinesAtOnce && asked_ < asked_end_; ++line, asked_ += 64) {
+      if (asked_ == asked_gap_) asked_ += run_bytes_;
+      prefetch(asked_);
+    }
+  }
+
  private:
   static constexpr int kVector = simd::kLanes;
+  // Whether a tile of two vectors is two runs of keys. Then only the first asks for its run of the
+  // next block: a core's misses in flight are few, and asking for all of it while scores are
+  // computed leaves memory idle while probabilities are.
+  static constexpr bool kSpreads = kVector == kKeyGroup;
+  static constexpr int kLinesAtOnce = 3;
   // Two accumulators for each row and vector of a tile; vectors of a tile lie within 32 dimensions.
   // GCC keeps them in memory at the ends of its loops unless those are unrolled: 7 % of a block.
 #if defined(__AVX512F__)
@@ -183,7 +198,7 @@ class CodedCache {
 #pragma GCC unroll 2
         for (int k = 0; k < kVectors; ++k) {
           const std::uint8_t* codes_of_keys = runs[k] + line * 64 + 4 * lanes_of(v + k);
-          prefetch(codes_of_keys + kKeyBlock / kKeyGroup * run_bytes_);
+          if (!kSpreads || k == 0) prefetch(codes_of_keys + kKeyBlock / kKeyGroup * run_bytes_);
           const simd::Int key = simd::load_int(codes_of_keys);
 #pragma GCC unroll 6
           for (int r = 0; r < kRows; ++r) {
@@ -226,6 +241,14 @@ class CodedCache {
       for (std::int64_t offset = 0; offset < run_bytes_ - code_bytes_; offset += 64)
         prefetch(scales + offset);
     }
+  }
+
+  // Of the four runs of the block after `keys`, the second and the fourth.
+  void ask_for_keys_after(const std::uint8_t* keys) {
+    if (!kSpreads) return;
+    asked_ = keys + 5 * run_bytes_;
+    asked_gap_ = keys + 6 * run_bytes_;
+    asked_end_ = keys + 8 * run_bytes_;
   }
 
   // Scales of a block's values by group of dimensions, in steps of their largest / 16383; those of
@@ -358,6 +381,9 @@ class CodedCache {
   std::int64_t groups_;
   std::int64_t code_bytes_;
   std::int64_t run_bytes_;
+  const std::uint8_t* asked_ = nullptr;  // the next line to ask for
+  const std::uint8_t* asked_gap_ = nullptr;
+  const std::uint8_t* asked_end_ = nullptr;
   float* query_scale_;        // [rows][groups]
   float* step_;               // [rows][groups]
   float* value_factor_;       // [groups][kKeyBlock]: 0..16383

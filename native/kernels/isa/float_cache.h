@@ -42,6 +42,8 @@ class FloatCache {
     weigh_block(scratch_.values, block, weighted);
   }
 
+  void ask_for_more() {}  // its loops ask for all of the next block
+
  private:
   // Accumulators of one tile: rows x groups of sixteen lanes; as many as the registers hold.
 #if defined(__AVX512F__)
