@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from lilliput.formats import BlockFormat, Encoded, NumberFormat, Planes
+from lilliput.formats.ordered_groups import OrderedGroups
 
 
 def random_planes(number_format: NumberFormat, rows: int, columns: int, seed: int = 11) -> Planes:
@@ -23,6 +24,9 @@ def finite_planes(number_format: NumberFormat, rows: int, columns: int, seed: in
     Formats that are no runs of blocks: random weights, rounded.
     """
     generator = np.random.default_rng(seed)
+    if isinstance(number_format, OrderedGroups):
+        planes = finite_planes(number_format.base, rows, columns, seed)
+        return number_format.reordered(planes, generator.permutation(columns))
     if not isinstance(number_format, BlockFormat):
         weight = generator.standard_normal((rows, columns)).astype(np.float32)
         parameters = number_format.widest_parameters(weight)

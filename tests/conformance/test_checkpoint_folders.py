@@ -33,6 +33,7 @@ NAME = "blk.0.ffn_down.weight"
 HELD = (
     *((Gptq(), name) for name in ("int4_g128", "int4_g32", "int8_g64", "int2_g32", "int3_g64", "int4_channel")),
     *((Gptq(), name) for name in ("int4_g128_asym", "int2_g16_asym", "int3_g32_asym", "int8_channel_asym")),
+    *((Gptq(), name) for name in ("int4_g32_ordered", "int8_g64_ordered", "int2_g16_asym_ordered")),
     *((Awq(), name) for name in ("int4_g128_asym", "int4_g32_asym", "int4_g64_asym")),
     *((EightBitInputs(), name) for name in ("int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor")),
     *((BitsAndBytesDouble(), name) for name in ("nf4", "nf4_g128")),
@@ -146,7 +147,7 @@ def test_awq_nibbles_are_in_their_order(tmp_path: Path) -> None:
     ]
 
 
-def test_columns_in_another_order_become_the_floats_that_they_stand_for(tmp_path: Path) -> None:
+def test_columns_in_another_order_keep_their_codes_and_their_groups(tmp_path: Path) -> None:
     target = made(Gptq(), tmp_path, "int4_g32_asym")
     encoded = (tensor := model("int4_g32_asym")[1][NAME]).format.unpack(tensor.planes, 256)
     order = np.random.default_rng(0).permutation(256).astype(np.int32) // 32
@@ -154,8 +155,58 @@ def test_columns_in_another_order_become_the_floats_that_they_stand_for(tmp_path
     found = open_model(target).tensor(NAME)
     scale = encoded.parameters["scale"].astype(np.float32)[:, order]
     level = encoded.codes.astype(np.float32) - encoded.parameters["zero_point"][:, order]
-    assert found.format.name == "f32"
+    assert found.format.name == "int4_g32_asym_ordered"
+    assert np.array_equal(found.planes["codes"], tensor.planes["codes"])
     assert np.array_equal(found.dequantize(), scale * level)
+
+
+def test_groups_of_another_size_in_another_order_are_cut_in_that_order(tmp_path: Path) -> None:
+    target = made(Gptq(), tmp_path, "int4_g256_ordered", intermediate_size=1024, hidden_size=1024)
+    arrays = arrays_of(target)
+    edited(target, scales=arrays["scales"][::2], qzeros=arrays["qzeros"][::2], g_idx=arrays["g_idx"] // 2)
+    found = open_model(target).tensor(NAME)
+    assert found.format.name == "int4_g256_ordered"
+    codes = np.asarray(found.format.unpack(found.planes, 1024).codes).astype(np.float32)
+    assert np.bincount(found.planes["column_group"].reshape(-1)).tolist() == [256] * 4
+    scale = arrays["scales"][::2].T.astype(np.float32)[:, arrays["g_idx"] // 2]
+    assert np.array_equal(found.dequantize(), scale * (codes - 8))
+
+
+def test_groups_of_different_sizes_are_read_as_the_group_index_says(tmp_path: Path) -> None:
+    target = made(Gptq(), tmp_path, "int4_g32")
+    arrays = arrays_of(target)
+    order = np.where(np.arange(256) < 100, 3, np.arange(256) // 32).astype(np.int32)
+    edited(target, g_idx=order)
+    found = open_model(target).tensor(NAME)
+    assert found.format.name == "int4_g32_ordered"
+    codes = np.asarray(found.format.unpack(found.planes, 256).codes).astype(np.float32)
+    assert np.array_equal(found.dequantize(), arrays["scales"].T.astype(np.float32)[:, order] * (codes - 8))
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("int4_g32_ordered", "gptq"), ("int4_g32_asym_ordered", "gptq_v2")])
+def test_the_config_says_that_columns_have_an_order(kind: str, layout: str, tmp_path: Path) -> None:
+    target = made(Gptq(), tmp_path, kind)
+    config = json.loads((target / "config.json").read_text())["quantization_config"]
+    assert (config["desc_act"], config["checkpoint_format"], config["group_size"]) == (True, layout, 32)
+    assert arrays_of(target)["g_idx"].tolist() == model(kind)[1][NAME].planes["column_group"].reshape(-1).tolist()
+
+
+def test_an_order_that_is_the_columns_own_is_no_order_to_the_reader(tmp_path: Path) -> None:
+    contents, tensors = model("int4_g32_ordered")
+    for name, tensor in tensors.items():
+        if "column_group" in tensor.planes:
+            natural = (np.arange(tensor.columns) // 32).astype("<i4")[None, None, :]
+            tensors[name] = replace(tensor, planes={**tensor.planes, "column_group": natural})
+    publish(Gptq(), contents, tensors.values(), tmp_path / "m.gptq")
+    found = open_model(tmp_path / "m.gptq").tensor(NAME)
+    assert found.format.name == "int4_g32"
+    assert np.array_equal(found.dequantize(), tensors[NAME].dequantize())
+
+
+def test_an_order_of_columns_has_no_place_elsewhere() -> None:
+    contents, _ = model("int4_g32_asym_ordered")
+    with pytest.raises(ContainerError, match="an awq folder cannot hold INT4_G32_ASYM_ORDERED"):
+        Awq().layout(contents, "m.awq", Split())
 
 
 def test_zero_points_of_v1_wrap_around(tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def logits(folder: Path, **changes: object) -> FloatArray:
         return np.asarray(model(torch.from_numpy(TOKENS)).logits.float().numpy())
 
 
+def text_file(folder: Path) -> Path:
+    """Text to calibrate on, some thousand tokens of it."""
+    (folder / "text.txt").write_text(TEXT * 40)
+    return folder / "text.txt"
+
+
 def on_torch(made: Path, backend: str) -> None:
     """Ask for the kernels that need no compiler."""
     config = json.loads((made / "config.json").read_text())
@@ -66,6 +72,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (".gptq", "int2_g32", "torch"),
         (".gptq", "int3_g64", "torch"),
         (".gptq", "int4_channel", "torch"),
+        (".gptq", "int4_g32_ordered", "torch"),
+        (".gptq", "int4_g64_asym_ordered", "torch"),
         (".awq", "int4_g128_asym", "torch_awq"),
         (".awq", "int4_g32_asym", "torch_awq"),
     ],
@@ -74,7 +82,13 @@ def test_logits_are_those_of_our_decoded_weights(
     suffix: str, kind: str, backend: str, tiny: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / f"made{suffix}"
-    workflows.quantize(tiny, kind, made, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    is_ordered = kind.endswith("_ordered")
+    method = "feedback" if is_ordered else "round_to_nearest"
+    guidance = workflows.Guidance(text=(text_file(tmp_path),)) if is_ordered else None
+    workflows.quantize(tiny, kind, made, guidance=guidance, options=workflows.QuantizeOptions(method=method))
+    described = json.loads((made / "config.json").read_text())["quantization_config"]
+    assert described.get("desc_act", False) is is_ordered
+    assert open_model(made).headers["blk.1.ffn_down.weight"].format.name == kind
     reference = logits(write_decoded(made, tmp_path / "decoded"))
     on_torch(made, backend)
     difference = float(np.abs(logits(made) - reference).max())
@@ -111,7 +125,7 @@ def test_other_families_compute_what_our_weights_say(kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"desc_act": True, "sym": True}, "f32"), ({"desc_act": False, "sym": False}, "int4_g32_asym")],
+    [({"desc_act": True, "sym": True}, "int4_g32_ordered"), ({"desc_act": False, "sym": False}, "int4_g32_asym")],
 )
 def test_what_it_quantizes_itself_is_read_exactly(
     options: dict[str, bool], expected: str, tiny: Path, tmp_path: Path
@@ -126,6 +140,5 @@ def test_what_it_quantizes_itself_is_read_exactly(
     on_torch(tmp_path / "saved", "torch")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float16)
     weight = theirs.get_submodule("model.layers.1.mlp.down_proj").dequantize_weight().T.float().numpy()
-    # Columns in the order of their importance have no place in a format of groups, so they are floats here.
     assert found.format.name == expected
     assert np.array_equal(found.dequantize().astype(np.float16).astype(np.float32), weight)

@@ -35,6 +35,7 @@ from lilliput.errors import CheckpointError
 from lilliput.formats import NumberFormat, Planes, get_format
 from lilliput.formats.integer import SymmetricInteger
 from lilliput.formats.integer_zero_point import ZeroPointInteger
+from lilliput.formats.ordered_groups import COLUMN_GROUP
 from lilliput.formats.regions import CHANNEL
 from lilliput.formats.scoped_number import pack_bits, unpack_bits
 
@@ -56,8 +57,9 @@ class GptqWeight:
     """One weight as it lies in the files.
 
     number_format: of codes, scales and zero points.  repeats: of our groups in one stored group.
-    zero_offset: what is added to stored zero points.  group_of: int [in], where columns are in another order.
+    zero_offset: what is added to stored zero points.
     is_exact: the format holds the stored numbers; otherwise the weight is F32.
+    is_ordered: the columns of a group lie apart.
     """
 
     name: str
@@ -67,11 +69,14 @@ class GptqWeight:
     repeats: int
     zero_offset: int
     is_exact: bool
+    is_ordered: bool = False
 
     @property
     def format(self) -> NumberFormat:
         """What the weight is in memory."""
-        return self.number_format if self.is_exact else get_format("f32")
+        if not self.is_exact:
+            return get_format("f32")
+        return get_format(f"{self.number_format.name}_ordered") if self.is_ordered else self.number_format
 
     def planes(self, files: Files) -> Planes:
         """Planes of `format`, rows in the checkpoint's order."""
@@ -83,7 +88,18 @@ class GptqWeight:
         planes: dict[str, Array] = {"codes": packed, "scale": np.repeat(scale, self.repeats, axis=1)}
         if isinstance(self.number_format, ZeroPointInteger):
             planes["zero_point"] = np.repeat(zero_point, self.repeats, axis=1)
-        return as_stored(self.number_format, planes, self.shape)
+        stored = dict(as_stored(self.number_format, planes, self.shape))
+        if self.is_ordered:
+            stored[COLUMN_GROUP] = self._column_group(files, scale.shape[1])
+        return stored
+
+    def _column_group(self, files: Files, groups: int) -> Array:
+        """int32 [1, 1, columns]. Groups that are cut into several are cut in the order of their columns."""
+        index = group_index(self.arrays["group_index"], files, self.shape[1], groups)
+        if self.repeats > 1:
+            place = np.argsort(np.argsort(index, kind="stable"), kind="stable")
+            index = place // self.number_format.block_size
+        return index.astype("<i4")[None, None, :]
 
     def _zero_points(self, files: Files) -> Array:
         """uint8 [rows, stored groups]."""
@@ -148,9 +164,11 @@ def _weight(module: str, quantization: Mapping[str, object], files: Files, *, ze
     is_symmetric = quantization.get("sym", True) is True and _is_middle(arrays, files, bits, rows, zero_offset)
     number_format = get_format(f"int{bits}_{region.name}{'' if is_symmetric else '_asym'}")
     assert isinstance(number_format, SymmetricInteger | ZeroPointInteger)
-    is_exact = fixed is not None and not _is_reordered(arrays, files, columns, groups)
-    is_exact = is_exact and holds_scales(number_format, arrays["scale"], files)
-    return GptqWeight(name, number_format, (rows, columns), arrays, repeats, zero_offset, is_exact)
+    is_ordered = _is_reordered(arrays, files, columns, groups)
+    is_exact = fixed is not None and holds_scales(number_format, arrays["scale"], files)
+    if is_ordered:
+        is_exact = is_exact and region.is_group and (repeats == 1 or _is_even(arrays, files, columns, groups))
+    return GptqWeight(name, number_format, (rows, columns), arrays, repeats, zero_offset, is_exact, is_ordered)
 
 
 def _bits(arrays: Mapping[str, str], word_rows: int, quantization: Mapping[str, object], files: Files) -> int:
@@ -174,6 +192,12 @@ def _is_reordered(arrays: Mapping[str, str], files: Files, columns: int, groups:
         return False
     order = group_index(arrays["group_index"], files, columns, groups)
     return not np.array_equal(order, np.arange(columns) // (columns // groups))
+
+
+def _is_even(arrays: Mapping[str, str], files: Files, columns: int, groups: int) -> bool:
+    """Whether every group has as many columns."""
+    counts = np.bincount(group_index(arrays["group_index"], files, columns, groups), minlength=groups)
+    return bool((counts == columns // groups).all())
 
 
 def group_index(name: str, files: Files, columns: int, groups: int) -> Array:

@@ -3,13 +3,15 @@
 
 The arrays are described in `checkpoints.gptq`, which is also the reader. Zero points are stored as "gptq" (v1) for
 symmetric weights, which every runtime reads, and as "gptq_v2" for others, since v1 has no place for a zero point of 0.
-Columns are never reordered, so desc_act is false and g_idx counts up.
+Formats named …_ordered have their groups in the order of importance: then desc_act is true and g_idx says which group
+a column is in; otherwise g_idx counts up.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from lilliput.errors import ContainerError
 from lilliput.formats import NumberFormat, Planes
 from lilliput.formats.integer import SymmetricInteger
 from lilliput.formats.integer_zero_point import ZeroPointInteger
+from lilliput.formats.ordered_groups import COLUMN_GROUP, OrderedGroups
 from lilliput.formats.scoped_number import pack_bits
 from lilliput.records import QuantizedTensor, TensorHeader
 
@@ -33,7 +36,7 @@ class GptqPacking:
     has_one_format = True
     holds_text = (
         "it holds int2, int3, int4 and int8 with a scale a group or row, with zero points or without (INT4_G128, "
-        "INT4_G128_ASYM, INT8_CHANNEL), and F32, F16, BF16"
+        "INT4_G128_ASYM, INT8_CHANNEL), groups in order of importance (INT4_G128_ORDERED), and F32, F16, BF16"
     )
 
     def recognises(self, quantization: object) -> bool:
@@ -42,6 +45,8 @@ class GptqPacking:
 
     def holds(self, number_format: NumberFormat) -> bool:
         """See `holds_text`."""
+        if isinstance(number_format, OrderedGroups):
+            number_format = number_format.base
         return (
             isinstance(number_format, SymmetricInteger | ZeroPointInteger)
             and number_format.code_bits in BITS
@@ -56,8 +61,7 @@ class GptqPacking:
 
     def arrays(self, header: TensorHeader, *, has_wide_scales: bool) -> tuple[Stored, ...]:
         """Codes, zero points, scales, group of each column."""
-        number_format = header.format
-        assert isinstance(number_format, SymmetricInteger | ZeroPointInteger)
+        number_format = _integers(header.format)
         rows, columns, bits = header.rows, header.columns, number_format.code_bits
         groups = number_format.region.grid(rows, columns)[1]
         # Scales of rows are float32 here; readers convert them to the type that they compute in.
@@ -71,8 +75,7 @@ class GptqPacking:
 
     def stored(self, tensor: TensorHeader, planes: Planes, *, has_wide_scales: bool) -> dict[str, Array]:
         """See `checkpoints.gptq`."""
-        number_format = tensor.format
-        assert isinstance(number_format, SymmetricInteger | ZeroPointInteger)
+        number_format = _integers(tensor.format)
         bits, region = number_format.code_bits, number_format.region
         words = np.ascontiguousarray(planes["codes"]).view("<i4")
         if isinstance(number_format, ZeroPointInteger):
@@ -82,28 +85,35 @@ class GptqPacking:
             middle = (1 << (bits - 1)) - 1
             zero_point = np.full(planes["scale"].T.shape, middle, dtype=np.uint8)
         group = region.columns or tensor.columns
+        if isinstance(tensor.format, OrderedGroups):
+            group_of = np.asarray(planes[COLUMN_GROUP]).reshape(-1)
+        else:
+            group_of = np.arange(tensor.columns) // group
         return {
             ".qweight": np.ascontiguousarray(words.T),
             ".qzeros": pack_bits(zero_point, bits).view("<i4"),
             ".scales": np.ascontiguousarray(planes["scale"].T),
-            ".g_idx": (np.arange(tensor.columns) // group).astype("<i4"),
+            ".g_idx": group_of.astype("<i4"),
         }
 
     def settled(self, tensor: QuantizedTensor) -> QuantizedTensor:
-        """As it is."""
-        return tensor
+        """As it is; groups in an order that is the columns' own are groups of columns to the reader."""
+        if not isinstance(tensor.format, OrderedGroups) or not tensor.format.is_in_columns_order(tensor.planes):
+            return tensor
+        planes = {name: array for name, array in tensor.planes.items() if name != COLUMN_GROUP}
+        return replace(tensor, format=tensor.format.base, planes=planes)
 
     def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
         """quantization_config as GPTQModel writes it."""
         chosen = next(layer.format for layer in layers if layer.format is not None and layer.format.name not in PLAIN)
-        assert isinstance(chosen, SymmetricInteger | ZeroPointInteger)
-        is_symmetric = isinstance(chosen, SymmetricInteger)
+        number_format = _integers(chosen)
+        is_symmetric = isinstance(number_format, SymmetricInteger)
         config: dict[str, Json] = {
             "quant_method": METHOD,
-            "bits": chosen.code_bits,
-            "group_size": chosen.region.columns or -1,
+            "bits": number_format.code_bits,
+            "group_size": number_format.region.columns or -1,
             "sym": is_symmetric,
-            "desc_act": False,
+            "desc_act": isinstance(chosen, OrderedGroups),
             "static_groups": False,
             "true_sequential": True,
             "damp_percent": 0.01,
@@ -125,6 +135,13 @@ class Gptq(CheckpointFolder):
 
     def __init__(self) -> None:
         super().__init__(GptqPacking())
+
+
+def _integers(number_format: NumberFormat) -> SymmetricInteger | ZeroPointInteger:
+    """What codes, scales and zero points are of."""
+    found = number_format.base if isinstance(number_format, OrderedGroups) else number_format
+    assert isinstance(found, SymmetricInteger | ZeroPointInteger)
+    return found
 
 
 def check_one_format(name: str, headers: Sequence[TensorHeader]) -> None:

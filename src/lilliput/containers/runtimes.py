@@ -142,6 +142,9 @@ ROWS: tuple[Row, ...] = (
         Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
         Cell(_VLLM, Reading.REFUSES, note="it has kernels for symmetric GPTQ alone; AWQ or compressed-tensors instead"),
     )),
+    Row("gptq", "groups in the order of importance (desc_act)", r"int[2348]_g\d+_(?:asym_)?ordered", (
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.UNTRIED),
+    )),
     Row("awq", "int4 with zero points", r"int4_g\d+_asym", (
         Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),

@@ -3,6 +3,7 @@
 
     int<2-8>_<region>           symmetric; _asym for a zero point, _pow2 for scales that are powers of two,
                                 _narrow for as many levels below zero as above
+    int<2-8>_<group>_ordered    groups in the order of importance, also _asym_ordered
     int<2-8>_<group>_affine     scale and minimum; _f32, also after a plain group, for float32 scales
     fp8_e4m3_<region>, fp8_e5m2_<region>, fp4_<region>
     nf4, nf4_<group>            _f16 for fp16 scales
@@ -33,6 +34,7 @@ from lilliput.formats.integer_power_scale import PowerScaleInteger
 from lilliput.formats.integer_zero_point import ZeroPointInteger
 from lilliput.formats.nf4 import NF4
 from lilliput.formats.number_format import NumberFormat
+from lilliput.formats.ordered_groups import OrderedGroups
 from lilliput.formats.outliers import WithOutliers, with_outliers
 from lilliput.formats.palette import Palette
 from lilliput.formats.power_of_two import PowerOfTwo
@@ -75,6 +77,10 @@ def _integer(found: re.Match[str]) -> NumberFormat | None:
             return SymmetricInteger(bits, region, has_wide_scales=True) if region.is_group else None
         case "affine_f32":
             return AffineInteger(bits, region, has_wide_scales=True) if region.is_group else None
+        case "ordered":
+            return OrderedGroups(SymmetricInteger(bits, region)) if region.is_group else None
+        case "asym_ordered":
+            return OrderedGroups(ZeroPointInteger(bits, region)) if region.is_group else None
         case _:
             return SymmetricInteger(bits, region)
 
@@ -98,9 +104,9 @@ _ANY_TEXT = "tensor, channel, g16, g32, g64, g128 or g256"
 FAMILIES: tuple[Family, ...] = (
     Family(
         "int",
-        re.compile(rf"int([2-8])_({_ANY})(?:_(asym|pow2|narrow|affine|f32|affine_f32))?"),
+        re.compile(rf"int([2-8])_({_ANY})(?:_(asym|pow2|narrow|affine|f32|affine_f32|ordered|asym_ordered))?"),
         f"int<2-8>_<region> with region {_ANY_TEXT}; then nothing, _asym, _pow2, _narrow, or _affine (groups only); "
-        "_f32 for float32 scales of groups",
+        "_f32 for float32 scales of groups; _ordered or _asym_ordered for groups by importance, as GPTQ's desc_act",
         _integer,
     ),
     Family(
@@ -155,7 +161,7 @@ FAMILIES: tuple[Family, ...] = (
 # What the suites, the tables and the suggestions know by name: each family in the forms that people ask for.
 STANDARD = (
     *("int8_tensor", "int8_channel", "int8_g128", "int8_channel_asym", "int8_channel_pow2"),
-    *("int8_channel_narrow", "int4_g128_narrow"),
+    *("int8_channel_narrow", "int4_g128_narrow", "int4_g128_ordered", "int3_g32_asym_ordered"),
     *("int6_g128", "int5_g64_asym", "int4_tensor", "int4_channel", "int4_g128", "int4_g32", "int4_g128_asym"),
     *(
         "int4_g64_affine",

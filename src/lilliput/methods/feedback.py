@@ -27,7 +27,9 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.errors import CalibrationError
 from lilliput.formats import Encoded, NumberFormat, Planes
+from lilliput.formats.ordered_groups import OrderedGroups
 from lilliput.formats.outliers import WithOutliers
+from lilliput.methods.column_order import quantize_in_order
 from lilliput.methods.descent import DescentOptions, descend
 from lilliput.methods.factor import factor_of
 from lilliput.methods.method import Needs
@@ -64,6 +66,8 @@ class Feedback:
 
     def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
         """Float32 weight [rows, columns] -> stored planes. Raises CalibrationError without a Hessian."""
+        if isinstance(number_format, OrderedGroups):
+            return quantize_in_order(self, number_format, weight, inputs, threads=threads)
         return number_format.pack(feed_back(number_format, weight, inputs, self._options, threads=threads))
 
 

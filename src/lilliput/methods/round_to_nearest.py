@@ -15,6 +15,8 @@ import numpy as np
 
 from lilliput.arrays import FloatArray
 from lilliput.formats import Encoded, NumberFormat, Planes
+from lilliput.formats.ordered_groups import OrderedGroups
+from lilliput.methods.column_order import quantize_in_order
 from lilliput.methods.method import Needs
 from lilliput.records import LayerInputs
 
@@ -32,7 +34,9 @@ class RoundToNearest:
         return number_format.can_encode
 
     def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
-        """Weight [rows, columns] -> stored planes. `inputs` and `threads` are not used."""
+        """Weight [rows, columns] -> stored planes. `inputs` say no more than the order of columns."""
+        if isinstance(number_format, OrderedGroups):
+            return quantize_in_order(self, number_format, weight, inputs, threads=threads)
         number_format.check_columns("weight", weight.shape[1])
         parameters = number_format.widest_parameters(np.asarray(weight, dtype=np.float32))
         codes = number_format.nearest_codes(weight, parameters)

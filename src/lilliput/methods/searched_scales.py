@@ -33,7 +33,9 @@ import numpy as np
 from lilliput.arrays import FloatArray
 from lilliput.formats import BlockFormat, Encoded, NumberFormat, Parameters, Planes
 from lilliput.formats.native_decode import decode
+from lilliput.formats.ordered_groups import OrderedGroups
 from lilliput.formats.scale_search import bounded, row_mean_square, to_half
+from lilliput.methods.column_order import quantize_in_order
 from lilliput.methods.method import Needs
 from lilliput.records import LayerInputs
 
@@ -61,6 +63,8 @@ class SearchedScales:
 
     def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
         """Weight [rows, columns] -> stored planes, weighted by the mean square of the inputs where it is known."""
+        if isinstance(number_format, OrderedGroups):
+            return quantize_in_order(self, number_format, weight, inputs, threads=threads)
         importance = None if inputs.mean_square is None else np.asarray(inputs.mean_square, dtype=np.float32)
         planes = encode(number_format, weight, importance, threads=threads)
         return stretched(number_format, planes, weight, importance, threads=threads)

@@ -19,6 +19,7 @@ import numpy as np
 
 from lilliput.arrays import FloatArray
 from lilliput.formats import NumberFormat, Planes
+from lilliput.formats.ordered_groups import OrderedGroups
 from lilliput.formats.outliers import WithOutliers
 from lilliput.methods.factor import Factor, factor_of
 from lilliput.methods.masks import SERVES, Pattern, check_zero, has_exact_zero, kept, masked_name
@@ -45,7 +46,7 @@ class SparseGpt:
 
     def supports(self, number_format: NumberFormat) -> bool:
         """Formats with an exact zero and scales, whose codes are chosen one by one."""
-        is_plain = bool(number_format.scopes) and not isinstance(number_format, WithOutliers)
+        is_plain = bool(number_format.scopes) and not isinstance(number_format, WithOutliers | OrderedGroups)
         return is_plain and number_format.unit == 1 and has_exact_zero(number_format)
 
     def quantize(self, number_format: NumberFormat, weight: FloatArray, inputs: LayerInputs, *, threads: int) -> Planes:
