@@ -36,8 +36,8 @@ HELD = (
     *((Gptq(), name) for name in ("int4_g32_ordered", "int8_g64_ordered", "int2_g16_asym_ordered")),
     *((Awq(), name) for name in ("int4_g128_asym", "int4_g32_asym", "int4_g64_asym")),
     *((EightBitInputs(), name) for name in ("int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor")),
-    *((BitsAndBytesDouble(), name) for name in ("nf4", "nf4_g128")),
-    *((BitsAndBytes(), name) for name in ("nf4", "nf4_g128", "int8_channel")),
+    *((BitsAndBytesDouble(), name) for name in ("nf4", "nf4_g128", "fp4bnb")),
+    *((BitsAndBytes(), name) for name in ("nf4", "nf4_g128", "fp4bnb", "fp4bnb_g128", "int8_channel")),
     *((Mlx(), f"int{bits}_g{group}_affine") for bits, group in ((2, 32), (3, 64), (4, 64), (5, 128), (6, 32), (8, 64))),
     *((Mlx(), name) for name in ("mxfp4", "nvfp4")),
 )

@@ -46,7 +46,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "suffix"),
-    [("nf4", ".bitsandbytes"), ("nf4_g128", ".bitsandbytes"), ("nf4", ".bitsandbytes-double")],
+    [
+        ("nf4", ".bitsandbytes"),
+        ("nf4_g128", ".bitsandbytes"),
+        ("nf4", ".bitsandbytes-double"),
+        ("fp4bnb", ".bitsandbytes"),
+        ("fp4bnb_g128", ".bitsandbytes"),
+        ("fp4bnb", ".bitsandbytes-double"),
+    ],
 )
 def test_four_bit_weights_are_ours_exactly(kind: str, suffix: str, tiny: Path, tmp_path: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit
@@ -80,12 +87,13 @@ def test_eight_bit_weights_are_ours_exactly(tiny: Path, tmp_path: Path) -> None:
     assert difference < 0.1 * float(np.abs(reference).max())
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("is_double", [False, True])
-def test_what_they_write_is_read_exactly(is_double: bool, tiny: Path, tmp_path: Path) -> None:
+def test_what_they_write_is_read_exactly(is_double: bool, kind: str, tiny: Path, tmp_path: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
     chosen = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=is_double
+        load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=is_double
     )
     model = theirs(tiny, quantization_config=chosen)
     model.save_pretrained(tmp_path / "saved")
@@ -93,7 +101,7 @@ def test_what_they_write_is_read_exactly(is_double: bool, tiny: Path, tmp_path: 
     weight = model.get_submodule(DOWN).weight
     expected = dequantize_4bit(weight.data, weight.quant_state).float().numpy()
     found = source.tensor("blk.1.ffn_down.weight")
-    assert found.format.name == "nf4"
+    assert found.format.name == {"nf4": "nf4", "fp4": "fp4bnb"}[kind]
     assert np.array_equal(found.dequantize(), expected)
 
 

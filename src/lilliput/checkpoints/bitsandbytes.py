@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a bitsandbytes checkpoint as our own formats: NF4 and int8 with the same codes and scales.
+"""Weights of a bitsandbytes checkpoint as our own formats: NF4, FP4 and int8 with the same codes and scales.
 
 layout   4 bits: `<weight>` uint8 [out * in / 2, 1], two codes a byte, the first in the high nibble, in blocks of
          `blocksize` weights that run on over rows; `<weight>.absmax` float32 [blocks];
          `<weight>.quant_map` float32 [16];
-         `<weight>.quant_state.bitsandbytes__nf4` uint8: JSON with quant_type, blocksize, dtype, shape
+         `<weight>.quant_state.bitsandbytes__nf4` (or `__fp4`) uint8: JSON with quant_type, blocksize, dtype, shape
          double quantized: absmax uint8, `<weight>.nested_absmax` float32, `<weight>.nested_quant_map` float32 [256],
          and nested_blocksize, nested_offset in the JSON: absmax = map[code] * nested_absmax + offset
          8 bits: `<weight>` int8 [out, in]; `<module>.SCB` float32 [out]; `<module>.weight_format` uint8, 0 = plain
@@ -35,6 +35,7 @@ from lilliput.checkpoints.packed_weight import (
 )
 from lilliput.errors import CheckpointError
 from lilliput.formats import NumberFormat, Planes, get_format
+from lilliput.formats.fp4_bitsandbytes import BitsAndBytesFP4, fp4_numbers
 from lilliput.formats.nf4 import NF4, nf4_levels
 
 METHOD = "bitsandbytes"
@@ -42,6 +43,8 @@ STATE = ".quant_state.bitsandbytes__"
 # SCB is the largest magnitude of a row, which code 127 stands for.
 STEPS = np.float32(127)
 _LARGEST_BLOCK = 1 << 16
+# Of our formats by name.
+LEVELS = {"nf4": nf4_levels(), "fp4bnb": fp4_numbers()}
 
 
 def is_bitsandbytes(quantization: object) -> bool:
@@ -59,7 +62,7 @@ class FourBitWeight:
     """One weight in 4 bits.
 
     block: weights under one absmax, running on over rows.  nested: its second level, offset and block; None for one.
-    number_format: of the codes where blocks lie within rows and the levels are NF4's, else None, and it is F32.
+    number_format: of the codes where blocks lie within rows and the levels are known, else None, and it is F32.
     """
 
     name: str
@@ -67,7 +70,7 @@ class FourBitWeight:
     arrays: Mapping[str, str]
     block: int
     nested: tuple[float, int] | None
-    number_format: NF4 | None
+    number_format: NF4 | BitsAndBytesFP4 | None
 
     @property
     def format(self) -> NumberFormat:
@@ -166,7 +169,8 @@ def _four_bits(weight: str, state_name: str, files: Files) -> FourBitWeight:
         check_array(arrays["nested_scale"], files, ("F32",), (-(-blocks // nested[1]),))
         check_array(arrays["nested_map"], files, ("F32",), (256,))
     levels = files[arrays["levels"]].float32(arrays["levels"])
-    number_format = _nf4(block, columns) if np.array_equal(levels, nf4_levels()) else None
+    kind = next((kind for kind, known in LEVELS.items() if np.array_equal(levels, known)), None)
+    number_format = None if kind is None else _in_groups(kind, block, columns)
     return FourBitWeight(weight, (rows, columns), arrays, block, nested, number_format)
 
 
@@ -182,13 +186,13 @@ def _nested(weight: str, state: Mapping[str, object], state_name: str) -> tuple[
     return float(offset), block
 
 
-def _nf4(block: int, columns: int) -> NF4 | None:
-    """NF4 in groups that no block's border cuts; None where blocks and rows share no such size."""
+def _in_groups(kind: str, block: int, columns: int) -> NF4 | BitsAndBytesFP4 | None:
+    """The format in groups that no block's border cuts; None where blocks and rows share no such size."""
     fixed = region_of_groups(math.gcd(block, columns), columns)
     if fixed is None or not fixed[0].is_group:
         return None
-    found = get_format(f"nf4_{fixed[0].name}" if fixed[0].columns != 64 else "nf4")
-    assert isinstance(found, NF4)
+    found = get_format(f"{kind}_{fixed[0].name}" if fixed[0].columns != 64 else kind)
+    assert isinstance(found, NF4 | BitsAndBytesFP4)
     return found
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bitsandbytes: a Hugging Face folder of NF4 or int8 weights that transformers loads with the bitsandbytes package.
+"""bitsandbytes: a Hugging Face folder of NF4, FP4 or int8 weights that transformers loads with that package.
 
-The arrays are described in `checkpoints.bitsandbytes`, which is also the reader. Scales of NF4 are stored in float32,
-not quantized once more. Scales of int8 are stored as the largest magnitude of a row, 127 steps: a scale that no float32
-becomes when divided by 127 moves to the nearest that one does, by one unit in the last place at most.
+The arrays are described in `checkpoints.bitsandbytes`, which is also the reader. Scales of four bits are stored in
+float32, not quantized once more. Scales of int8 are stored as the largest magnitude of a row, 127 steps: a scale that
+no float32 becomes when divided by 127 moves to the nearest that one does, by one unit in the last place at most.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ import numpy as np
 
 from lilliput.architectures.architecture import Json
 from lilliput.arrays import Array, ByteArray, FloatArray
-from lilliput.checkpoints.bitsandbytes import METHOD, STATE, STEPS, is_bitsandbytes, swapped_nibbles
+from lilliput.checkpoints.bitsandbytes import LEVELS, METHOD, STATE, STEPS, is_bitsandbytes, swapped_nibbles
 from lilliput.containers.checkpoint_folder import PLAIN, CheckpointFolder, Linear, Stored
 from lilliput.containers.gptq import check_one_format
 from lilliput.formats import NumberFormat, Planes
-from lilliput.formats.nf4 import NF4, nf4_levels
+from lilliput.formats.fp4_bitsandbytes import BitsAndBytesFP4
+from lilliput.formats.nf4 import NF4
 from lilliput.records import QuantizedTensor, TensorHeader
 
 _BLOCKS = (64, 128, 256)
+FOUR_BITS = NF4 | BitsAndBytesFP4
 NESTED_BLOCK = 256
 # Longer than any quant_state with its offset.
 _STATE_BYTES = 256
 
 
 class BitsAndBytesPacking:
-    """NF4 with float32 scales, or int8 with a scale a row; all of one format."""
+    """NF4 or FP4 with float32 scales, or int8 with a scale a row; all of one format."""
 
     name = METHOD
     suffix = ".bitsandbytes"
     has_one_format = True
-    holds_text = "it holds NF4, NF4_G128 and NF4_G256, INT8_CHANNEL, and F32, F16, BF16"
+    holds_text = "it holds NF4, NF4_G128 and NF4_G256, FP4BNB in the same groups, INT8_CHANNEL, and F32, F16, BF16"
 
     def recognises(self, quantization: object) -> bool:
         """By its method."""
@@ -43,7 +45,7 @@ class BitsAndBytesPacking:
 
     def holds(self, number_format: NumberFormat) -> bool:
         """See `holds_text`."""
-        if isinstance(number_format, NF4):
+        if isinstance(number_format, FOUR_BITS):
             has_wide_scales = number_format.parameters["scale"].dtype == np.float32
             return has_wide_scales and number_format.region.columns in _BLOCKS
         return number_format.name == "int8_channel"
@@ -55,7 +57,7 @@ class BitsAndBytesPacking:
     def arrays(self, header: TensorHeader, *, has_wide_scales: bool) -> tuple[Stored, ...]:
         """Codes, scales, and what describes them."""
         rows, columns = header.rows, header.columns
-        if not isinstance(header.format, NF4):
+        if not isinstance(header.format, FOUR_BITS):
             return (
                 Stored(".weight", "I8", (rows, columns), rows * columns),
                 Stored(".SCB", "F32", (rows,), rows * 4),
@@ -66,13 +68,13 @@ class BitsAndBytesPacking:
             Stored(".weight", "U8", (rows * columns // 2, 1), rows * columns // 2),
             Stored(".weight.absmax", "F32", (blocks,), blocks * 4),
             Stored(".weight.quant_map", "F32", (16,), 64),
-            Stored(f".weight{STATE}nf4", "U8", (len(state),), len(state)),
+            Stored(f".weight{STATE}{_kind(header.format)}", "U8", (len(state),), len(state)),
         )
 
     def stored(self, tensor: TensorHeader, planes: Planes, *, has_wide_scales: bool) -> dict[str, Array]:
         """See `checkpoints.bitsandbytes`."""
         codes, scale = planes["codes"], planes["scale"]
-        if not isinstance(tensor.format, NF4):
+        if not isinstance(tensor.format, FOUR_BITS):
             return {
                 ".weight": codes ^ np.uint8(0x80),
                 ".SCB": _largest_magnitudes(np.asarray(scale)).reshape(-1),
@@ -81,8 +83,8 @@ class BitsAndBytesPacking:
         return {
             ".weight": swapped_nibbles(codes).reshape(-1, 1),
             ".weight.absmax": scale.reshape(-1),
-            ".weight.quant_map": nf4_levels(),
-            f".weight{STATE}nf4": np.frombuffer(_state(tensor), dtype=np.uint8),
+            ".weight.quant_map": LEVELS[_base_name(tensor.format)],
+            f".weight{STATE}{_kind(tensor.format)}": np.frombuffer(_state(tensor), dtype=np.uint8),
         }
 
     def settled(self, tensor: QuantizedTensor) -> QuantizedTensor:
@@ -95,7 +97,7 @@ class BitsAndBytesPacking:
     def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
         """quantization_config as transformers writes it."""
         chosen = next(layer.format for layer in layers if layer.format is not None and layer.format.name not in PLAIN)
-        is_four = isinstance(chosen, NF4)
+        is_four = isinstance(chosen, FOUR_BITS)
         left: list[Json] = [layer.module for layer in layers if layer.format is not chosen]
         return {
             "quant_method": METHOD,
@@ -103,7 +105,7 @@ class BitsAndBytesPacking:
             "_load_in_8bit": not is_four,
             "load_in_4bit": is_four,
             "load_in_8bit": not is_four,
-            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_quant_type": _kind(chosen) if is_four else "nf4",
             "bnb_4bit_use_double_quant": False,
             "bnb_4bit_compute_dtype": "float32",
             "bnb_4bit_quant_storage": "uint8",
@@ -115,14 +117,14 @@ class BitsAndBytesPacking:
 
 
 class DoublePacking(BitsAndBytesPacking):
-    """NF4 whose scales are quantized once more, to 8 bits in blocks of 256 around their mean (QLoRA, section 3).
+    """NF4 or FP4 whose scales are quantized once more, to 8 bits in blocks of 256 around their mean (QLoRA, section 3).
 
     Codes stay those of the exact scales, as bitsandbytes itself has it.
     """
 
     name = f"{METHOD}-double"
     suffix = ".bitsandbytes-double"
-    holds_text = "it holds NF4, NF4_G128 and NF4_G256, and F32, F16, BF16"
+    holds_text = "it holds NF4, NF4_G128 and NF4_G256, FP4BNB in the same groups, and F32, F16, BF16"
 
     def recognises(self, quantization: object) -> bool:
         """By its method and a field."""
@@ -132,7 +134,7 @@ class DoublePacking(BitsAndBytesPacking):
 
     def holds(self, number_format: NumberFormat) -> bool:
         """See `holds_text`."""
-        return isinstance(number_format, NF4) and super().holds(number_format)
+        return isinstance(number_format, FOUR_BITS) and super().holds(number_format)
 
     def arrays(self, header: TensorHeader, *, has_wide_scales: bool) -> tuple[Stored, ...]:
         """Codes, scales on two levels, and what describes them."""
@@ -145,7 +147,7 @@ class DoublePacking(BitsAndBytesPacking):
             levels,
             Stored(".weight.nested_absmax", "F32", (outer,), outer * 4),
             Stored(".weight.nested_quant_map", "F32", (256,), 1024),
-            Stored(f".weight{STATE}nf4", "U8", (_STATE_BYTES,), _STATE_BYTES),
+            Stored(f".weight{STATE}{_kind(header.format)}", "U8", (_STATE_BYTES,), _STATE_BYTES),
         )
 
     def stored(self, tensor: TensorHeader, planes: Planes, *, has_wide_scales: bool) -> dict[str, Array]:
@@ -161,12 +163,12 @@ class DoublePacking(BitsAndBytesPacking):
             ".weight.absmax": nested.codes,
             ".weight.nested_absmax": nested.outer,
             ".weight.nested_quant_map": dynamic_map(),
-            f".weight{STATE}nf4": np.frombuffer(text, dtype=np.uint8),
+            f".weight{STATE}{_kind(tensor.format)}": np.frombuffer(text, dtype=np.uint8),
         }
 
     def settled(self, tensor: QuantizedTensor) -> QuantizedTensor:
         """With the scales that the two levels give."""
-        if not isinstance(tensor.format, NF4):
+        if not isinstance(tensor.format, FOUR_BITS):
             return tensor
         scale = np.asarray(tensor.planes["scale"])
         values = _nested(scale.reshape(-1)).values()
@@ -191,11 +193,21 @@ class BitsAndBytes(CheckpointFolder):
         super().__init__(BitsAndBytesPacking())
 
 
+def _base_name(number_format: NumberFormat) -> str:
+    """Our name of the numbers, without their groups."""
+    return number_format.name.partition("_")[0]
+
+
+def _kind(number_format: NumberFormat) -> str:
+    """Their name of it."""
+    return _base_name(number_format).removesuffix("bnb")
+
+
 def _state(header: TensorHeader) -> bytes:
     """quant_state of one weight."""
-    assert isinstance(header.format, NF4)
+    assert isinstance(header.format, FOUR_BITS)
     fields = {
-        "quant_type": "nf4",
+        "quant_type": _kind(header.format),
         "blocksize": header.format.region.columns,
         "dtype": "float32",
         "shape": [header.rows, header.columns],

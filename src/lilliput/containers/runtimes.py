@@ -148,10 +148,10 @@ ROWS: tuple[Row, ...] = (
     Row("awq", "int4 with zero points", r"int4_g\d+_asym", (
         Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),
-    Row("bitsandbytes", "NF4", r"nf4(?:_g\d+)?", (
+    Row("bitsandbytes", "NF4, FP4", r"(?:nf4|fp4bnb)(?:_g\d+)?", (
         Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_four_bit_weights_are_ours_exactly"),
     )),
-    Row("bitsandbytes-double", "NF4, scales quantized twice", r"nf4(?:_g\d+)?", (
+    Row("bitsandbytes-double", "NF4, FP4, scales quantized twice", r"(?:nf4|fp4bnb)(?:_g\d+)?", (
         Cell("bitsandbytes, transformers", Reading.RUNS, f"{_BNB}test_four_bit_weights_are_ours_exactly"),
     )),
     Row("bitsandbytes", "int8 a row", r"int8_channel", (

@@ -7,6 +7,7 @@
     int<2-8>_<group>_affine     scale and minimum; _f32, also after a plain group, for float32 scales
     fp8_e4m3_<region>, fp8_e5m2_<region>, fp4_<region>
     nf4, nf4_<group>            _f16 for fp16 scales
+    fp4bnb, fp4bnb_<group>      FP4 of bitsandbytes
     palette<1-8>_<region>
     pot<2-8>_<region>           powers of two
     fixed<m>.<n>                sign, m integer and n fraction bits, 2 to 16 in all
@@ -27,6 +28,7 @@ from lilliput.errors import FormatError
 from lilliput.formats.binary import Binary
 from lilliput.formats.eight_bit_float import EightBitFloat
 from lilliput.formats.fixed_point import LARGEST_BITS, FixedPoint
+from lilliput.formats.fp4_bitsandbytes import BitsAndBytesFP4
 from lilliput.formats.integer import SymmetricInteger
 from lilliput.formats.integer_affine import AffineInteger
 from lilliput.formats.integer_narrow import NarrowInteger
@@ -128,6 +130,12 @@ FAMILIES: tuple[Family, ...] = (
         lambda found: NF4(GROUPS[found[1] or "g64"], has_half_scales=found[2] is not None),
     ),
     Family(
+        "fp4bnb",
+        re.compile(rf"fp4bnb(?:_({_words(GROUPS)}))?"),
+        "fp4bnb (groups of 64) or fp4bnb_<group> with group g16, g32, g64, g128 or g256",
+        lambda found: BitsAndBytesFP4(GROUPS[found[1] or "g64"]),
+    ),
+    Family(
         "palette",
         re.compile(rf"palette([1-8])_({_words(REGIONS, ROW_GROUPS)})"),
         f"palette<1-8>_<region> with region {_ANY_TEXT}, or rows8, rows16, rows32",
@@ -173,7 +181,7 @@ STANDARD = (
         "int2_g32_affine",
     ),
     *("fp8_e4m3_tensor", "fp8_e4m3_channel", "fp8_e4m3_block128", "fp8_e5m2_channel", "fp4_g32"),
-    *("nf4", "nf4_f16", "palette4_tensor", "palette3_channel", "palette4_rows16", "palette2_g128"),
+    *("nf4", "nf4_f16", "fp4bnb", "palette4_tensor", "palette3_channel", "palette4_rows16", "palette2_g128"),
     *("pot4_g128", "fixed0.15", "fixed2.5", "ternary_g128", "ternary_channel", "binary_g128"),
 )
 
@@ -214,8 +222,8 @@ def fitting_sibling(wanted: NumberFormat, columns: int) -> NumberFormat | None:
     if family_of(wanted.name) is None:
         return None
     name = wanted.name
-    if name.startswith("nf4") and "_g" not in name:
-        name = name.replace("nf4", "nf4_g64")
+    if name.startswith(("nf4", "fp4bnb")) and "_g" not in name:
+        name = re.sub("^(nf4|fp4bnb)", r"\1_g64", name)
     for region in [*sorted(GROUPS, key=lambda group: int(group[1:]), reverse=True), CHANNEL.name]:
         width = GROUPS[region].columns if region in GROUPS else 1
         sibling = re.sub(r"_(?:g\d+|block\d+)", f"_{region}", name, count=1)

@@ -63,7 +63,8 @@ def _diagonal(matrix: Array) -> Array:
 def _turned(matrix: Array, order: Array) -> Array:
     """Rows and columns of a matrix in another order."""
     if isinstance(matrix, np.ndarray):
-        return matrix[np.ix_(order, order)]
+        turned_array: Array = matrix[np.ix_(order, order)]
+        return turned_array
     import torch
 
     turned = torch.as_tensor(matrix)
