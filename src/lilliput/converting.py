@@ -28,6 +28,7 @@ from lilliput.containers.runtimes import reading_warnings, runtimes_of
 from lilliput.errors import ContainerError, RecipeError, TextError, TokenizerError
 from lilliput.evaluation.model_logits import EvaluationOptions
 from lilliput.formats import NumberFormat, get_format
+from lilliput.pipeline.carried_ranges import planned_sidecars, with_carried_ranges
 from lilliput.pipeline.repack import Move, Moved, TensorMove, Wanted, moved_tensors, plan_moves
 from lilliput.recipes.ledger import Ledger, LedgerEntry, entry_for, ledger_path
 from lilliput.recipes.plan import PLAIN_FLOATS
@@ -238,6 +239,8 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
     statistics = _statistics(options.guidance)
     outputs = statistics.outputs if statistics else {}
     contents = replace(contents, input_ranges=input_ranges(statistics), output_ranges=outputs)
+    contents, carried = with_carried_ranges(contents, source, container)
+    notes += carried
     formats = [plan.row.format for plan in moves]
     notes += reading_warnings(container.name, formats)
     notes += _unused(options, moves, container)
@@ -264,8 +267,9 @@ class Conversion:
         tensors = _tensors(
             source, self.moves, _statistics(self.options.guidance), done, (self.container, self.options), progress
         )
+        placed = (planned_sidecars(tensor, self.contents) for tensor in tensors)
         published = publish(
-            self.container, self.contents, tensors, self.target, split=self.options.split, overwrite=self.options.force
+            self.container, self.contents, placed, self.target, split=self.options.split, overwrite=self.options.force
         )
         result = ConvertResult(
             self.target,

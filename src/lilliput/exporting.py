@@ -21,10 +21,11 @@ from lilliput.errors import PublishError, RecipeError
 from lilliput.fitting import FitOptions
 from lilliput.formats import get_format
 from lilliput.pipeline.repack import has_place
+from lilliput.planning import header_of
 from lilliput.recipes.ledger import ledger_path, read_ledger
 from lilliput.recipes.plan import PLAIN_FLOATS, Plan
 from lilliput.recipes.recipe import Recipe
-from lilliput.records import QuantizedTensor, Role, TensorHeader
+from lilliput.records import QuantizedTensor, Role
 from lilliput.search.choices import NARROW_FORMATS, RUNTIMES, WIDE_FORMATS
 from lilliput.text.vocabulary import Vocabulary
 from lilliput.workflows import Guidance, PathLike, Progress, QuantizeOptions
@@ -156,7 +157,7 @@ class _PlannedModel:
 
     def __init__(self, source: ModelSource, plan: Plan) -> None:
         self._source = source
-        self.headers = {row.name: TensorHeader(row.name, row.shape, row.format) for row in plan.rows}
+        self.headers = {row.name: header_of(row) for row in plan.rows}
         self._names = {row.name: row.source_name for row in plan.rows}
         self.path = source.path
         self.container = "lilliput"

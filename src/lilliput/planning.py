@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lilliput
+from lilliput.activations import StaticInputs, parse_static_inputs
+from lilliput.activations.stored_range import range_specs
 from lilliput.architectures import NOT_IN_GGUF
 from lilliput.architectures.architecture import Json
 from lilliput.architectures.prediction_heads import described_heads
@@ -24,7 +26,7 @@ from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gguf_metadata import file_name
 from lilliput.containers.runtimes import SUGGESTED, reading_warnings
-from lilliput.errors import CalibrationError, ContainerError, RecipeError, TokenizerError
+from lilliput.errors import CalibrationError, ContainerError, FormatError, RecipeError, TokenizerError
 from lilliput.methods import METHODS
 from lilliput.opening import PathLike, opened, text_files
 from lilliput.pipeline.quantize_blocks import StreamInputs, needs_stream
@@ -36,7 +38,7 @@ from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.making import FINGERPRINT_KEY
 from lilliput.recipes.plan import Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method, preset_names
-from lilliput.records import Role, Statistics, TensorHeader
+from lilliput.records import Role, Statistics, TensorHeader, TensorPlan
 from lilliput.runtime.processors import default_threads
 from lilliput.text.tokenizer_report import check_vocabulary
 from lilliput.transforms import parse_transform
@@ -92,6 +94,8 @@ class QuantizeOptions:
     "quantized".  precision: of their forward passes.  split: parts of a split set.
     threads: None means all.  announce: called with the plan before any work.
     float_roles: stay floats where a number format alone is asked for, beside those of the output's container.
+    activations: static inputs whose range the file shall hold, as `parse_static_inputs` reads them; rules of a recipe
+    that name some come first.
     """
 
     force: bool = False
@@ -106,6 +110,7 @@ class QuantizeOptions:
     threads: int | None = None
     revision: str | None = None
     float_roles: tuple[Role, ...] = ()
+    activations: str | None = None
     announce: Callable[[Plan], None] | None = None
 
     @property
@@ -163,11 +168,32 @@ def planned(
     source = outlined(source, transforms)
     roles = (*(container.float_roles if container is not None else ()), *options.float_roles)
     recipe = with_float_roles(recipe, roles, source)
-    plan = resolve(source, recipe, statistics_present=guidance.is_given, method=chosen_method(guidance, options))
+    plan = resolve(
+        source, recipe, statistics_present=guidance.is_given, method=chosen_method(guidance, options),
+        inputs=_static_inputs(options),
+    )  # fmt: skip
+    check_ranges(plan, guidance)
     if container is not None:
         _check_mix(plan, recipe, container)
     plan = replace(plan, transforms=transform_plans(source))
     return source, _with_prediction_heads(plan, source, container)
+
+
+def _static_inputs(options: QuantizeOptions) -> StaticInputs | None:
+    try:
+        return None if options.activations is None else parse_static_inputs(options.activations)
+    except FormatError as error:
+        raise RecipeError(f"--activations: {error}") from error
+
+
+def check_ranges(plan: Plan, guidance: Guidance) -> None:
+    """Raise CalibrationError for static inputs whose ranges nobody will see."""
+    row = next((row for row in plan.rows if row.inputs is not None), None)
+    if row is not None and row.inputs is not None and not guidance.text:
+        raise CalibrationError(
+            f"{row.name}: inputs {row.inputs.name} have a range, which is found on text; give --text FILE (or --text "
+            "builtin), or leave static inputs out: the engine finds scales as inputs come"
+        )
 
 
 def _with_prediction_heads(plan: Plan, source: ModelSource, container: Container | None) -> Plan:
@@ -265,14 +291,20 @@ def contents_of(source: ModelSource, plan: Plan, guidance: Guidance) -> tuple[Co
         notes += [warning] if warning else []
     except TokenizerError as missing:
         notes.append(f"the output holds no tokenizer and cannot run text: {missing}")
-    headers = tuple(TensorHeader(row.name, row.shape, row.format) for row in plan.rows)
+    headers = tuple(header_of(row) for row in plan.rows)
+    sidecars = {header.name: range_specs(header.inputs) for header in headers if header.inputs is not None}
     # Ranges are of the original model, whose inputs a transform changes.
     statistics = None if plan.transforms else expected_statistics(guidance)
     contents = Contents(
-        source.architecture, source.config, vocabulary, source.provenance, headers, plan.recipe,
+        source.architecture, source.config, vocabulary, source.provenance, headers, plan.recipe, sidecars=sidecars,
         input_ranges=input_ranges(statistics), output_ranges=statistics.outputs if statistics else {},
     )  # fmt: skip
     return contents, notes
+
+
+def header_of(row: TensorPlan) -> TensorHeader:
+    """The header that a planned tensor will have."""
+    return TensorHeader(row.name, row.shape, row.format, None if row.inputs is None else row.inputs.inputs)
 
 
 def text_work(options: QuantizeOptions, plan: Plan, tokens: int, width: int) -> TextWork:
@@ -348,6 +380,8 @@ def _default_container(plan: Plan, family: str) -> Container:
     for container in CONTAINERS:
         if isinstance(container, Gguf) and family in NOT_IN_GGUF:
             continue
+        if not getattr(container, "holds_ranges", False) and any(row.inputs is not None for row in plan.rows):
+            continue
         if all(container.holds(row.format) for row in plan.rows):
             return container
     raise ContainerError("no file format holds all number formats of this plan; quantize to fewer of them")
@@ -373,6 +407,8 @@ def _container_notes(plan: Plan) -> list[str]:
     """What the user should know about the kind of file, before any work."""
     foreign = sorted({row.format.name.upper() for row in plan.rows if not Gguf().holds(row.format)})
     if not foreign:
+        if any(row.inputs is not None for row in plan.rows):
+            return ["GGUF has no place for ranges of inputs: the output will be lilliput's own layout"]
         return []
     return [
         f"GGUF has no type for {', '.join(foreign)}: the output will be lilliput's own layout (-o NAME.safetensors), "

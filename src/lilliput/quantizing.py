@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lilliput
 from lilliput.architectures.architecture import Json
+from lilliput.arrays import Array
 from lilliput.calibration.builtin_mix import BUILT_IN_DATASET
 from lilliput.calibration.enough_text import few_tokens_notes
 from lilliput.calibration.expert_inputs import knows_inputs
@@ -158,10 +159,11 @@ class _Job:
                 statistics = self._statistics(progress)
             seen = [name for name, (_, entry) in done.items() if entry.tokens]
             count = len(seen) or (len(statistics.inputs) if statistics else 0)
+            ranges = self._ranges(progress)
             keys = own_keys(self.fingerprint, self.plan, self.guidance, statistics, count)
             contents = replace(contents, metadata={**keys, **contents.metadata})
             published = publish(
-                container, contents, self._tensors(statistics, done, entries, progress), target,
+                container, contents, self._tensors(statistics, done, entries, ranges, progress), target,
                 split=self.options.split, overwrite=self.options.force,
             )  # fmt: skip
         warnings = (*result.warnings, *_statistics_notes(self.source, self.plan, statistics), *_overflow_notes(entries))
@@ -232,14 +234,26 @@ class _Job:
             _check_statistics(self.plan, statistics)
         return statistics
 
+    def _ranges(self, progress: Progress | None) -> Mapping[str, Mapping[str, Array]]:
+        """What lies beside the weights of layers with static inputs, from the text."""
+        if not any(row.inputs is not None for row in self.plan.rows):
+            return {}
+        from lilliput.calibration.collect import CalibrationOptions
+        from lilliput.calibration.static_ranges import static_ranges
+
+        chunks = text_chunks(self.source, text_files(self.guidance.text), self.options.tokens or STREAM_TOKENS)
+        chosen = CalibrationOptions(device=self.options.device, threads=self.options.threads)
+        return static_ranges(self.source, self.plan.rows, chunks, chosen, progress)
+
     def _tensors(
-        self, statistics: Statistics | None, ready: Done, entries: list[LedgerEntry], progress: Progress | None
-    ) -> Iterator[QuantizedTensor]:
+        self, statistics: Statistics | None, ready: Done, entries: list[LedgerEntry],
+        ranges: Mapping[str, Mapping[str, Array]], progress: Progress | None,
+    ) -> Iterator[QuantizedTensor]:  # fmt: skip
         done, total = 0, self.plan.weights
         threads = self.options.threads or default_threads()
         for tensor, entry in quantized_tensors(self.source, self.plan, statistics, ready, threads=threads):
             entries.append(entry)
-            yield tensor
+            yield replace(tensor, sidecars=ranges.get(tensor.name, {}))
             done += tensor.rows * tensor.columns
             if progress is not None:
                 progress(done, total)

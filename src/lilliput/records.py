@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from lilliput.activations import StaticFormat, StaticInputs
 from lilliput.arrays import Array, DoubleArray, FloatArray
 from lilliput.formats import NumberFormat, Planes
 from lilliput.formats.native_decode import decode
@@ -83,11 +84,12 @@ class QuantizedTensor:
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """What a header alone tells of a stored tensor."""
+    """What a header alone tells of a stored tensor. inputs: those whose range travels with it."""
 
     name: str
     shape: tuple[int, ...]
     format: NumberFormat
+    inputs: StaticFormat | None = None
 
     @property
     def rows(self) -> int:
@@ -176,6 +178,7 @@ class TensorPlan:
     tied_to: canonical name of the tensor whose bytes this one shares, or None.
     runtime_group: tensors that the target runtime fuses and that must share a format, or None.
     reason: why this format, in words for the user.
+    inputs: static ones, whose range is to travel with the weight, or None.
     """
 
     name: str
@@ -187,6 +190,7 @@ class TensorPlan:
     reason: str
     tied_to: str | None = None
     runtime_group: str | None = None
+    inputs: StaticInputs | None = None
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,8 @@ from lilliput.calibration.statistics_file import merge, read_statistics, write_s
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.containers import open_model
 from lilliput.records import NO_INPUTS, InputStatistics, LayerInputs, Statistics
+from lilliput.runtime.integer_weights import in_blocks
+from lilliput.runtime.lowering import say_decoded
 from lilliput.runtime.session import EngineOptions, Session
 from lilliput.workflows import Guidance, QuantizeOptions
 
@@ -123,6 +125,36 @@ def test_experts_that_a_checkpoint_keeps_joined_are_the_same(folder: Path, tmp_p
     options = EngineOptions(threads=1)
     logits = [Session(open_model(path), options).forward([5, 6, 7], "all") for path in (folder, tmp_path)]
     np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("to", "block"), [("INT4_G32", "q4_0"), ("INT4_G32_ASYM", "q5_0"), ("INT8_G32", "q8_0"), ("INT3_G32", "q4_0")]
+)
+def test_experts_of_integers_are_multiplied_in_blocks_of_the_same_values(
+    folder: Path, tmp_path: Path, to: str, block: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_decoded.cache_clear()
+    workflows.quantize(folder, to, tmp_path / "m.safetensors")
+    source = open_model(tmp_path / "m.safetensors")
+    name = "blk.0.ffn_up_exps.weight"
+    made = in_blocks(source.tensor(name))
+    assert made is not None
+    assert made.format.name == block
+    assert np.array_equal(made.dequantize(), source.tensor(name).dequantize())
+    # As the engine multiplies blocks: in integers, near to the exact products of the same values and not at them.
+    logits = Session(source, EngineOptions(threads=1)).forward([5, 6, 7, 8], "all")
+    assert not caplog.records
+    exact = Session(source, EngineOptions(threads=1, activations="f32")).forward([5, 6, 7, 8], "all")
+    assert 0 < np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
+    plan = {row["name"]: row for row in workflows.plan(folder, to).to_json()["tensors"]}
+    assert "run as floats" not in str(plan[name]["reason"])
+
+
+def test_a_plan_says_which_experts_run_as_floats(folder: Path) -> None:
+    rows = {row["name"]: row for row in workflows.plan(folder, "INT8_CHANNEL").to_json()["tensors"]}
+    # Scales of a row are float32, those of blocks fp16.
+    assert "experts of this format run as floats here" in str(rows["blk.0.ffn_up_exps.weight"]["reason"])
+    assert "run as floats" not in str(rows["blk.0.attn_q.weight"]["reason"])
 
 
 @pytest.mark.external

@@ -141,5 +141,6 @@ def test_json_rows_hold_the_contract() -> None:
         "format": "Q4_K",
         "method": "searched_scales",
         "bytes": 128 * 512 * 144 // 256,
+        "inputs": None,
         "reason": "the type of this preset's weights",
     }

@@ -19,6 +19,7 @@ from lilliput.activations.float_inputs import FloatInputs, PlainInputs
 from lilliput.activations.integer_inputs import FixedScale, InputCodes, IntegerInputs
 from lilliput.activations.outlier_columns import WithOutlierColumns
 from lilliput.activations.ranges import RANGE_METHODS, RangeObserver
+from lilliput.activations.stored_range import StaticFormat, StaticInputs, parse_static_inputs
 from lilliput.errors import FormatError
 
 __all__ = [
@@ -30,8 +31,11 @@ __all__ = [
     "IntegerInputs",
     "PlainInputs",
     "RangeObserver",
+    "StaticFormat",
+    "StaticInputs",
     "WithOutlierColumns",
     "get_input_format",
+    "parse_static_inputs",
 ]
 
 InputFormat = PlainInputs | IntegerInputs | FloatInputs | WithOutlierColumns

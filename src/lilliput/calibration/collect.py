@@ -8,11 +8,11 @@ weight is read once. Hidden states of all chunks wait in memory, or in a tempora
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,18 @@ from lilliput.records import InputStatistics, Statistics
 
 if TYPE_CHECKING:
     import torch
+
+
+class SeenInputs(Protocol):
+    """What takes in the inputs of a linear. tokens: how many it saw."""
+
+    tokens: int
+
+    def add(self, inputs: FloatArray) -> None:
+        """inputs: [..., in_features] float32."""
+
+
+Sums = TypeVar("Sums", bound=SeenInputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +103,32 @@ def collect(
     source: ModelSource, chunks: IntArray, options: CalibrationOptions, progress: Progress | None = None
 ) -> dict[str, InputStatistics]:
     """The pass itself, over token ids [chunks, chunk_size]. Linears that share an input share one entry object."""
+    return _statistics_of(collect_sums(source, chunks, options, InputSums, progress))
+
+
+def collect_pairs(
+    source: ModelSource, chunks: IntArray, options: CalibrationOptions, progress: Progress | None = None
+) -> dict[str, InputStatistics]:
+    """The same of an encoder-decoder, whose answers to the chunks are its own. The whole model is in memory."""
+    return _statistics_of(pair_sums(source, chunks, options, InputSums, progress))
+
+
+def _statistics_of(sums: Mapping[str, InputSums]) -> dict[str, InputStatistics]:
+    made: dict[int, InputStatistics] = {}
+    return {name: made.setdefault(id(each), each.statistics()) for name, each in sums.items()}
+
+
+def collect_sums(
+    source: ModelSource, chunks: IntArray, options: CalibrationOptions, sums_of: Callable[[str], Sums],
+    progress: Progress | None = None,
+) -> dict[str, Sums]:  # fmt: skip
+    """What `sums_of` makes of a tensor's name, filled with the inputs of that tensor and those that share them."""
     stream = BlockStream(source, options.device)
     import torch
 
     steps = (stream.layers + 1) * len(chunks)
     done = 0
-    inputs: dict[str, InputStatistics] = {}
+    inputs: dict[str, Sums] = {}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch_threads(options.threads))
@@ -105,7 +137,7 @@ def collect(
         for layer in range(stream.layers):
             with (
                 stream.block(layer) as block,
-                stream.watching(block, layer, InputSums, _see, by_expert=True) as groups,
+                stream.watching(block, layer, sums_of, _see, by_expert=True) as groups,
             ):
                 for index in range(len(chunks)):
                     hidden[index] = stream.forward(block, layer, index, hidden[index], arguments[layer])
@@ -116,33 +148,33 @@ def collect(
                 if group.expert is not None and not group.sums.tokens:
                     # No token was routed to it.
                     continue
-                statistics = group.sums.statistics()
                 names = (entry.name for entry in group.entries)
                 inputs |= dict.fromkeys(
-                    names if group.expert is None else (of_expert(n, group.expert) for n in names), statistics
+                    names if group.expert is None else (of_expert(n, group.expert) for n in names), group.sums
                 )
-        head = InputSums("output.weight")
+        head = sums_of("output.weight")
         with stream.final_norm() as norm:
             for index in range(len(chunks)):
                 _see(head, norm(hidden[index].to(stream.device)))
                 done += 1
                 if progress is not None:
                     progress(done, steps)
-    inputs |= dict.fromkeys(stream.output_names, head.statistics())
+    inputs |= dict.fromkeys(stream.output_names, head)
     return inputs
 
 
-def collect_pairs(
-    source: ModelSource, chunks: IntArray, options: CalibrationOptions, progress: Progress | None = None
-) -> dict[str, InputStatistics]:
-    """The same of an encoder-decoder, whose answers to the chunks are its own. The whole model is in memory."""
+def pair_sums(
+    source: ModelSource, chunks: IntArray, options: CalibrationOptions, sums_of: Callable[[str], Sums],
+    progress: Progress | None = None,
+) -> dict[str, Sums]:  # fmt: skip
+    """The same of an encoder-decoder."""
     pairs = list(answered(source, chunks, threads=options.threads))
     with torch_threads(options.threads):
-        groups = pair_inputs(source, pairs, InputSums, _see, progress)
-    return {entry.name: sums.statistics() for entries, sums in groups for entry in entries}
+        groups = pair_inputs(source, pairs, sums_of, _see, progress)
+    return {entry.name: sums for entries, sums in groups for entry in entries}
 
 
-def _see(sums: InputSums, inputs: torch.Tensor) -> None:
+def _see(sums: SeenInputs, inputs: torch.Tensor) -> None:
     if inputs.numel():
         sums.add(inputs.cpu().numpy())
 

@@ -12,7 +12,10 @@ layout   a linear layer `<module>` has, in place of `<module>.weight` [out, in]:
                           float32 [1]
          weight_scale is otherwise a float [out, in / group_size], [out, 1], [1] or, for FP8, one per block
          of 128 x 128; code 2^(bits - 1) and the zero point are 0.0
-config   config.json, quantization_config.config_groups: targets (module names, re:REGEX or Linear) and `weights`
+         static inputs: input_scale, a float [1]; input_zero_point, a whole number [1], absent or 0 where symmetric;
+         codes of 8 bits are -128 … 127, of symmetric inputs too
+config   config.json, quantization_config.config_groups: targets (module names, re:REGEX or Linear), `weights` and
+         `input_activations`
 source   vllm-project/compressed-tensors 0.20 and the arrays it reads
 """
 
@@ -38,6 +41,7 @@ from lilliput.checkpoints.packed_weight import (
     holds_scales,
     matrix_shape,
 )
+from lilliput.checkpoints.static_inputs import StoredRange, stored_ranges
 from lilliput.errors import CheckpointError, FormatError
 from lilliput.formats import NumberFormat, Planes, get_format
 from lilliput.formats.integer import SymmetricInteger
@@ -184,11 +188,22 @@ def packed_weights(quantization: Mapping[str, object], files: Files) -> dict[str
     return found
 
 
+def static_inputs(quantization: object, files: Files) -> dict[str, StoredRange]:
+    """Weight name of the float checkpoint -> the range of its inputs, where it is static.
+
+    Raises CheckpointError for arrays that are no range.
+    """
+    if not isinstance(quantization, Mapping) or not is_compressed_tensors(quantization):
+        return {}
+    return stored_ranges(_Groups(quantization.get("config_groups")).inputs_of, files)
+
+
 class _Groups:
-    """config_groups: which `weights` description belongs to a module."""
+    """config_groups: which description belongs to a module."""
 
     def __init__(self, groups: object) -> None:
         self._groups: list[tuple[str, tuple[str, ...], Mapping[str, object]]] = []
+        self._inputs: dict[str, Mapping[str, object]] = {}
         for key, group in groups.items() if isinstance(groups, Mapping) else ():
             targets = group.get("targets") if isinstance(group, Mapping) else None
             weights = group.get("weights") if isinstance(group, Mapping) else None
@@ -199,6 +214,14 @@ class _Groups:
             if weights is not None and not isinstance(weights, Mapping):
                 raise CheckpointError(f"{_WHERE}.config_groups.{key}.weights is not a JSON object")
             self._groups.append((str(key), tuple(targets), weights or {}))
+            inputs = group.get("input_activations") if isinstance(group, Mapping) else None
+            if isinstance(inputs, Mapping):
+                self._inputs[str(key)] = inputs
+
+    def inputs_of(self, module: str) -> Mapping[str, object] | None:
+        """`input_activations` of a module, where its group has any."""
+        found = self._of(module)
+        return None if found is None else self._inputs.get(found[0])
 
     def strategy_of(self, module: str) -> object:
         """How the scales of a module are shared, where a group says so."""
@@ -209,11 +232,18 @@ class _Groups:
 
     def weights_of(self, module: str) -> _Weights:
         """The group of a quantized module: by its name, then by regular expression, then as a Linear."""
+        found = self._of(module)
+        if found is None:
+            raise CheckpointError(f"{_WHERE}.config_groups: no group targets '{module}', whose weight is quantized")
+        return _Weights(f"{_WHERE}.config_groups.{found[0]}.weights", found[1])
+
+    def _of(self, module: str) -> tuple[str, Mapping[str, object]] | None:
+        """Key and weights of the group that a module is in."""
         for level in (_is_name, _is_expression, _is_class):
             for key, targets, weights in self._groups:
                 if any(level(target, module) for target in targets):
-                    return _Weights(f"{_WHERE}.config_groups.{key}.weights", weights)
-        raise CheckpointError(f"{_WHERE}.config_groups: no group targets '{module}', whose weight is quantized")
+                    return key, weights
+        return None
 
 
 def _is_name(target: str, module: str) -> bool:

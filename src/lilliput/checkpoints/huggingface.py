@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lilliput.activations import StaticFormat
 from lilliput.architectures import architecture_for_huggingface, is_known, unknown
 from lilliput.architectures.architecture import Json, TensorEntry
 from lilliput.architectures.prediction_heads import with_prediction_heads
@@ -30,6 +31,7 @@ from lilliput.architectures.sources import (
 from lilliput.architectures.unknown import FoundTensor
 from lilliput.arrays import Array, ByteArray, FloatArray, IntArray
 from lilliput.checkpoints.answer_tokens import described_answers
+from lilliput.checkpoints.compressed_tensors import static_inputs
 from lilliput.checkpoints.eight_bit_floats import SCALE_SUFFIXES
 from lilliput.checkpoints.fingerprint import model_fingerprint
 from lilliput.checkpoints.mapped_file import planes_of_bytes
@@ -96,6 +98,7 @@ class HuggingFaceModel:
         try:
             # Weights of a quantized checkpoint, by the name that they have in a float one.
             self._packed: Mapping[str, PackedWeight] = packed_weights(quantization, self._files)
+            self._ranges = static_inputs(quantization, self._files)
             if not has_family:
                 self.config = unknown.with_tensors(self.config, config, self._found_tensors())
             table = checked_table(self.architecture, self.config, folder, len(self._files), CheckpointError)
@@ -114,7 +117,8 @@ class HuggingFaceModel:
             self.close()
             raise
         self._headers = {
-            name: TensorHeader(name, self._entries[name].shape, self._format(name)) for name in self._sources
+            name: TensorHeader(name, self._entries[name].shape, self._format(name), self._inputs_of(name))
+            for name in self._sources
         }
 
     @property
@@ -144,7 +148,8 @@ class HuggingFaceModel:
             planes = planes if order is None else in_row_order(planes, order)
         else:
             planes = planes_of_bytes(header.format, header.rows, header.columns, self._data(name))
-        return QuantizedTensor(name, header.shape, header.format, planes)
+        sidecars = {} if header.inputs is None else self._ranges[self.source_name(name)].sidecars(self._files)
+        return QuantizedTensor(name, header.shape, header.format, planes, sidecars)
 
     def release(self, name: str) -> None:
         """Give the memory of a tensor's pages back."""
@@ -314,6 +319,14 @@ class HuggingFaceModel:
         kinds = {**_FORMATS, **_WHOLE_NUMBERS}
         dtypes = {kinds[self._stored(each).dtype] for each in source_names(source)}
         return get_format(dtypes.pop() if len(dtypes) == 1 else "f32")
+
+    def _inputs_of(self, name: str) -> StaticFormat | None:
+        """Static inputs of a weight that is one matrix in the files and not decoded to floats."""
+        source = self._sources[name]
+        if isinstance(source, Stacked) or self._packed_weight(source) is None or self._format(name).name == "f32":
+            return None
+        found = self._ranges.get(self.source_name(name))
+        return None if found is None else found.inputs
 
     def _packed_weight(self, source: StoredSource | Computed) -> PackedWeight | None:
         return next((self._packed[each] for each in source_names(source) if each in self._packed), None)

@@ -15,7 +15,7 @@ from lilliput.arrays import FloatArray
 from lilliput.errors import CheckpointError
 
 FP8 = ("F8_E4M3", "F8_E5M2")
-# Read by nothing here: static ranges of activations.
+# Not read as tensors: ranges of inputs (`static_inputs` has those of compressed-tensors), of outputs and of caches.
 IGNORED_SUFFIXES = ("input_scale", "output_scale", "k_scale", "v_scale", "input_zero_point")
 
 

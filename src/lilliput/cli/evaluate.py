@@ -25,8 +25,13 @@ def command(
         int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of text; default: all.")
     ] = None,
     activations: Annotated[
-        str, typer.Option("--activations", help="f32 measures the file; engine adds the engine's own rounding.")
-    ] = "f32",
+        str,
+        typer.Option(
+            "--activations",
+            help="file measures the file, with static inputs where it holds their range; f32 without them; engine adds "
+            "the engine's own rounding.",
+        ),
+    ] = "file",
     kv: Annotated[
         str | None,
         typer.Option("--kv", help="KV cache of the files, as for run; default f32, or f16 with --activations engine."),

@@ -74,6 +74,14 @@ Transforms = Annotated[
         "--transform", help="Rewrite the float model first, e.g. awq_scaling or smooth_quant:0.5; repeatable, in order."
     ),
 ]
+StaticActivations = Annotated[
+    str | None,
+    typer.Option(
+        "--activations",
+        help="Static inputs of integer weights, their ranges found on --text and kept in the file: int8_static or "
+        "int8_static_asym, with :min_max (default), :percentile, :mse or :entropy.",
+    ),
+]
 Tokens = Annotated[
     int | None,
     typer.Option(

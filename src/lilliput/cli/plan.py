@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What `plan` without a target does not look at, and what it does not look at with one.
 SEARCH_ONLY = ("context", "kv", "runtime", "formats")
-PRESET_ONLY = ("output", "statistics", "imatrix", "transform")
+PRESET_ONLY = ("output", "statistics", "imatrix", "transform", "activations")
 # Stages of `quantize` and of `fit`, in words.
 QUANTIZE_STAGES = {
     "start": "loading torch",
@@ -60,6 +60,7 @@ def command(
     effort: options.Effort = None,
     method: options.Method = None,
     transform: options.Transforms = None,
+    activations: options.StaticActivations = None,
     size: options.Size = None,
     ram: options.Ram = None,
     context: options.Context = None,
@@ -106,6 +107,7 @@ def command(
         effort=effort,
         method=method,
         transforms=tuple(transform or ()),
+        activations=activations,
         tokens=tokens,
         threads=threads,
         revision=revision,

@@ -23,6 +23,7 @@ def command(
     effort: options.Effort = None,
     method: options.Method = None,
     transform: options.Transforms = None,
+    activations: options.StaticActivations = None,
     tokens: options.Tokens = None,
     inputs: options.Inputs = None,
     precision: options.Precision = "float32",
@@ -56,7 +57,7 @@ def command(
     chosen = workflows.QuantizeOptions(
         force=force, split=split, effort=effort, method=method, transforms=tuple(transform or ()), tokens=tokens,
         device=device, threads=threads, revision=revision, announce=announce, inputs=values.stream_inputs(inputs),
-        precision=values.forward_precision(precision),
+        precision=values.forward_precision(precision), activations=activations,
     )  # fmt: skip
     if outputs is not None and len(outputs) > 1:
         from lilliput.exporting import quantize_all

@@ -32,8 +32,13 @@ def command(
     ] = 512,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Use at most this many tokens of text.")] = 16_384,
     activations: Annotated[
-        str, typer.Option("--activations", help="f32 measures the file; engine adds the engine's own rounding.")
-    ] = "f32",
+        str,
+        typer.Option(
+            "--activations",
+            help="file measures the file, with static inputs where it holds their range; f32 without them; engine adds "
+            "the engine's own rounding.",
+        ),
+    ] = "file",
     threads: options.Threads = None,
     force: options.Force = False,
     json: options.Json = False,

@@ -24,10 +24,10 @@ def chosen_seed(seed: int | None) -> int:
 
 
 def activation_kind(name: str) -> Activations:
-    """Parse --activations: f32, engine, or the name of integer inputs. Raises RuntimeModelError."""
+    """Parse --activations: file, f32, engine, or the name of integer inputs. Raises RuntimeModelError."""
     from lilliput.runtime.integer_weights import named_inputs
 
-    return name if name in ("f32", "engine") else named_inputs(name).name
+    return name if name in ("file", "f32", "engine") else named_inputs(name).name
 
 
 def kv_format(name: str) -> KvFormat:

@@ -16,6 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
+from lilliput.activations import IntegerInputs, StaticFormat
+from lilliput.activations.stored_range import INPUT_SCALE, INPUT_ZERO_POINT, inputs_beside, range_specs
 from lilliput.architectures.architecture import Json, TensorEntry
 from lilliput.architectures.sources import (
     Computed,
@@ -35,6 +37,7 @@ from lilliput.checkpoints.fingerprint import tensor_digest
 from lilliput.checkpoints.huggingface import HuggingFaceModel, in_row_order
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.checkpoints.shards import INDEX, SINGLE, read_json
+from lilliput.checkpoints.static_inputs import SHIFT
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
 from lilliput.containers.part_writer import disk_error, verify_written, write_parts
 from lilliput.errors import CheckpointError, ContainerError
@@ -43,7 +46,6 @@ from lilliput.records import QuantizedTensor, Role, TensorHeader
 
 # Tensor bytes of a shard where nobody asks for another number: what the hub takes without a special protocol.
 SHARD_BYTES = 5_000_000_000
-INPUT_SCALE = ".input_scale"
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 # And buffers of architectures that are not known.
 AS_IT_IS = {**PLAIN, "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8"}
@@ -64,11 +66,13 @@ class Linear:
     """A linear layer of the checkpoint. module: its name there.  format: None where it is not in the file.
 
     is_assumed: nobody knows which other linear layers the model has, so readers must be told this one's name.
+    inputs: static ones, where their range is in the file and not symmetric around 0 for all.
     """
 
     module: str
     format: NumberFormat | None
     is_assumed: bool = False
+    inputs: StaticFormat | None = None
 
 
 class Packing(Protocol):
@@ -106,9 +110,13 @@ class Packing(Protocol):
 
 
 class CheckpointFolder:
-    """A folder of one method, as a container. takes_unknown: its config can name each layer that is quantized."""
+    """A folder of one method, as a container.
+
+    takes_unknown: its config can name each layer that is quantized.  holds_ranges: and the range of its inputs.
+    """
 
     takes_unknown = False
+    holds_ranges = False
     float_roles: tuple[Role, ...] = (Role.TOKEN_EMBEDDING, Role.OUTPUT)
     needs_quantized = True
 
@@ -162,7 +170,9 @@ class CheckpointFolder:
         scales = {
             header.name: scale
             for header in contents.headers
-            if header.format.name not in AS_IT_IS and (scale := self.input_scale(header, contents)) is not None
+            if header.format.name not in AS_IT_IS
+            and header.inputs is None
+            and (scale := self.input_scale(header, contents)) is not None
         }
         folder = _Folder(contents, entries, self.packing, scales)
         described = self._config(contents)
@@ -190,9 +200,14 @@ class CheckpointFolder:
         def stored() -> Iterator[QuantizedTensor]:
             for tensor in tensors:
                 place = places.get(tensor.name)
+                if place is None:
+                    digests[tensor.name] = tensor_digest(tensor)
+                    yield tensor
+                    continue
                 # Of what memory held, to be compared with what the reader makes of the folder.
-                digests[tensor.name] = tensor_digest(tensor if place is None else self.settled(tensor, place.source))
-                yield tensor if place is None else replace(tensor, planes=self._stored_planes(tensor, place))
+                settled = replace(self.settled(tensor, place.source), sidecars=_ranges_read(tensor, place))
+                digests[tensor.name] = tensor_digest(settled)
+                yield replace(tensor, planes=self._stored_planes(tensor, place), sidecars={})
 
         try:
             (folder / parts[0].file_name).parent.mkdir()
@@ -231,7 +246,9 @@ class CheckpointFolder:
                 raise ContainerError(
                     f"tensor '{header.name}': {contents.config.family} has no such tensor in a checkpoint"
                 )
-            self._check_tensor(header, entry, has_sidecars=bool(contents.sidecars.get(header.name)))
+            has_ranges = self.holds_ranges and header.inputs is not None
+            has_sidecars = bool(contents.sidecars.get(header.name)) and not has_ranges
+            self._check_tensor(header, entry, has_sidecars=has_sidecars)
         found = {header.name: table[header.name] for header in contents.headers}
         _check_fused(contents.headers, found)
         quantized = [header for header in contents.headers if header.format.name not in AS_IT_IS]
@@ -272,15 +289,13 @@ class CheckpointFolder:
 
     def _config(self, contents: Contents) -> str:
         """config.json of the source with what changed."""
-        formats = {header.name: header.format for header in contents.headers}
-        layers = [
-            Linear(
-                _source_name(entry).removesuffix(".weight"),
-                formats.get(entry.name),
-                is_assumed=contents.config.unknown is not None,
-            )
-            for entry in filter(_is_linear, _untied_table(contents))
-        ]
+        headers = {header.name: header for header in contents.headers}
+        layers = []
+        for entry in filter(_is_linear, _untied_table(contents)):
+            header = headers.get(entry.name)
+            number_format, inputs = (None, None) if header is None else (header.format, header.inputs)
+            is_assumed = contents.config.unknown is not None
+            layers.append(Linear(_source_name(entry).removesuffix(".weight"), number_format, is_assumed, inputs))
         config = dict(contents.provenance.huggingface_config)
         if contents.config.unknown is None:
             config["tie_word_embeddings"] = contents.config.tied
@@ -303,9 +318,7 @@ class CheckpointFolder:
         if tensor.format.name in AS_IT_IS:
             return {"": _arranged_back(place, planes["blocks"])}
         stored = self.packing.stored(place.header, planes, has_wide_scales=place.has_wide_scales)
-        if place.input_scale is not None:
-            stored[INPUT_SCALE] = np.array([place.input_scale], "<f4")
-        return stored
+        return stored | {f".{name}": array for name, array in _ranges_stored(tensor, place).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +365,35 @@ class _Folder:
             shape = header.shape[::-1] if isinstance(source, Transposed) else header.shape
             return (Stored("", AS_IT_IS[header.format.name], shape, header.nbytes),)
         arrays = self.packing.arrays(header, has_wide_scales=self.has_wide_scales)
-        is_static = header.name in self.input_scales
-        return (*arrays, Stored(INPUT_SCALE, "F32", (1,), 4)) if is_static else arrays
+        if header.inputs is None and header.name not in self.input_scales:
+            return arrays
+        scale = Stored(f".{INPUT_SCALE}", "F32", (1,), 4)
+        if header.inputs is None or INPUT_ZERO_POINT not in range_specs(header.inputs):
+            return *arrays, scale
+        return *arrays, scale, Stored(f".{INPUT_ZERO_POINT}", "I8", (1,), 1)
+
+
+def _ranges_stored(tensor: QuantizedTensor, place: _PlacedWeight) -> dict[str, Array]:
+    """What readers are told of a layer's inputs, by array."""
+    if place.input_scale is not None:
+        return {INPUT_SCALE: np.array([place.input_scale], "<f4")}
+    if place.header.inputs is None:
+        return {}
+    found: dict[str, Array] = {INPUT_SCALE: np.asarray(tensor.sidecars[INPUT_SCALE])}
+    if INPUT_ZERO_POINT in range_specs(place.header.inputs):
+        found[INPUT_ZERO_POINT] = (np.asarray(tensor.sidecars[INPUT_ZERO_POINT]) - SHIFT).astype("<i1")
+    return found
+
+
+def _ranges_read(tensor: QuantizedTensor, place: _PlacedWeight) -> dict[str, Array]:
+    """What our reader puts beside the weight: see `checkpoints.static_inputs`."""
+    stored = _ranges_stored(tensor, place)
+    if not stored or tensor.format.name in AS_IT_IS:
+        return {}
+    if not isinstance(inputs_beside(tensor.format, stored), IntegerInputs):
+        return stored
+    point = stored.get(INPUT_ZERO_POINT, np.zeros(1, "<i1"))
+    return {INPUT_SCALE: stored[INPUT_SCALE], INPUT_ZERO_POINT: np.asarray(point, "<i4") + np.int32(SHIFT)}
 
 
 def _arranged_back(place: _PlacedWeight, stored: Array) -> Array:

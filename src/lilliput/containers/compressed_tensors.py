@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lilliput.activations import IntegerInputs, StaticFormat
 from lilliput.architectures.architecture import Json
 from lilliput.arrays import Array, ByteArray
 from lilliput.checkpoints.compressed_tensors import (
@@ -120,22 +121,23 @@ class CompressedTensorsPacking:
 
     def quantization(self, layers: Sequence[Linear]) -> dict[str, Json]:
         """quantization_config: a group for each format, and which linear layers are of none."""
-        quantized: dict[str, tuple[ScopedNumber | FourBitFloat, list[Json]]] = {}
+        quantized: dict[tuple[str, bool], tuple[ScopedNumber | FourBitFloat, list[Json]]] = {}
         ignored: list[Json] = []
         for layer in layers:
             if isinstance(layer.format, ScopedNumber | FourBitFloat):
-                quantized.setdefault(layer.format.name, (layer.format, []))[1].append(layer.module)
+                key = layer.format.name, _is_symmetric(layer.inputs)
+                quantized.setdefault(key, (layer.format, []))[1].append(layer.module)
             else:
                 ignored.append(layer.module)
         is_plain = len(quantized) == 1 and not any(layer.is_assumed for layer in layers)
         groups: dict[str, Json] = {}
-        for number, (number_format, modules) in enumerate(quantized.values()):
+        for number, ((_, is_symmetric), (number_format, modules)) in enumerate(quantized.items()):
             weights = _weights(number_format)
             groups[f"group_{number}"] = {
                 # One group is spelled as everybody spells it; several are told apart by exact names.
                 "targets": ["Linear"] if is_plain else modules,
                 "weights": weights,
-                "input_activations": self.input_activations(weights),
+                "input_activations": self.input_activations(weights, is_symmetric=is_symmetric),
                 "output_activations": None,
                 "format": self.kind(number_format),
             }
@@ -150,7 +152,7 @@ class CompressedTensorsPacking:
             "global_compression_ratio": None,
         }
 
-    def input_activations(self, weights: Mapping[str, Json]) -> dict[str, Json] | None:
+    def input_activations(self, weights: Mapping[str, Json], *, is_symmetric: bool) -> dict[str, Json] | None:
         """How a group's inputs are rounded, given its weights: not at all."""
         return None
 
@@ -197,7 +199,7 @@ class EightBitInputsPacking(CompressedTensorsPacking):
             return super().stored(tensor, planes, has_wide_scales=has_wide_scales)
         return {".weight": planes["codes"] ^ np.uint8(0x80), ".weight_scale": planes["scale"]}
 
-    def input_activations(self, weights: Mapping[str, Json]) -> dict[str, Json] | None:
+    def input_activations(self, weights: Mapping[str, Json], *, is_symmetric: bool) -> dict[str, Json] | None:
         """In the type of the weights, a scale a token found as they come."""
         return {**weights, "strategy": "token", "symmetric": True, "dynamic": True, "observer": None}
 
@@ -207,11 +209,17 @@ class EightBitInputsPacking(CompressedTensorsPacking):
 
 
 class StaticInputsPacking(EightBitInputsPacking):
-    """W8A8 with one scale for all inputs of a layer, chosen beforehand: `input_scale` beside the weight."""
+    """W8A8 with one scale for all inputs of a layer, chosen beforehand: `input_scale` beside the weight.
+
+    With a zero point too where the model brings one along.
+    """
 
     name = f"{METHOD}-w8a8-static"
     suffix = ".w8a8-static"
-    holds_text = f"{EightBitInputsPacking.holds_text}; each layer needs the range of its inputs, from --statistics"
+    holds_text = (
+        f"{EightBitInputsPacking.holds_text}; each layer needs the range of its inputs, from --statistics or "
+        "--activations"
+    )
 
     def recognises(self, quantization: object) -> bool:
         """By inputs that are described as not dynamic."""
@@ -221,9 +229,9 @@ class StaticInputsPacking(EightBitInputsPacking):
         inputs = [group.get("input_activations") for group in groups if isinstance(group, Mapping)]
         return any(isinstance(item, Mapping) and item.get("dynamic") is False for item in inputs)
 
-    def input_activations(self, weights: Mapping[str, Json]) -> dict[str, Json] | None:
+    def input_activations(self, weights: Mapping[str, Json], *, is_symmetric: bool) -> dict[str, Json] | None:
         """One scale for all inputs of a layer."""
-        return {**weights, "strategy": "tensor", "symmetric": True, "dynamic": False, "observer": "minmax"}
+        return {**weights, "strategy": "tensor", "symmetric": is_symmetric, "dynamic": False, "observer": "minmax"}
 
 
 class StaticEightBitInputs(CheckpointFolder):
@@ -231,6 +239,7 @@ class StaticEightBitInputs(CheckpointFolder):
 
     takes_unknown = True
     uses_ranges = True
+    holds_ranges = True
 
     def __init__(self) -> None:
         super().__init__(StaticInputsPacking())
@@ -257,6 +266,10 @@ class CompressedTensors(CheckpointFolder):
 
     def __init__(self) -> None:
         super().__init__(CompressedTensorsPacking())
+
+
+def _is_symmetric(inputs: StaticFormat | None) -> bool:
+    return not isinstance(inputs, IntegerInputs) or inputs.is_symmetric
 
 
 def _magnitudes(scales: ByteArray) -> ByteArray:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from lilliput.activations.stored_range import inputs_beside, range_specs
 from lilliput.architectures import architecture_of
 from lilliput.architectures.architecture import Json, ModelConfig
 from lilliput.arrays import Array
@@ -57,6 +58,7 @@ class LilliputSafetensors:
     name = "lilliput"
     suffix = ".safetensors"
     float_roles: tuple[Role, ...] = ()
+    holds_ranges = True
 
     def recognises(self, path: Path) -> bool:
         """The first bytes, which our writer always puts there."""
@@ -220,6 +222,7 @@ class LilliputModel:
                     )
                 expected.add(f"{name}.{plane}")
             expected |= {f"{name}.sidecar.{key}" for key in sidecars}
+            self._check_range(header)
         stray = [name for name in self._file.tensors if name not in expected and not name.startswith("padding.")]
         absent = sorted(expected - self._file.tensors.keys())
         if stray or absent:
@@ -243,7 +246,18 @@ class LilliputModel:
             number_format.check_columns(name, axes[-1] if axes else 1)
         except FormatError as failure:
             raise ContainerError(f"{self.path.name}: tensor '{name}': {failure}") from failure
-        return TensorHeader(name, axes, number_format), tuple(str(key) for key in sidecars)
+        names = tuple(str(key) for key in sidecars)
+        return TensorHeader(name, axes, number_format, inputs_beside(number_format, names)), names
+
+    def _check_range(self, header: TensorHeader) -> None:
+        """What lies beside a weight with static inputs is one number of each kind."""
+        for key, spec in (range_specs(header.inputs) if header.inputs is not None else {}).items():
+            stored = self._file.tensors.get(f"{header.name}.sidecar.{key}")
+            if stored is not None and (stored.dtype, stored.shape) != (_DTYPES[spec.dtype.str], spec.shape):
+                raise ContainerError(
+                    f"{self.path.name}: '{stored.name}' is {stored.dtype} {list(stored.shape)}, the range of inputs "
+                    f"is {_DTYPES[spec.dtype.str]} {list(spec.shape)}"
+                )
 
     def _check_table(self, headers: Mapping[str, TensorHeader]) -> None:
         entries = checked_table(self.architecture, self.config, self.path, len(headers), ContainerError)

@@ -13,7 +13,7 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import EvaluationError
 from lilliput.evaluation.chunks import SMALLEST_CONTEXT, Chunks, cut
 from lilliput.evaluation.compare import EvaluationResult, Floor, evaluate
-from lilliput.runtime.session import Activations, EngineOptions, KvFormat, Session, checked_context
+from lilliput.runtime.session import EXACT_ACTIVATIONS, Activations, EngineOptions, KvFormat, Session, checked_context
 from lilliput.text.tokenizer import Tokenizer
 
 # Formats whose weights the engine multiplies with float32 inputs anyway: its two arithmetics are one.
@@ -25,15 +25,16 @@ class EvaluationOptions:
     """How to measure.
 
     context: tokens in a window.  tokens: of the text to use at most, None means all.
-    activations: "f32" measures the files; "engine" runs files and base as the engine would run them; integer
-        inputs by name are those of every weight of integers, see `EngineOptions`.
+    activations: "file" measures the files, static inputs whose range they hold included; "f32" without those;
+        "engine" runs files and base as the engine would run them; integer inputs by name are those of every weight of
+        integers, see `EngineOptions`.
     kv_format: of the files' cache of keys and values; None is float32, and F16 where "engine" runs them.
     measure_floor: also measure what the engine's own arithmetic adds, on the first file that has quantized weights.
     """
 
     context: int = 512
     tokens: int | None = None
-    activations: Activations = "f32"
+    activations: Activations = "file"
     measure_floor: bool = True
     threads: int | None = None
     seed: int = 0
@@ -42,7 +43,7 @@ class EvaluationOptions:
     @property
     def cache_format(self) -> KvFormat:
         """The cache of keys and values that the files run with."""
-        return self.kv_format or ("f32" if self.activations == "f32" else "f16")
+        return self.kv_format or ("f32" if self.activations in EXACT_ACTIVATIONS else "f16")
 
 
 class ModelLogits:
@@ -124,7 +125,7 @@ def engine_floor(files: Sequence[tuple[str, ModelSource]], options: EvaluationOp
     """The first file with quantized weights, in the engine's other arithmetic."""
     if not options.measure_floor:
         return None
-    other: Activations = "engine" if options.activations == "f32" else "f32"
+    other: Activations = "engine" if options.activations in EXACT_ACTIVATIONS else "file"
     for index, (name, source) in enumerate(files):
         if any(header.format.name not in EXACT_FORMATS for header in source.headers.values()):
             return Floor(ModelLogits(source, name, replace(options, activations=other)), index)

@@ -18,6 +18,8 @@ from lilliput.arrays import Array, FloatArray
 from lilliput.formats.number_format import NumberFormat, Parameters
 
 LOWEST, HIGHEST = -128, 127
+# Rows whose largest sums with 8-bit inputs fit int32, see native/engine/integer_matrix.cpp.
+MOST_COLUMNS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,6 +278,7 @@ def _moved(
     else:
         parts = [_moved_rows(tensor, plan, part) for part in _cuts(tensor, plan.row.format)]
         made = QuantizedTensor(tensor.name, tensor.shape, plan.row.format, plan.row.format.joined_rows(parts))
+    made = replace(made, sidecars=tensor.sidecars)
     errors = _errors(tensor, settle(made), threads)
     if errors[0] > 0.0 and plan.move in (Move.KEPT, Move.REPACKED):
         # The container keeps scales in a unit of its own.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
+from lilliput.activations import StaticInputs, parse_static_inputs
 from lilliput.architectures import unknown
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
 from lilliput.architectures.sources import Named, source_names
@@ -17,10 +18,12 @@ from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import RecipeError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.formats.families import fitting_sibling
+from lilliput.formats.integer_lines import MOST_COLUMNS, has_integer_form
 from lilliput.methods import MASKS, METHODS
 from lilliput.recipes.assumptions import Assumption, assumptions
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
 from lilliput.records import Role, TensorHeader, TensorPlan, TransformPlan
+from lilliput.runtime.integer_weights import runs_as_floats
 from lilliput.transforms.transformed_source import original_of
 
 PLAIN_FLOATS = ("f32", "f16", "bf16", "f64")
@@ -92,7 +95,11 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """sha256 hex of what would be written: equal plans give equal fingerprints, whatever their reasons say."""
-        rows = [[row.name, row.shape, row.format.name, row.method, row.tied_to] for row in self.rows]
+        # Inputs last and only where there are some, so that other plans keep their fingerprints.
+        rows = [
+            [row.name, row.shape, row.format.name, row.method, row.tied_to, *([row.inputs.name] if row.inputs else [])]
+            for row in self.rows
+        ]
         transforms = [[item.name, item.strength, item.edges] for item in self.transforms]
         content = [self.recipe, self.kv_format.name if self.kv_format else None, rows, transforms]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
@@ -126,6 +133,7 @@ class Plan:
                 "format": row.format.name.upper(),
                 "method": row.method,
                 "bytes": row.nbytes,
+                "inputs": row.inputs.name if row.inputs is not None else None,
                 "reason": row.reason,
             }
             for row in self.rows
@@ -146,17 +154,19 @@ def weights_of(tensor: TensorPlan | TensorHeader) -> int:
 
 
 def resolve(
-    source: ModelSource, recipe: Recipe | str, *, statistics_present: bool, method: Method | None = None
-) -> Plan:
+    source: ModelSource, recipe: Recipe | str, *, statistics_present: bool, method: Method | None = None,
+    inputs: StaticInputs | None = None,
+) -> Plan:  # fmt: skip
     """Decide format and method of every tensor of `source` from headers alone.
 
     recipe: rules, or the name of a preset, plain type or YAML file.  statistics_present: the run will have input
-    statistics.  method: replaces the default; a rule's own method still wins.
-    Raises RecipeError for a tensor that no rule matches, or a format that cannot be encoded.
+    statistics.  method: replaces the default; a rule's own method still wins.  inputs: static ones of every layer whose
+    rule names no others.
+    Raises RecipeError for a tensor that no rule matches, a format that cannot be encoded, static inputs of no layer.
     """
     if isinstance(recipe, str):
         recipe = find_recipe(recipe)
-    resolver = _Resolver(source.config, recipe, statistics_present, method)
+    resolver = _Resolver(source.config, recipe, statistics_present, method, inputs)
     table = {entry.name: entry for entry in source.architecture.tensor_table(source.config)}
     rows = []
     for name, header in source.headers.items():
@@ -165,6 +175,11 @@ def resolve(
             continue  # its bytes are those of the tensor it is tied to
         rows.append(resolver.row(header, entry, source.source_name(name)))
     plan = Plan(recipe.name, source.path.name, tuple(rows), assumed=assumptions(source.config))
+    if inputs is not None and not any(row.inputs is not None for row in rows):
+        raise RecipeError(
+            f"{recipe.name}: inputs {inputs.name} are for layers whose weights are integers under scales, and no layer "
+            "of this plan has any; choose INT8_CHANNEL, INT4_G128, Q8_0 or their like with --to, or leave inputs out"
+        )
     warnings = [*_warnings(plan, original_of(source).headers), *resolver.unused_rules()]
     if not statistics_present:
         warnings.extend(_warnings_without_statistics(plan, recipe))
@@ -174,7 +189,11 @@ def resolve(
 class _Resolver:
     """Applies one recipe to the tensors of one model; remembers which rules were used."""
 
-    def __init__(self, config: ModelConfig, recipe: Recipe, statistics_present: bool, method: Method | None) -> None:
+    def __init__(
+        self, config: ModelConfig, recipe: Recipe, statistics_present: bool, method: Method | None,
+        inputs: StaticInputs | None,
+    ) -> None:  # fmt: skip
+        self._inputs = inputs
         self._config = config
         self._recipe = recipe
         self._method = method
@@ -184,6 +203,7 @@ class _Resolver:
 
     def row(self, header: TensorHeader, entry: TensorEntry, source_name: str) -> TensorPlan:
         """The plan of one tensor."""
+        inputs = None
         if entry.role is Role.KEPT:
             number_format, method, reason = header.format, "copy", "stays as it is stored"
         elif len(header.shape) < 2 or entry.role in VECTOR_ROLES:
@@ -197,11 +217,14 @@ class _Resolver:
         else:
             rule = self._rule(header, entry, source_name)
             number_format, reason = _fitting_format(rule, header)
+            inputs = self._inputs_of(rule, number_format, header, entry)
             reason = reason or rule.reason or f"recipe {self._recipe.name}"
             if self._serves_as_output(entry) and entry.role is Role.TOKEN_EMBEDDING:
                 reason += "; shared with the output head"
             method, note = self._method_of(rule, number_format, header, entry)
-            reason += note
+            if len(header.shape) > 2 and runs_as_floats(number_format, header.columns):
+                reason += "; experts of this format run as floats here, INT8_G32 and INT4_G32 in integers"
+            reason += note if inputs is None else f"{note}; inputs {inputs.name}"
         if entry.assumed:
             reason = f"{entry.assumed}; {reason}"
         return TensorPlan(
@@ -213,7 +236,16 @@ class _Resolver:
             method=method,
             reason=reason,
             runtime_group=entry.runtime_group,
+            inputs=inputs,
         )
+
+    def _inputs_of(
+        self, rule: Rule, number_format: NumberFormat, header: TensorHeader, entry: TensorEntry
+    ) -> StaticInputs | None:
+        """Static inputs of a layer, where any were asked for and it can have them."""
+        wanted = self._inputs if rule.inputs is None else parse_static_inputs(rule.inputs)
+        is_layer = len(header.shape) == 2 and header.columns <= MOST_COLUMNS and self._has_inputs(entry)
+        return wanted if is_layer and has_integer_form(number_format) else None
 
     def unused_rules(self) -> Iterator[str]:
         """A warning for each of the recipe's own rules whose `match` found nothing: most likely a typo."""

@@ -17,6 +17,8 @@ r"""What a user wants: an ordered list of rules, from a YAML file or a preset. T
         when: without_statistics
         format: Q5_K
         fallback: Q8_0                      # where rows do not divide into blocks; the default is llama.cpp's
+        inputs: int8_static_asym:mse        # of integer weights: one range for all tokens, found on --text, in the
+                                            # file; int8_static or int8_static_asym : min_max, percentile, mse, entropy
         method: round_to_nearest
 
 Presets are files of the same form in `presets/`; a new one needs no edit anywhere.
@@ -36,6 +38,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import MappingNode, Node, SafeLoader, ScalarNode, SequenceNode, YAMLError, compose, safe_load
 
+from lilliput.activations import parse_static_inputs
 from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import FORMATS, find_format, get_format
 from lilliput.methods import METHODS
@@ -95,6 +98,7 @@ class Rule(BaseModel):
     format: str
     method: Method | None = None
     fallback: str | None = None
+    inputs: str | None = None
     reason: str | None = None
 
     @field_validator("format", "fallback")
@@ -104,6 +108,14 @@ class Rule(BaseModel):
             return None
         try:
             return get_format(value).name
+        except FormatError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("inputs")
+    @classmethod
+    def _known_inputs(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else parse_static_inputs(value).name
         except FormatError as error:
             raise ValueError(str(error)) from error
 

@@ -2,31 +2,33 @@
 """Which weights the engine multiplies in integers, and what their inputs become.
 
 A number format without a kernel of its own whose values are integers under scales (formats.integer_lines) runs on the
-integer kernel. Its inputs are what was asked for, else the static ones whose range travels with the weight, else int8
-with a zero point found when the token is there: per token where a row has one scale, else per token and group of the
-weight. Zero points cost nothing and halve the loss: mean cosine of MiniLM in INT8_CHANNEL 0.9989 with them, 0.9974
+integer kernel, and so does any other whose values are, where the range of static inputs travels with the weight: then
+those are part of what the file means. Otherwise inputs are what was asked for, else int8 with
+a zero point found when the token is there: per token where a row has one scale, else per token and group of the weight.
+Zero points cost nothing and halve the loss: mean cosine of MiniLM in INT8_CHANNEL 0.9989 with them, 0.9974
 without, 0.9993 with int8_g32, 0.9995 with float inputs (2026-11-22, 60 sentences).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
 from lilliput import _native
 from lilliput.activations import FixedScale, IntegerInputs, get_input_format
+from lilliput.activations.stored_range import INPUT_SCALE, INPUT_ZERO_POINT, fixed_scale_of, inputs_beside
 from lilliput.arrays import ByteArray
 from lilliput.errors import FormatError, RuntimeModelError
-from lilliput.formats import Parameters
-from lilliput.formats.integer_lines import IntegerLines, has_integer_form, integer_lines
+from lilliput.formats import NumberFormat, Parameters, get_format
+from lilliput.formats.integer_grid import Fit, fit, moved
+from lilliput.formats.integer_lines import MOST_COLUMNS, IntegerLines, has_integer_form, integer_lines
 from lilliput.formats.scoped_number import ScopedNumber
 from lilliput.records import QuantizedTensor
 
-# Sidecars of a weight whose inputs are static: float32 [1]; int32 [1], absent where codes are symmetric.
-INPUT_SCALE, INPUT_ZERO_POINT = "input_scale", "input_zero_point"
-# Rows whose largest sums fit int32, see native/engine/integer_matrix.cpp.
-MOST_COLUMNS = 1 << 15
+# What experts of integers may run as, the smallest first.
+BLOCK_FORMS = ("q4_0", "q5_0", "q8_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +56,49 @@ def has_integers(tensor: QuantizedTensor) -> bool:
     )
 
 
+@cache
+def block_form(number_format: NumberFormat, columns: int) -> NumberFormat | None:
+    """The smallest format of the engine's own that holds just the values of integers in groups; None for others.
+
+    Experts run in it: they are multiplied in blocks, which have kernels of integers too.
+    """
+    if number_format.name in _native.formats() or not has_integer_form(number_format):
+        return None
+    held = (get_format(name) for name in BLOCK_FORMS)
+    return next((target for target in held if fit(number_format, target, columns) is Fit.EXACT), None)
+
+
+def runs_as_floats(number_format: NumberFormat, columns: int) -> bool:
+    """Whether experts of integers are decoded: their scales are finer than those of blocks."""
+    return (
+        has_integer_form(number_format)
+        and number_format.name not in _native.formats()
+        and block_form(number_format, columns) is None
+    )
+
+
+def in_blocks(tensor: QuantizedTensor) -> QuantizedTensor | None:
+    """The same values in `block_form`."""
+    target = block_form(tensor.format, tensor.columns)
+    if target is None or set(tensor.sidecars) - {INPUT_SCALE, INPUT_ZERO_POINT}:
+        return None
+    return replace(tensor, format=target, planes=moved(tensor.planes, tensor.format, target, tensor.columns))
+
+
 def input_choice(tensor: QuantizedTensor, activations: str) -> InputChoice | None:
     """What the inputs of a linear of this weight become; None for floats and for kernels of the format's own.
 
-    activations: "engine", "f32" or the name of integer inputs. Raises RuntimeModelError for inputs that the weight
-    cannot have.
+    activations: "engine", "file", "f32" or the name of integer inputs. Raises RuntimeModelError for inputs that the
+    weight cannot have.
     """
-    if activations == "f32" or not has_integer_form(tensor.format) or tensor.columns > MOST_COLUMNS:
+    if not has_integer_form(tensor.format) or tensor.columns > MOST_COLUMNS:
+        return None
+    if activations in ("engine", "file") and (stored := stored_inputs(tensor)) is not None:
+        return stored
+    if activations in ("f32", "file") or (activations == "engine" and not has_integers(tensor)):
         return None
     if activations == "engine":
-        if not has_integers(tensor):
-            return None
-        return stored_inputs(tensor) or InputChoice(_own_inputs(tensor), None)
+        return InputChoice(_own_inputs(tensor), None)
     inputs = named_inputs(activations)
     if not inputs.is_static:
         return InputChoice(inputs, None)
@@ -86,7 +119,7 @@ def named_inputs(activations: str) -> IntegerInputs:
         inputs = None
     if not isinstance(inputs, IntegerInputs):
         raise RuntimeModelError(
-            f"unknown activations '{activations}'; known: engine, f32, or integers: int8_token, int8_token_asym, "
+            f"unknown activations '{activations}'; known: engine, file, f32, or integers: int8_token, int8_token_asym, "
             "int8_static, int8_g32 and their like"
         )
     return inputs
@@ -94,14 +127,16 @@ def named_inputs(activations: str) -> IntegerInputs:
 
 def stored_inputs(tensor: QuantizedTensor) -> InputChoice | None:
     """The static inputs that a weight brings along."""
-    if INPUT_SCALE not in tensor.sidecars:
+    inputs = inputs_beside(tensor.format, tensor.sidecars)
+    if not isinstance(inputs, IntegerInputs):
         return None
-    inputs = IntegerInputs(8, None, is_symmetric=INPUT_ZERO_POINT not in tensor.sidecars, is_static=True)
-    scale = float(np.asarray(tensor.sidecars[INPUT_SCALE], np.float32).reshape(-1)[0])
-    zero_point = inputs.middle
-    if not inputs.is_symmetric:
-        zero_point = int(np.asarray(tensor.sidecars[INPUT_ZERO_POINT]).reshape(-1)[0])
-    return InputChoice(inputs, FixedScale(scale, zero_point))
+    fixed = fixed_scale_of(tensor.sidecars, inputs.middle)
+    if not (np.isfinite(fixed.scale) and fixed.scale > 0.0 and 0 <= fixed.zero_point <= inputs.highest):
+        raise RuntimeModelError(
+            f"{tensor.name}: its inputs have scale {fixed.scale} and zero point {fixed.zero_point} in the file; a "
+            f"scale is above 0 and a zero point 0 to {inputs.highest}; the file is damaged, make it again"
+        )
+    return InputChoice(inputs, fixed)
 
 
 def integer_weight(tensor: QuantizedTensor) -> IntegerWeight:

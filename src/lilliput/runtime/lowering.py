@@ -13,6 +13,7 @@ import numpy as np
 
 from lilliput import _native
 from lilliput.activations.native_input import native_input
+from lilliput.activations.stored_range import INPUT_SCALE, INPUT_ZERO_POINT
 from lilliput.architectures.program import (
     Activate,
     Activation,
@@ -43,10 +44,9 @@ from lilliput.formats import get_format
 from lilliput.formats.native_decode import decode
 from lilliput.records import QuantizedTensor
 from lilliput.runtime.integer_weights import (
-    INPUT_SCALE,
-    INPUT_ZERO_POINT,
     InputChoice,
     has_integers,
+    in_blocks,
     input_choice,
     integer_weight,
     scales_of_a_row,
@@ -301,7 +301,8 @@ class _Lowering:
                     f"{name}: the engine does not know what to do with {', '.join(tensor.sidecars)} beside the weights"
                 )
             if tensor.format.name not in _native.formats():
-                tensor = self._decoded(tensor)
+                experts = in_blocks(tensor) if len(tensor.shape) > 2 else None
+                tensor = experts or self._decoded(tensor)
             self.mappable[name] = tensor
         return self.mappable[name]
 

@@ -18,8 +18,10 @@ from lilliput.runtime.integer_weights import named_inputs
 from lilliput.runtime.lowering import lower
 from lilliput.runtime.processors import default_threads
 
-# "engine", "f32" or integer inputs by name, see `EngineOptions`.
+# "engine", "file", "f32" or integer inputs by name, see `EngineOptions`.
 Activations = str
+# Those that add no rounding of the engine's own.
+EXACT_ACTIVATIONS = ("file", "f32")
 KvFormat = Literal["f16", "f32", "q8_0", "q4_0", "q8_0_plain", "q4_0_plain"]
 KV_FORMATS: tuple[KvFormat, ...] = get_args(KvFormat)
 OutputRows = Literal["last", "all", "none"] | Sequence[int]
@@ -36,9 +38,9 @@ class EngineOptions:
     """How the engine runs; none of it changes what a file means.
 
     threads: None means `default_threads()`.  context: positions of the cache, None means the model's own.
-    activations: "engine" quantizes inputs where the kernels want it, "f32" keeps them exact; integer inputs by name,
-        such as int8_token, int8_token_asym, int8_g32 or int8_static (lilliput.activations), are those of every weight
-        whose format is integers under scales.
+    activations: "engine" quantizes inputs where the kernels want it, "f32" keeps them exact, and "file" all but static
+        ones whose range the file holds; integer inputs by name, such as int8_token, int8_token_asym, int8_g32 or
+        int8_static (lilliput.activations), are those of every weight whose format is integers under scales.
     repack: interleave the rows of quantized weights in memory of the process, each when it is first used, which is
         faster at every number of tokens; otherwise weights stay where the file is mapped, shared between processes.
     kv_format: of the cache of keys and values; q8_0 and q4_0 rotate them first, plain ones do not.
@@ -55,9 +57,9 @@ class EngineOptions:
 
 def engine_activations(activations: Activations) -> str:
     """What weights that do not run as integers are multiplied with. Raises RuntimeModelError for unknown names."""
-    if activations not in ("engine", "f32"):
+    if activations not in ("engine", *EXACT_ACTIVATIONS):
         named_inputs(activations)
-    return "f32" if activations == "f32" else "engine"
+    return "f32" if activations in EXACT_ACTIVATIONS else "engine"
 
 
 class Session:
