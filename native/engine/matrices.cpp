@@ -45,10 +45,16 @@ void release_pages(const std::uint8_t* bytes, std::int64_t n_bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
+// A multiple of 64: groups of rows of whole words.
+std::size_t interleaved_size(const kernels::Weight& weight) {
+  return static_cast<std::size_t>(kernels::round_up(weight.rows, kGroup) * weight.row_bytes);
+}
+
 }  // namespace
 
 Matrices::Matrices(const Program& program, const MatrixOptions& options) {
   const std::vector<std::int64_t> matrix_rows = rows_of_matrices(program);
+  std::size_t bytes = 0;
   for (std::size_t i = 0; i < program.weights().size(); ++i) {
     const kernels::Weight& stored = program.weights()[i];
     const bool is_mapped = program.is_mapped(static_cast<WeightIndex>(i));
@@ -61,15 +67,22 @@ Matrices::Matrices(const Program& program, const MatrixOptions& options) {
     if (interleaved == nullptr || matrix_rows[i] == 0 || !fits) {
       const kernels::MatmulKernel& kernel =
           kernels::matmul_kernel(stored.format, options.isa, options.exact_input);
-      entries_.push_back({{stored, &kernel}, stored, is_mapped, true, Memory()});
+      entries_.push_back({{stored, &kernel}, stored, is_mapped, true, nullptr});
       continue;
     }
     const std::int64_t row_bytes = interleaved->interleaved_row_bytes(stored.columns);
-    Memory memory(static_cast<std::size_t>(kernels::round_up(stored.rows, kGroup) * row_bytes) +
-                  kernels::kInterleavedMargin);
-    const kernels::Weight repacked{
-        stored.format, stored.rows, stored.columns, memory.as<std::uint8_t>(), row_bytes, true};
-    entries_.push_back({{repacked, interleaved}, stored, is_mapped, false, std::move(memory)});
+    const kernels::Weight repacked{stored.format, stored.rows, stored.columns,
+                                   nullptr,       row_bytes,   true};
+    entries_.push_back({{repacked, interleaved}, stored, is_mapped, false, nullptr});
+    bytes += interleaved_size(repacked);
+  }
+  if (bytes == 0) return;
+  memory_ = Memory(bytes + kernels::kInterleavedMargin);
+  auto* free = memory_.as<std::uint8_t>();
+  for (Entry& entry : entries_) {
+    if (entry.is_ready) continue;
+    entry.matrix.weight.blocks = entry.interleaved = free;
+    free += interleaved_size(entry.matrix.weight);
   }
 }
 
@@ -80,19 +93,13 @@ void Matrices::interleave(Entry& entry, ThreadPool::Lease& lease) {
   lease.parallel_for((stored.rows + kRows - 1) / kRows, [&](std::int64_t chunk, int) {
     const std::int64_t begin = chunk * kRows;
     const std::int64_t end = std::min(stored.rows, begin + kRows);
-    entry.matrix.kernel->interleave(stored, begin, end, entry.memory.as<std::uint8_t>());
+    entry.matrix.kernel->interleave(stored, begin, end, entry.interleaved);
     if (entry.is_mapped) {
       release_pages(stored.blocks + begin * stored.row_bytes, (end - begin) * stored.row_bytes);
     }
   });
   if (entry.is_mapped) release_pages(stored.blocks, stored.rows * stored.row_bytes);
   entry.is_ready = true;
-}
-
-std::size_t Matrices::interleaved_bytes() const {
-  std::size_t bytes = 0;
-  for (const Entry& entry : entries_) bytes += entry.memory.bytes();
-  return bytes;
 }
 
 }  // namespace lilliput::engine

@@ -40,7 +40,7 @@ class Matrices {
     if (!entry.is_ready) interleave(entry, lease);
   }
   // Bytes of interleaved weights once all have been used.
-  std::size_t interleaved_bytes() const;
+  std::size_t interleaved_bytes() const { return memory_.bytes(); }
 
  private:
   struct Entry {
@@ -48,11 +48,13 @@ class Matrices {
     kernels::Weight stored;  // as the file has it
     bool is_mapped;
     bool is_ready;
-    Memory memory;  // of the interleaved rows
+    std::uint8_t* interleaved;
   };
   static void interleave(Entry& entry, ThreadPool::Lease& lease);
 
   std::vector<Entry> entries_;
+  // Of all interleaved rows, one after the other: few of its pages are not huge.
+  Memory memory_;
 };
 
 }  // namespace lilliput::engine

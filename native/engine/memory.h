@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -23,26 +24,31 @@ class Memory {
     if (data_ == nullptr) throw std::bad_alloc();
     std::memset(data_, 0, lines);
 #else
-    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (data_ == MAP_FAILED) throw std::bad_alloc();
+    mapped_ = bytes < kWorthHuge ? bytes : bytes + kHuge;
+    mapping_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapping_ == MAP_FAILED) throw std::bad_alloc();
+    data_ = mapping_;
 #if defined(MADV_HUGEPAGE)
-    if (bytes >= kHuge) madvise(data_, bytes, MADV_HUGEPAGE);  // a wish
+    if (bytes >= kWorthHuge) {
+      // Only whole ones count: what lies before the first is left out.
+      std::size_t room = mapped_;
+      std::align(kHuge, bytes, data_, room);
+      madvise(data_, bytes, MADV_HUGEPAGE);  // a wish
+    }
 #endif
 #endif
   }
-  Memory(Memory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Memory(Memory&& other) noexcept { swap(other); }
   Memory& operator=(Memory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
+    swap(other);
     return *this;
   }
   ~Memory() {
 #if defined(__SANITIZE_ADDRESS__)
     std::free(data_);
 #else
-    if (bytes_ != 0) munmap(data_, bytes_);
+    if (mapped_ != 0) munmap(mapping_, mapped_);
 #endif
   }
 
@@ -53,10 +59,20 @@ class Memory {
   std::size_t bytes() const { return bytes_; }
 
  private:
-  static constexpr std::size_t kHuge = std::size_t{1} << 22;
+  static constexpr std::size_t kHuge = std::size_t{1} << 21;
+  static constexpr std::size_t kWorthHuge = 2 * kHuge;
+
+  void swap(Memory& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(mapping_, other.mapping_);
+    std::swap(mapped_, other.mapped_);
+  }
 
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
+  void* mapping_ = nullptr;  // what is given back: data, and what lies around it
+  std::size_t mapped_ = 0;
 };
 
 }  // namespace lilliput::engine

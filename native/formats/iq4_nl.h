@@ -40,7 +40,7 @@ struct iq4_nl {
     simd::Segment segment;
     for (int part = 0; part < 4; ++part) {
       const simd::Codes codes = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes);
-      segment.codes[part] = simd::signed_codes(simd::look_up(kIq4NlValues, codes));
+      segment.codes[part] = simd::look_up_signed(kIq4NlValues, codes);
     }
     segment.scale = simd::half_groups<sizeof(Block)>(reinterpret_cast<const std::uint8_t*>(block));
     return segment;
@@ -50,9 +50,8 @@ struct iq4_nl {
   template <typename Lanes>
   [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
     simd::half_pairs(words, lanes.scale);
-    simd::put_nibbles(words + 4, lanes, [](simd::Int codes) {
-      return simd::signed_codes(simd::look_up(kIq4NlValues, codes));
-    });
+    simd::put_nibbles(words + 4, lanes,
+                      [](simd::Int codes) { return simd::look_up_signed(kIq4NlValues, codes); });
   }
 };
 

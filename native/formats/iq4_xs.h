@@ -58,13 +58,14 @@ struct iq4_xs {
   static constexpr int zero_point = 0;
   static constexpr bool is_signed = true;
   static constexpr bool has_minimum = false;
+  static constexpr bool has_scale_codes = true;
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
     for (int part = 0; part < 4; ++part) {
       const simd::Codes codes =
           simd::nibbles(block->codes + 32 * part, block->codes + 32 * part + 16);
-      segment.codes[part] = simd::signed_codes(simd::look_up(kIq4NlValues, codes));
+      segment.codes[part] = simd::look_up_signed(kIq4NlValues, codes);
     }
     const auto low = std::uint64_t{load<std::uint32_t>(block->scales_low)};
     const simd::Groups codes =
@@ -80,11 +81,10 @@ struct iq4_xs {
     for (int i = 0; i < 8; ++i) {
       const simd::Int low = (words[1] >> (4 * i)) & simd::broadcast(15);
       const simd::Int high = (words[0] >> (16 + 2 * i)) & simd::broadcast(3);
-      lanes.scale[i] = scale * simd::to_float((low | (high << 4)) - simd::broadcast(32));
+      simd::put_scale(lanes, i, scale, (low | (high << 4)) - simd::broadcast(32));
     }
-    simd::put_nibbles(words + 2, lanes, [](simd::Int codes) {
-      return simd::signed_codes(simd::look_up(kIq4NlValues, codes));
-    });
+    simd::put_nibbles(words + 2, lanes,
+                      [](simd::Int codes) { return simd::look_up_signed(kIq4NlValues, codes); });
   }
 };
 

@@ -41,12 +41,13 @@ struct mxfp4 {
   static constexpr int zero_point = 0;
   static constexpr bool is_signed = true;
   static constexpr bool has_minimum = false;
+  static constexpr int largest_magnitude = 12;
   // The 256 weights from `block` on; the decode above, in pieces.
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
     for (int part = 0; part < 4; ++part) {
       const simd::Codes codes = simd::nibbles(block[2 * part].codes, block[2 * part + 1].codes);
-      segment.codes[part] = simd::signed_codes(simd::look_up(kE2m1DoubledValues, codes));
+      segment.codes[part] = simd::look_up_signed(kE2m1DoubledValues, codes);
     }
     float scales[8];
     for (int group = 0; group < 8; ++group) scales[group] = half_scale(block[group].exponent);
@@ -65,7 +66,7 @@ struct mxfp4 {
       lanes.scale[i] = (simd::Float)(exponent < simd::broadcast(2) ? subnormal : normal);
     }
     simd::put_nibbles(words + 2, lanes, [](simd::Int codes) {
-      return simd::signed_codes(simd::look_up(kE2m1DoubledValues, codes));
+      return simd::look_up_signed(kE2m1DoubledValues, codes);
     });
   }
 };

@@ -60,8 +60,7 @@ struct nvfp4 {
         words[2 * group + 1] = pairs >> 4 & kLowNibbles;
         scales[4 * part + group] = half_scale(block[part].scales[group]);
       }
-      segment.codes[part] =
-          simd::signed_codes(simd::look_up(kE2m1DoubledValues, simd::word_codes(words)));
+      segment.codes[part] = simd::look_up_signed(kE2m1DoubledValues, simd::word_codes(words));
     }
     segment.scale = simd::load_groups(scales);
     return segment;
@@ -87,7 +86,7 @@ struct nvfp4 {
 
  private:
   static simd::Int value_codes(simd::Int codes) {
-    return simd::signed_codes(simd::look_up(kE2m1DoubledValues, codes));
+    return simd::look_up_signed(kE2m1DoubledValues, codes);
   }
   // half_scale in each lane: as the exponent and mantissa of a float, whose bias is 119 larger.
   static simd::Float half_scales(simd::Int bits) {

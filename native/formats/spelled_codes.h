@@ -70,7 +70,7 @@ struct SpelledCodes {
 #pragma GCC unroll 16
     for (int i = 0; i < kGroups; ++i) {
       const simd::Int code = (words[1 + i / 8] >> (4 * (i % 8))) & simd::broadcast(15);
-      lanes.scale[i] = scale * simd::to_float(code + code + simd::broadcast(1));
+      simd::put_scale(lanes, i, scale, code + code + simd::broadcast(1));
     }
     if constexpr (kBits == 4) {
       simd::put_nibbles(words + kFirst, lanes, value_codes);
@@ -106,7 +106,7 @@ struct SpelledCodes {
   }
 
   static simd::Int value_codes(simd::Int codes) {
-    return simd::signed_codes(simd::look_up(kValues.values, codes));
+    return simd::look_up_signed(kValues.values, codes);
   }
   struct Values {
     std::int8_t values[16];

@@ -133,6 +133,7 @@ inline void transpose(Int rows[8]) {
 
 inline Int add_bytes(Int a, Int b) { return as_int(_mm256_add_epi8(raw(a), raw(b))); }
 inline Int multiply_words(Int a, Int b) { return as_int(_mm256_mullo_epi16(raw(a), raw(b))); }
+inline Int multiply_fractions(Int a, Int b) { return as_int(_mm256_mulhrs_epi16(raw(a), raw(b))); }
 inline Int dot_words(Int accumulator, Int a, Int b) {
   return accumulator + as_int(_mm256_madd_epi16(raw(a), raw(b)));
 }

@@ -107,6 +107,7 @@ inline void transpose(Int rows[16]) {
 
 inline Int add_bytes(Int a, Int b) { return as_int(_mm512_add_epi8(raw(a), raw(b))); }
 inline Int multiply_words(Int a, Int b) { return as_int(_mm512_mullo_epi16(raw(a), raw(b))); }
+inline Int multiply_fractions(Int a, Int b) { return as_int(_mm512_mulhrs_epi16(raw(a), raw(b))); }
 inline Int dot_words(Int accumulator, Int a, Int b) {
   return as_int(_mm512_dpwssd_epi32(raw(accumulator), raw(a), raw(b)));
 }

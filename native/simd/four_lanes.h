@@ -48,6 +48,11 @@ inline Int shift_right_logical(Int a) {
 
 inline Int add_bytes(Int a, Int b) { return (Int)((UnsignedBytes)a + (UnsignedBytes)b); }
 inline Int multiply_words(Int a, Int b) { return (Int)((UnsignedShorts)a * (UnsignedShorts)b); }
+inline Int multiply_fractions(Int a, Int b) {
+  const auto words = [](Int x, Int y) { return (x * y + broadcast(0x4000)) >> 15; };
+  const Int low = words((a << 16) >> 16, (b << 16) >> 16);
+  return (low & broadcast(0xffff)) | (words(a >> 16, b >> 16) << 16);
+}
 inline Int broadcast_two(std::int64_t a) {
   const auto low = static_cast<std::int32_t>(a);
   const auto high = static_cast<std::int32_t>(a >> 32);

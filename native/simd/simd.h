@@ -18,9 +18,9 @@
 //                      too much
 //   transpose          kLanes x kLanes int32
 //   add_bytes          per byte, modulo 256
-//   multiply_words, dot_words
-//                      per 16-bit half: the low half of the product; per lane: accumulator + the
-//                      sum of two signed 16-bit products
+//   multiply_words, multiply_fractions, dot_words
+//                      per 16-bit half: the low half of the product; the product by 2^-15, rounded;
+//                      per lane: accumulator + the sum of two signed 16-bit products
 //   interleave_low, interleave_high, pack_words
 //                      within each 128 bits: [a0 b0 a1 b1], [a2 b2 a3 b3]; lanes of both as int16
 //                      words, saturated: pack_words(interleave_low(a, b), interleave_high(a, b))
@@ -109,6 +109,16 @@ inline Codes signed_codes(Codes codes) {
   for (int i = 0; i < kCodeVectors; ++i) codes.part[i] = signed_codes(codes.part[i]);
   return codes;
 }
+// signed_codes(look_up(table, codes)): what signed codes need is added to the table.
+inline Int look_up_signed(const std::int8_t (&table)[16], Int codes) {
+  std::int8_t stored[16];
+  for (int i = 0; i < 16; ++i) stored[i] = static_cast<std::int8_t>(table[i] + kSignedBias);
+  return look_up(stored, codes);
+}
+inline Codes look_up_signed(const std::int8_t (&table)[16], Codes codes) {
+  for (Int& part : codes.part) part = look_up_signed(table, part);
+  return codes;
+}
 inline Int dot_signed(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
   return dot_signed(dot_signed(accumulator, weights0, inputs0), weights1, inputs1);
 }
@@ -189,6 +199,16 @@ struct alignas(64) RowLanes {
   for (int i = 0; i < 4; ++i) {
     values[2 * i] = half_lanes(words[i]);
     values[2 * i + 1] = half_lanes(shift_right_logical<16>(words[i]));
+  }
+}
+// The scale of a group is factor * code: lanes with a common factor take both.
+template <typename Lanes>
+[[gnu::always_inline]] inline void put_scale(Lanes& lanes, int group, Float factor, Int code) {
+  if constexpr (requires { lanes.factor; }) {
+    lanes.factor = factor;
+    lanes.scale[group] = code;
+  } else {
+    lanes.scale[group] = factor * to_float(code);
   }
 }
 // Of 8 blocks, the four words of codes from `words` on: column i low and 16 + i high in byte i.

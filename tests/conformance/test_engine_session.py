@@ -73,14 +73,22 @@ def test_the_forward_pass_is_as_exact_as_float32_can_be(instruction_set, format_
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("format_name", ["q8_0", "q4_1", "mxfp4"])
-def test_repacked_weights_give_the_bits_of_weights_as_they_are_stored(instruction_set, format_name):
+def test_repacked_weights_give_what_weights_as_they_are_stored_give(instruction_set, format_name):
     source, tokens = tiny_llama(format_name), tokens_of(30)
     repacked = open_session(source, instruction_set=instruction_set)
     stored = open_session(source, instruction_set=instruction_set, repack=False)
     expected = stored.forward(tokens, "all")
-    for _ in range(2):
-        repacked.truncate(0)
-        np.testing.assert_array_equal(repacked.forward(tokens, "all"), expected)
+    logits = [repacked.forward(tokens, "all")]
+    repacked.truncate(0)
+    logits.append(repacked.forward(tokens, "all"))
+    np.testing.assert_array_equal(*logits)
+    if instruction_set == "avx512_vnni" and format_name != "q4_1":
+        # There scales become integers, and dots are rounded to 16 bits: by much less than the inputs are.
+        exact = open_session(source, instruction_set=instruction_set, activations="f32").forward(tokens, "all")
+        error_of_stored = np.abs(expected - exact).mean()
+        assert 0 < np.abs(logits[0] - exact).mean() < 1.1 * error_of_stored
+    else:
+        np.testing.assert_array_equal(logits[0], expected)
     assert stored.repacked_bytes == 0 < repacked.repacked_bytes
 
 

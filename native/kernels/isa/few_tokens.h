@@ -6,15 +6,6 @@
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 
-// What multiply was asked for.
-struct Product {
-  const Weight& weight;
-  const std::uint8_t* prepared;
-  std::int64_t tokens;
-  float* y;
-  std::int64_t y_stride;
-};
-
 // Lanes: multiplies what Format's `unpack_rows` gives with one Input, `tile` tokens of a segment.
 // Codes are unpacked anew for each tile, which costs less than to keep them. most_tokens: whole
 // tiles.

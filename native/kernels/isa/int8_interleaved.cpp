@@ -5,51 +5,27 @@
 #include "kernels/isa/few_tokens.h"
 #include "kernels/isa/int8_matmul.h"
 #include "kernels/isa/int8_tile.h"
+#include "kernels/isa/scaled_scheme.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
-// kRowBlock rows for one chunk of tokens: sums wait in scratch while segments pass.
-template <typename Format>
-void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, std::int64_t tokens,
-                    std::int64_t row, std::int64_t row_end, std::uint8_t* scratch) {
-  auto* panels = reinterpret_cast<Panel*>(scratch);
-  auto* sums = reinterpret_cast<float*>(scratch + kPanels * sizeof(Panel));
-  const std::int64_t segments = segments_of(weight.columns);
-  std::fill_n(sums, round_up(tokens, kTokenTile) * kRowBlock, 0.0f);
-  for (std::int64_t index = 0; index < segments; ++index) {
-    for (int panel = 0; panel < kPanels; ++panel) {
-      // Panels past the end repeat the last rows there are.
-      const std::int64_t last = (row_end - 1) / kLanes * kLanes;
-      RowWords<Format> words(weight, std::min(row + panel * kLanes, last), row_end);
-      Format::unpack_rows(words.segment(index), panels[panel]);
-      words.prefetch(index + 1);
-    }
-    const int groups32 = segment_columns(weight.columns, index) / 32;
-    for (std::int64_t token = 0; token < tokens; token += kTokenTile) {
-      const int in_tile = static_cast<int>(std::min<std::int64_t>(kTokenTile, tokens - token));
-      multiply_panels<grid_of_rows<Format>()>(panels, input[token / kTokenTile * segments + index],
-                                              in_tile, groups32, sums + token * kRowBlock);
-    }
-  }
-}
+// Many tokens with float scales.
+template <typename FormatType>
+struct FloatScheme {
+  using Format = FormatType;
+  using Panel = kernels::LILLIPUT_ISA::Panel;
+  using Input = TileInput<kTokenTile>;
+  static constexpr std::int64_t kTile = kTokenTile;
+  static constexpr std::int64_t kChunkTokens = kTokenChunk;
+  static constexpr std::int64_t kTogether = kPanelTile;
 
-template <typename Format>
-void multiply_many(const Product& product, std::int64_t row_begin, std::int64_t row_end,
-                   std::uint8_t* scratch) {
-  const auto* input = reinterpret_cast<const TileInput<kTokenTile>*>(product.prepared);
-  const std::int64_t segments = segments_of(product.weight.columns);
-  const auto* sums = reinterpret_cast<const float*>(scratch + kPanels * sizeof(Panel));
-  for (std::int64_t row = row_begin; row < row_end; row += kRowBlock) {
-    const int rows = static_cast<int>(std::min<std::int64_t>(kRowBlock, row_end - row));
-    for (std::int64_t token = 0; token < product.tokens; token += kTokenChunk) {
-      const std::int64_t n = std::min(kTokenChunk, product.tokens - token);
-      multiply_chunk<Format>(product.weight, input + token / kTokenTile * segments, n, row, row_end,
-                             scratch);
-      store_sums(sums, n, rows, product.y + token * product.y_stride + row, product.y_stride);
-    }
+  static void unpack(const Int* words, Panel& panel) { Format::unpack_rows(words, panel); }
+  static void multiply(const Panel* panels, int used, const Input& input, Size size, float* sums) {
+    multiply_panels<grid_of_rows<Format>()>(panels, used, input, size.tokens, size.columns / 32,
+                                            sums);
   }
-}
+};
 
 template <typename Format>
 void multiply(const Weight& weight, const std::uint8_t* prepared, std::int64_t tokens, float* y,
@@ -57,7 +33,7 @@ void multiply(const Weight& weight, const std::uint8_t* prepared, std::int64_t t
               std::uint8_t* scratch) {
   const Product product{weight, prepared, tokens, y, y_stride};
   if (tokens > kMostFewTokens) {
-    multiply_many<Format>(product, row_begin, row_end, scratch);
+    multiply_many<FloatScheme<Format>>(product, row_begin, row_end, scratch);
     return;
   }
   with_input_tile<true>(tokens, [&]<int tile>() {
@@ -67,14 +43,22 @@ void multiply(const Weight& weight, const std::uint8_t* prepared, std::int64_t t
 }
 
 template <typename Format>
+std::size_t scratch_bytes(std::int64_t, std::int64_t tokens) {
+  return tokens <= kMostFewTokens ? 0 : many_scratch_bytes<FloatScheme<Format>>(tokens);
+}
+
+template <typename Format>
 constexpr std::optional<MatmulKernel> kernel_of() {
-  // Formats with integer scales (scaled_matmul.h) say how large their codes are.
-  if constexpr (
-      requires { &Format::template unpack_rows<Panel>; } && !requires { Format::largest_code; }) {
-    return MatmulKernel{InputLayout::int8_32, int8_prepared_bytes<true>,
-                        int8_prepare<true>,   multiply<Format>,
-                        kTokenTile,           kRowBlock,
-                        int8_scratch_bytes,   interleaved_row_bytes<Format>,
+  // Others multiply with integer scales (scaled_matmul.h).
+  if constexpr (requires { &Format::template unpack_rows<Panel>; } && !kHasIntegerScales<Format>) {
+    return MatmulKernel{InputLayout::int8_32,
+                        int8_prepared_bytes<true>,
+                        int8_prepare<true>,
+                        multiply<Format>,
+                        kTokenTile,
+                        kRowBlock,
+                        scratch_bytes<Format>,
+                        interleaved_row_bytes<Format>,
                         interleave<Format>};
   } else {
     return std::nullopt;

@@ -197,8 +197,8 @@ struct Functions {
   void (*multiply_few)(const Weight& weight, const RowInput* input, std::int64_t tokens,
                        const Output& output, UnpackSegment unpack);
   void (*transpose)(const simd::Segment (&segments)[kLanes], Panel& panel);
-  void (*multiply_panels)(const Panel* panels, const TileInput<kTokenTile>& input, int tokens,
-                          int groups32, float* sums);
+  void (*multiply_panels)(const Panel* panels, int used, const TileInput<kTokenTile>& input,
+                          int tokens, int groups32, float* sums);
 };
 
 template <typename Format>
@@ -248,8 +248,8 @@ void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, st
     const int groups32 = segment_columns(weight.columns, index) / 32;
     for (std::int64_t token = 0; token < tokens; token += kTokenTile) {
       const int in_tile = static_cast<int>(std::min<std::int64_t>(kTokenTile, tokens - token));
-      f.multiply_panels(panels, input[token / kTokenTile * segments + index], in_tile, groups32,
-                        sums + token * kRowBlock);
+      f.multiply_panels(panels, kPanels, input[token / kTokenTile * segments + index], in_tile,
+                        groups32, sums + token * kRowBlock);
     }
   }
 }

@@ -186,9 +186,9 @@ class FloatLaneProduct {
 
 // The last tile of a batch may be ragged: work on the next even number of tokens.
 template <Grid grid>
-void multiply_panels(const Panel* panels, const TileInput<kTokenTile>& input, int tokens,
+void multiply_panels(const Panel* panels, int used, const TileInput<kTokenTile>& input, int tokens,
                      int groups32, float* sums) {
-  for (int panel = 0; panel < kPanels; panel += kPanelTile) {
+  for (int panel = 0; panel < used; panel += kPanelTile) {
     float* tile = sums + panel * kLanes;
     if (tokens > 4) {
       multiply_tile<grid, kPanelTile, kTokenTile>(panels + panel, input, groups32, tile);

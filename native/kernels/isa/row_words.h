@@ -14,6 +14,15 @@
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 
+// What multiply was asked for.
+struct Product {
+  const Weight& weight;
+  const std::uint8_t* prepared;
+  std::int64_t tokens;
+  float* y;
+  std::int64_t y_stride;
+};
+
 // Codebook formats lie in memory written out (spelled_codes.h).
 template <typename Format>
 inline constexpr bool kIsSpelled = requires { typename Format::Spelled; };

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Activations for formats with integer group scales. As the weights' scales are integers, whole
-// sums over groups stay integers, exact, and floats are touched once per 256 columns (groups of 32)
-// or per 64 (groups of 16).
+// Activations for weights whose group scales are integers, as they are stored or as words with one
+// factor. Whole sums over groups stay integers and floats are touched once per 256 columns (groups of
+// 32) or per 64 (groups of 16).
 //
 // Groups of 32: value = scale * scale_code * code, scale per 256 columns, scale_code 1..127 per 32.
 // Groups of 16: value = scale * code, scale per 64 columns.
 // |code| <= 127, and small enough that the dot product of a group with any codes of the format fits
-// int16. Sums of codes, which minimums multiply, are rounded to int16 with a factor per 256 columns:
+// int16.
+// Wide codes, groups of 32: dots do not fit int16 whatever the inputs are, or only just. They are
+// rounded to it, dropped_bits of them, and scale_code is a fraction of 2^15 that multiplies them, so
+// that the scale of 32 columns is as fine as a float. Sums of codes, which minimums multiply, are rounded to int16 with a factor per 256 columns:
 // an error of 2^-16 of the largest.
 #pragma once
 
@@ -20,8 +23,10 @@ struct ScaledGrid {
   int group_size;  // 16 or 32
   int zero_point;
   int largest_code;
-  bool folds;         // scales into codes, for many tokens (scaled_tile.h)
-  int least_product;  // of a scale and a code without its zero point
+  bool folds = false;        // scales into codes, for many tokens (scaled_tile.h)
+  int least_product = 0;     // of a scale and a code without its zero point
+  bool scales_dots = false;  // wide codes
+  int dropped_bits = 0;
 };
 
 // Of weights as they are stored, up to kFewTokens are prepared and multiplied as for formats with
@@ -57,15 +62,16 @@ auto with_tile(std::int64_t tokens, Body body) {
 inline constexpr int kExactColumns = 64;
 
 // 256 columns of `tile` tokens; [tile][segment].
-template <int group_size, int tile = kScaledTile>
+template <int group_size, int tile = kScaledTile, bool has_starts = group_size == 16>
 struct alignas(64) ScaledTile {
   static constexpr int kGroups = kSegment / group_size;
   // Four codes of consecutive columns: [quad][token], or paired: [pair of groups][quad of a
   // group][token][group].
   std::int32_t codes[kSegment / 4 * tile];
-  // Where the dots of a group start: -zero_point * sum of its codes; groups of 16 alone. [group]
-  // [token], or [pair][token][group]; of folded codes least_product * sum of 64, [64 columns][token].
-  std::int32_t starts[group_size == 16 ? 16 * tile : 1];
+  // Where the dots of a group start: -zero_point * sum of its codes, and half of what is dropped.
+  // [group][token], or [pair][token][group]; of folded codes least_product * sum of 64, [64 columns]
+  // [token].
+  std::int32_t starts[has_starts ? kGroups * tile : 1];
   // Groups of 32 alone: [group][token], or [pair][token] as two words.
   std::int32_t scale_codes[group_size == 32 ? 8 * tile : 1];
   float scale[group_size == 16 ? kSegment / kExactColumns * tile : tile];
@@ -74,5 +80,9 @@ struct alignas(64) ScaledTile {
   std::int32_t sum_shift[tile];
   float sum_scale[tile];
 };
+
+// Groups of 16 have them, and wide codes.
+template <ScaledGrid grid>
+inline constexpr bool kHasStarts = grid.group_size == 16 || grid.scales_dots;
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

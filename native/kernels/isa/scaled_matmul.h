@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weights with integer group scales times int8 activations: every format whose header has
-// `unpack_rows` (the K-quants).
+// Weights with integer group scales times int8 activations: the K-quants, and interleaved rows of
+// formats whose scales become integers.
 #pragma once
 
 #include "kernels/matmul.h"

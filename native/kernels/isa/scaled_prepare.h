@@ -65,6 +65,7 @@ float smallest_scale(const Extent& extent) {
   constexpr int kMagnitude = grid.zero_point == 0
                                  ? grid.largest_code
                                  : std::max(grid.zero_point, grid.largest_code - grid.zero_point);
+  if constexpr (grid.scales_dots) return scale;
   constexpr int kMostSum = kLargestWord / kMagnitude - grid.group_size / 2 - 1;
   if constexpr (kMostSum >= 127 * grid.group_size) return scale;
   constexpr float kInverse = 1.0f / kMostSum;
@@ -120,12 +121,13 @@ void quantize(const float* x, int columns, Quantized& result) {
       poison[group] = poison[group + 1] = poison[group] + poison[group + 1];
     }
   }
-  const float step = largest / 127.0f;
+  constexpr float kMostScaleCode = grid.scales_dots ? kLargestWord : 127;
+  const float step = largest / kMostScaleCode;
   for (int group = 0; group < 8; ++group) {
     if constexpr (grid.group_size == 32) {
       // Rounded up: no code or dot grows beyond its bound.
       const float wanted = step > kSmallestScale ? std::ceil(scales[group] / step) : 1.0f;
-      const float code = std::min(std::max(wanted, 1.0f), 127.0f);
+      const float code = std::min(std::max(wanted, 1.0f), kMostScaleCode);
       result.scale_codes[group] = static_cast<std::int32_t>(code);
       scales[group] = step * code;
     }
@@ -147,7 +149,7 @@ inline std::int32_t two_words(std::int32_t low, std::int32_t high) {
 
 template <ScaledGrid grid, int tile>
 void put_codes(const Quantized& from, int token, Arrangement arrangement,
-               ScaledTile<grid.group_size, tile>& to) {
+               ScaledTile<grid.group_size, tile, kHasStarts<grid>>& to) {
   constexpr int kQuads = grid.group_size / 4;
   for (int quad = 0; quad < kSegment / 4; ++quad) {
     const int group = quad / kQuads;
@@ -198,13 +200,35 @@ void put_sums(const Quantized& from, int token, ScaledTile<16, tile>& to) {
   to.sum_scale[token] = scale;
 }
 
+// Where the dots of each group start.
+template <ScaledGrid grid, int tile>
+void put_starts(const Quantized& from, int token, Arrangement arrangement,
+                ScaledTile<grid.group_size, tile, kHasStarts<grid>>& to) {
+  constexpr int kParts = grid.group_size / 16;
+  constexpr std::int32_t kHalf = (1 << grid.dropped_bits) / 2;
+  for (int group = 0; group < kSegment / grid.group_size; ++group) {
+    const int index = arrangement == Arrangement::paired
+                          ? 2 * (group / 2 * tile + token) + group % 2
+                          : group * tile + token;
+    std::int32_t sum = 0;
+    for (int i = 0; i < kParts; ++i) sum += from.sum16[kParts * group + i];
+    to.starts[index] = kHalf - grid.zero_point * sum;
+  }
+}
+
 template <ScaledGrid grid, int tile>
 void put(const Quantized& from, int token, Arrangement arrangement,
-         ScaledTile<grid.group_size, tile>& to) {
-  put_codes<grid>(from, token, arrangement, to);
-  put_sums(from, token, to);
+         ScaledTile<grid.group_size, tile, kHasStarts<grid>>& to) {
+  put_codes<grid, tile>(from, token, arrangement, to);
+  if constexpr (grid.scales_dots) {
+    put_starts<grid, tile>(from, token, arrangement, to);
+  } else {
+    put_sums(from, token, to);
+  }
   if constexpr (grid.group_size == 32) {
-    to.scale[token] = from.scale[0];
+    // What dots have lost to their rounding and to fractions.
+    constexpr int kLostBits = grid.scales_dots ? 15 + grid.dropped_bits : 0;
+    to.scale[token] = from.scale[0] * static_cast<float>(1 << kLostBits);
     for (int group = 0; group < 8; ++group) {
       if (arrangement == Arrangement::plain) {
         to.scale_codes[group * tile + token] = from.scale_codes[group];
@@ -222,12 +246,7 @@ void put(const Quantized& from, int token, Arrangement arrangement,
       }
       return;
     }
-    for (int group = 0; group < 16; ++group) {
-      const int index = arrangement == Arrangement::paired
-                            ? 2 * (group / 2 * tile + token) + group % 2
-                            : group * tile + token;
-      to.starts[index] = -grid.zero_point * from.sum16[group];
-    }
+    put_starts<grid, tile>(from, token, arrangement, to);
   }
 }
 
@@ -246,7 +265,7 @@ std::size_t scaled_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
   if (!is_interleaved && tokens <= kFewTokens) return int8_prepared_bytes<false>(tokens, columns);
   return with_tile(tokens, [=]<int tile>() {
     return static_cast<std::size_t>(divide_up(tokens, tile) * segments_of(columns)) *
-           sizeof(ScaledTile<grid.group_size, tile>);
+           sizeof(ScaledTile<grid.group_size, tile, kHasStarts<grid>>);
   });
 }
 
@@ -266,10 +285,11 @@ void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
     for (std::int64_t token = token_begin; token < end; ++token) {
       const float* row = token < tokens ? x + token * x_stride : nullptr;
       auto* tiles =
-          reinterpret_cast<ScaledTile<grid.group_size, tile>*>(prepared) + token / tile * segments;
+          reinterpret_cast<ScaledTile<grid.group_size, tile, kHasStarts<grid>>*>(prepared) +
+          token / tile * segments;
       for (std::int64_t segment = 0; segment < segments; ++segment) {
-        put<grid>(quantized_segment<grid>(row, columns, segment), static_cast<int>(token % tile),
-                  arrangement, tiles[segment]);
+        put<grid, tile>(quantized_segment<grid>(row, columns, segment),
+                        static_cast<int>(token % tile), arrangement, tiles[segment]);
       }
     }
   });

@@ -13,12 +13,17 @@ struct ScaledKind {
   int group_size;
   bool has_zero_point;
   bool has_minimum;
+  bool scales_dots = false;  // scaled_input.h
+  int dropped_bits = 0;
 };
+// Spelled out where it is used, because GCC 12 does not survive an alias of it.
+template <ScaledKind kind>
+inline constexpr bool kInputHasStarts = kind.group_size == 16 || kind.scales_dots;
 
 // What is left of a segment once its integers are summed: its share of the result.
 template <ScaledKind kind, int tile>
-inline Float finish(const ScaledTile<kind.group_size, tile>& input, int t, Float factor,
-                    Float minus_minimum_factor, Int total, Int minimums) {
+inline Float finish(const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input, int t,
+                    Float factor, Float minus_minimum_factor, Int total, Int minimums) {
   Float product = simd::to_float(total) * factor;
   if constexpr (kind.has_minimum) {
     const Int shifted = minimums << simd::broadcast(input.sum_shift[t]);
@@ -29,8 +34,8 @@ inline Float finish(const ScaledTile<kind.group_size, tile>& input, int t, Float
 
 // Groups of 16: the total carries the input's scales already.
 template <ScaledKind kind, int tile>
-inline Float finish(const ScaledTile<kind.group_size, tile>& input, int t, Float factor,
-                    Float minus_minimum_factor, Float total, Int minimums) {
+inline Float finish(const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input, int t,
+                    Float factor, Float minus_minimum_factor, Float total, Int minimums) {
   Float result = total * factor;
   if constexpr (kind.has_minimum) {
     const Float product = simd::to_float(minimums) * minus_minimum_factor;
@@ -38,6 +43,45 @@ inline Float finish(const ScaledTile<kind.group_size, tile>& input, int t, Float
   }
   return result;
 }
+
+// Float scales of 8 groups as words of 13 bits and a sign with one factor, a power of two, which is
+// returned. Exact for scales of 11 bits (fp16) within 4 times of one another, otherwise off by at most
+// 2^-14 of the largest.
+[[gnu::always_inline]] inline Float round_scales(const Float (&scale)[8], Int* words) {
+  // Eight dots of int16 by as many scales, up to 2^13, must fit int32.
+  constexpr int kBits = 13;
+  constexpr int kMantissa = 23;
+  // Magnitudes of floats are ordered as integers are, NaN last.
+  Int largest = {};
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const Int magnitude = (Int)simd::absolute(scale[i]);
+    largest = largest > magnitude ? largest : magnitude;
+  }
+  // Of tiny scales all are rounded as if one were 2^-100.
+  const Int least = simd::broadcast(27 << kMantissa);
+  Int exponent = largest & simd::broadcast(0x7f800000);
+  exponent = exponent > least ? exponent : least;
+  const Float inverse = (Float)(simd::broadcast((254 + kBits - 1) << kMantissa) - exponent);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) words[i] = simd::round_to_int(scale[i] * inverse);
+  const auto factor = (Float)(exponent - simd::broadcast((kBits - 1) << kMantissa));
+  return simd::fma((Float)largest, simd::zero(), factor);  // NaN if a scale is none or infinite
+}
+
+// Lanes for formats whose scales are floats, which they unpack before the first codes.
+template <typename Lanes>
+class RoundedScales : public Lanes {
+ public:
+  Float scale[8];
+
+  using Lanes::Lanes;
+
+  [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
+    if (quad == 0) Lanes::factor = round_scales(scale, Lanes::scale);
+    Lanes::put(quad, codes);
+  }
+};
 
 inline void add_to(float* sum, Float share) { simd::store(sum, simd::load(sum) + share); }
 
@@ -71,7 +115,9 @@ class Total<16> {
 };
 
 template <ScaledKind kind, int tile>
-inline Int dot_minimums(const Int* pairs, const ScaledTile<kind.group_size, tile>& input, int t) {
+inline Int dot_minimums(const Int* pairs,
+                        const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input,
+                        int t) {
   Int sum = {};
   if constexpr (kind.has_minimum) {
 #pragma GCC unroll 8
@@ -86,8 +132,9 @@ inline Int two_words(Int low, Int high) { return (low & simd::broadcast(0xffff))
 
 // dots[t] = sum over one group of (code - zero point) * input, exact; fits int16.
 template <ScaledKind kind, int tile>
-inline void dot_group(const Int* codes, const ScaledTile<kind.group_size, tile>& input, int group,
-                      Int (&dots)[tile]) {
+inline void dot_group(const Int* codes,
+                      const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input,
+                      int group, Int (&dots)[tile]) {
   constexpr int kQuads = kind.group_size / 4;
 #pragma GCC unroll 8
   for (int t = 0; t < tile; ++t) {
@@ -107,8 +154,8 @@ inline void dot_group(const Int* codes, const ScaledTile<kind.group_size, tile>&
 // sums[t] += one segment of kLanes rows.
 template <ScaledKind kind, int tile>
 inline void multiply_lanes(const simd::RowLanes& rows,
-                           const ScaledTile<kind.group_size, tile>& input, float* sums,
-                           std::int64_t stride) {
+                           const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input,
+                           float* sums, std::int64_t stride) {
   constexpr int kPairs = kSegment / kind.group_size / 2;
   Total<kind.group_size> totals[tile];
 #pragma GCC unroll 1
@@ -160,7 +207,8 @@ class LaneProduct {
   Float factor;
   Float minimum_factor;
 
-  explicit LaneProduct(const ScaledTile<kind.group_size, tile>& input) : input_(input) {}
+  explicit LaneProduct(const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input)
+      : input_(input) {}
 
   // Groups come pair by pair, the quads of a group in order.
   [[gnu::always_inline]] void put(int quad, const Int (&codes)[4]) {
@@ -209,7 +257,16 @@ class LaneProduct {
     const Int scale1 = scale[2 * pair + 1] & simd::broadcast(0xffff);
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
-      if constexpr (kind.group_size == 32) {
+      if constexpr (kind.scales_dots) {
+        const std::int32_t* fractions = input_.scale_codes + 2 * pair * tile + t;
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          // Of the two words the upper one becomes zero.
+          const Int dots = dots_[i][t] >> kind.dropped_bits;
+          totals_[t].add(simd::multiply_fractions(dots, simd::broadcast(fractions[i * tile])),
+                         scale[2 * pair + i]);
+        }
+      } else if constexpr (kind.group_size == 32) {
         const std::int32_t* codes = input_.scale_codes + 2 * pair * tile + t;
         const Int both0 = simd::multiply_words(scale0, simd::broadcast(codes[0]));
         const Int both1 = simd::multiply_words(scale1, simd::broadcast(codes[tile]));
@@ -223,7 +280,7 @@ class LaneProduct {
     }
   }
 
-  const ScaledTile<kind.group_size, tile>& input_;
+  const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input_;
   Int dots_[2][tile];
   Total<kind.group_size> totals_[tile];
 };
@@ -294,7 +351,8 @@ inline Int broadcast_two(const std::int32_t* words) {
 
 // sums[t] += one segment of kLanes rows.
 template <ScaledKind kind>
-void multiply_paired(const PairedPanel& panel, const ScaledTile<kind.group_size>& input,
+void multiply_paired(const PairedPanel& panel,
+                     const ScaledTile<kind.group_size, kScaledTile, kInputHasStarts<kind>>& input,
                      float* sums, std::int64_t stride) {
   constexpr int kQuads = kind.group_size / 4;
   Total<kind.group_size> totals[kScaledTile];
@@ -320,8 +378,15 @@ void multiply_paired(const PairedPanel& panel, const ScaledTile<kind.group_size>
     const Int scale = panel.scale[pair];
 #pragma GCC unroll 8
     for (int t = 0; t < kScaledTile; ++t) {
+      if constexpr (kind.dropped_bits > 0) {
+        low[t] = low[t] >> kind.dropped_bits;
+        high[t] = high[t] >> kind.dropped_bits;
+      }
       const Int dots = simd::pack_words(low[t], high[t]);
-      if constexpr (kind.group_size == 32) {
+      if constexpr (kind.scales_dots) {
+        const Int fractions = simd::broadcast(input.scale_codes[pair * kScaledTile + t]);
+        totals[t].add(simd::multiply_fractions(dots, fractions), scale);
+      } else if constexpr (kind.group_size == 32) {
         const Int both = simd::broadcast(input.scale_codes[pair * kScaledTile + t]);
         totals[t].add(dots, simd::multiply_words(scale, both));
       } else {
