@@ -5,10 +5,14 @@
 
 The model is Gulliver with a feed-forward width of 196,608: the added channels have random gates and zero columns in
 `ffn_down`, so that it says what Gulliver says and costs what a model of 900 million weights costs. It runs as Q4_K_M;
-drafts are itself as Q2_K and Gulliver itself in Q8_0 (which no user has: the ceiling of a tiny draft).
-Natural text: continuing passages at temperature 0.8. Copies: a passage, its first words again, greedy.
-In each round all ways run one after another on the same prompt and seed; the ratio of a way is the median over rounds
-and prompts of its tokens a second over plain decode. One JSON line for each text, way and thread count.
+drafts are itself as Q2_K and Gulliver itself in Q8_0 (which no user has: the ceiling of a tiny draft). Where the text
+repeats itself, guesses are the text's, draft or not.
+Natural text: continuing passages at temperature 0.8. Copies: a passage, its first words again, greedy; Gulliver has not
+learned to copy, and continues with phrases that it repeats. Dictated copies: a passage, its first words again, and what
+is chosen is the rest of the passage whatever the model says: what a model that does copy would gain.
+In each round all ways run one after another on the same prompt, seed and weights in memory; the ratio of a way is the
+median over rounds and prompts of its tokens a second over plain decode. One JSON line for each text, way and thread
+count.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,24 +30,51 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lilliput import workflows
-from lilliput.generating import GenerateOptions, generate
+from lilliput.arrays import FloatArray
+from lilliput.containers import open_model
 from lilliput.models import gulliver
-from lilliput.runtime.sampler import SamplingOptions
+from lilliput.runtime.generate import Generation
+from lilliput.runtime.sampler import Sampler, SamplingOptions
+from lilliput.runtime.session import EngineOptions, Session
 from lilliput.text.documents import read_text
+from lilliput.text.tokenizer import Tokenizer, end_of_generation_ids
 
 RESULTS = Path(__file__).parent / "results" / "speculation.jsonl"
 WIDTH = 196_608
+KINDS = ("natural", "copies", "dictated copies")
 PROMPTS = 3
 PASSAGE = 600  # characters
 
 
 @dataclass(frozen=True)
 class Way:
-    """How guesses are made. draft: a file."""
+    """How guesses are made."""
 
     name: str
     guesses: int = 0
-    draft: Path | None = None
+    draft: Session | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text's tokens.  dictated: those that follow, whatever the model says.  is_natural: goes on as it likes."""
+
+    token_ids: list[int]
+    dictated: list[int]
+    is_natural: bool
+
+
+class Dictated(Sampler):
+    """Chooses what it was told to."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        super().__init__(SamplingOptions())
+        self._prompt = prompt
+
+    def choose(self, logits: FloatArray, previous: Sequence[int] = ()) -> int:
+        """The next token of the text. A draft asks the twin, which is an ordinary sampler."""
+        del logits
+        return self._prompt.dictated[len(previous) - len(self._prompt.token_ids)]
 
 
 def main() -> None:
@@ -52,55 +84,88 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--kinds", default=",".join(KINDS))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     model, draft = made(arguments.work, "Q4_K_M"), made(arguments.work, "Q2_K")
     tiny = arguments.work / "gulliver-Q8_0.gguf"
     if not tiny.exists():
         workflows.quantize("gulliver", "Q8_0", tiny)
-    ways = (Way("plain"), Way("lookup", 7), Way("draft Q2_K", 7, draft), Way("draft tiny", 7, tiny))
     text = read_text(arguments.text)
     for threads in map(int, arguments.threads.split(",")):
-        for kind in ("natural", "copies"):
-            for line in compared(model, ways, prompts_of(text, kind), kind, threads, arguments):
-                print(json.dumps(line))
+        session, draft_session, tiny_session = (
+            Session(open_model(file), EngineOptions(threads=threads, context=512)) for file in (model, draft, tiny)
+        )
+        ways = (Way("plain"), Way("text", 15), Way("draft Q2_K", 7, draft_session), Way("draft tiny", 7, tiny_session))
+        vocabulary = open_model(model).vocabulary()
+        for kind in arguments.kinds.split(","):
+            prompts = prompts_of(text, kind, Tokenizer(vocabulary), arguments.tokens)
+            stop_ids = frozenset() if kind == "dictated copies" else end_of_generation_ids(vocabulary)
+            for line in compared(session, ways, prompts, stop_ids, arguments):
+                record = {"measured": time.strftime("%Y-%m-%d"), "text": kind, "threads": threads, **line}
+                print(json.dumps(record))
                 with RESULTS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(record) + "\n")
 
 
 def compared(
-    model: Path, ways: tuple[Way, ...], prompts: list[str], kind: str, threads: int, arguments: argparse.Namespace
+    session: Session,
+    ways: tuple[Way, ...],
+    prompts: list[Prompt],
+    stop_ids: frozenset[int],
+    arguments: argparse.Namespace,
 ) -> list[dict[str, object]]:
     rates: dict[str, list[float]] = {way.name: [] for way in ways}
     passes: dict[str, list[float]] = {way.name: [] for way in ways}
     for round_number in range(arguments.rounds):
         for prompt in prompts:
-            sampling = SamplingOptions(temperature=0.8 if kind == "natural" else 0.0, seed=round_number)
+            temperature = 0.8 if prompt.is_natural else 0.0
             for way in ways:
-                options = GenerateOptions(
-                    arguments.tokens, sampling, 512, threads, guesses=way.guesses, draft=way.draft
+                chooses = (
+                    Dictated(prompt)
+                    if prompt.dictated
+                    else Sampler(SamplingOptions(temperature=temperature, seed=round_number))
+                )
+                session.truncate(0)
+                generation = Generation(
+                    session, prompt.token_ids, chooses, max_tokens=arguments.tokens, stop_ids=stop_ids,
+                    guesses=way.guesses, draft=way.draft,
                 )  # fmt: skip
-                done = generate(model, prompt, options=options)
-                if done.decode_tok_s and len(done.token_ids) > 1:
-                    rates[way.name].append(done.decode_tok_s)
-                    passes[way.name].append((len(done.token_ids) - 1) / max(done.passes, 1))
+                for _ in generation:
+                    pass
+                timings = generation.timings
+                if timings.decode_tok_s:
+                    rates[way.name].append(timings.decode_tok_s)
+                    passes[way.name].append(timings.decoded / max(timings.passes, 1))
     return [
         {
-            "measured": time.strftime("%Y-%m-%d"), "text": kind, "way": way.name, "threads": threads,
+            "way": way.name,
             "tokens_per_second": round(statistics.median(rates[way.name]), 2),
             "ratio": round(statistics.median(a / b for a, b in zip(rates[way.name], rates["plain"], strict=True)), 3),
             "tokens_per_pass": round(statistics.mean(passes[way.name]), 2),
             "generations": len(rates[way.name]),
         }
         for way in ways
-    ]  # fmt: skip
+    ]
 
 
-def prompts_of(text: str, kind: str) -> list[str]:
+def prompts_of(text: str, kind: str, tokenizer: Tokenizer, tokens: int) -> list[Prompt]:
     """Passages from all over the text; for copies each with its own beginning after it."""
     step = len(text) // (PROMPTS + 1)
-    passages = [text[place * step : place * step + PASSAGE] for place in range(1, PROMPTS + 1)]
-    return passages if kind == "natural" else [f"{passage}\n\n{passage[: PASSAGE // 4]}" for passage in passages]
+    prompts = []
+    for place in range(1, PROMPTS + 1):
+        passage = text[place * step : place * step + PASSAGE]
+        if kind == "dictated copies":
+            known = tokenizer.encode(passage, add_special=True)
+            begun = known[1 : len(known) // 4]
+            rest = known[len(known) // 4 :] + known[1:] * (tokens // len(known) + 1)
+            prompts.append(Prompt(known + begun, rest[:tokens], is_natural=False))
+        elif kind == "copies":
+            ids = tokenizer.encode(f"{passage}\n\n{passage[: PASSAGE // 4]}", add_special=True)
+            prompts.append(Prompt(ids, [], is_natural=False))
+        else:
+            prompts.append(Prompt(tokenizer.encode(passage, add_special=True), [], is_natural=True))
+    return prompts
 
 
 def made(work: Path, preset: str) -> Path:

@@ -9,17 +9,19 @@ import pytest
 from lilliput.errors import RuntimeModelError
 from lilliput.runtime.generate import FinishReason, Generation
 from lilliput.runtime.prompt_lookup import PromptLookup
-from lilliput.runtime.sampler import SamplingOptions
+from lilliput.runtime.sampler import Sampler, SamplingOptions
 
 PERIOD = 7
+# Longer than any text here: nothing repeats itself, and a draft has to guess.
+LONG_PERIOD = 150
 
 
 class CyclingSession:
-    """After position p come noisy logits that depend on p and the token alone, and mostly favour a cycle of PERIOD."""
+    """After position p come noisy logits that depend on p and the token alone, and mostly favour a cycle."""
 
-    vocab_size = PERIOD + 3
-
-    def __init__(self, context: int = 200, seed: int = 0) -> None:
+    def __init__(self, context: int = 200, seed: int = 0, period: int = PERIOD) -> None:
+        self.period = period
+        self.vocab_size = period + 3
         self.context = context
         self.seed = seed
         self.token_ids: tuple[int, ...] = ()
@@ -44,15 +46,15 @@ class CyclingSession:
     def logits(self, position: int, token: int):
         noise = (
             np.random.default_rng([position, token, *[self.seed] * bool(self.seed)])
-            .standard_normal(PERIOD + 3)
+            .standard_normal(self.period + 3)
             .astype(np.float32)
         )
-        noise[(token + 1) % PERIOD] += np.float32(3.0)
+        noise[(token + 1) % self.period] += np.float32(3.0)
         return noise
 
 
-def generated(guesses: int, sampling: SamplingOptions, **options):
-    session = CyclingSession()
+def generated(guesses: int, sampling: SamplingOptions, *, period: int = PERIOD, **options):
+    session = CyclingSession(period=period)
     generation = Generation(session, list(range(PERIOD)) * 2, sampling, max_tokens=80, guesses=guesses, **options)
     return list(generation), generation, session
 
@@ -116,8 +118,9 @@ def test_a_draft_changes_no_token_and_saves_passes(temperature: float, seed: int
 def test_a_draft_that_is_the_model_is_always_right_and_guesses_further(temperature: float):
     # Sampled or not: it draws with the numbers that the sampler will use.
     sampling = SamplingOptions(temperature=temperature, seed=3)
-    tokens, generation, session = generated(40, sampling, draft=CyclingSession())
-    assert tokens == generated(0, sampling)[0]
+    draft = CyclingSession(period=LONG_PERIOD)
+    tokens, generation, session = generated(40, sampling, draft=draft, period=LONG_PERIOD)
+    assert tokens == generated(0, sampling, period=LONG_PERIOD)[0]
     # The prompt, then all guesses beside a token that is known, until 79 tokens have run.
     assert sum(session.passes[1:]) == 79
     assert session.passes[1] < session.passes[4]
@@ -125,13 +128,47 @@ def test_a_draft_that_is_the_model_is_always_right_and_guesses_further(temperatu
 
 
 def test_a_draft_that_is_always_wrong_is_soon_asked_no_more():
+    draft = CyclingSession(period=LONG_PERIOD)
+    draft.logits = lambda position, token: np.eye(1, LONG_PERIOD + 3, LONG_PERIOD + 2, dtype=np.float32)[0]
+    tokens, _, session = generated(8, SamplingOptions(temperature=0.0), draft=draft, period=LONG_PERIOD)
+    assert tokens == generated(0, SamplingOptions(temperature=0.0), period=LONG_PERIOD)[0]
+    assert session.passes[1] > 2
+    assert len(session.passes) > 70
+    assert len(draft.passes) < len(session.passes) / 4
+
+
+def test_where_the_text_repeats_itself_a_wrong_draft_does_not_stand_in_the_way():
     draft = CyclingSession()
     draft.logits = lambda position, token: np.eye(1, PERIOD + 3, PERIOD + 2, dtype=np.float32)[0]
-    tokens, _, session = generated(8, SamplingOptions(temperature=0.0), draft=draft)
-    assert tokens == generated(0, SamplingOptions(temperature=0.0))[0]
-    assert session.passes[1] > 2
-    assert set(session.passes[30:]) == {1, 2}
-    assert session.passes[30:].count(2) <= 4
+    sampling = SamplingOptions()
+    tokens, generation, _ = generated(8, sampling, draft=draft)
+    _, alone, _ = generated(8, sampling)
+    assert tokens == generated(0, sampling)[0]
+    assert generation.timings.passes <= alone.timings.passes + 2
+
+
+def test_a_copy_is_noticed_while_nothing_is_guessed():
+    lookup = PromptLookup([*range(100, 140)])
+    for token in [*range(50), *range(100, 104)]:
+        assert lookup.guess(0) == []
+        lookup.append(token)
+    assert lookup.promise(0) == 1.0
+    few = len(lookup.guess(15))
+    for token in range(104, 124):
+        lookup.append(token)
+        lookup.guess(0)
+    assert len(lookup.guess(15)) >= few
+    assert lookup.guess(15) == list(range(124, 139))
+    assert lookup.promise(15) > 3.0
+
+
+def test_what_chooses_may_be_the_callers_own():
+    class Dictated(Sampler):
+        def choose(self, logits, previous=()):
+            return len(previous) % 5
+
+    session = CyclingSession()
+    assert list(Generation(session, [0, 1], Dictated(SamplingOptions()), max_tokens=6, guesses=3)) == [2, 3, 4, 0, 1, 2]
 
 
 def test_a_draft_of_another_vocabulary_is_refused():

@@ -126,3 +126,11 @@ def test_a_token_masked_with_minus_infinity_is_never_drawn():
 def test_values_without_meaning_are_refused_by_name(options):
     with pytest.raises(RuntimeModelError, match=next(iter(options))):
         SamplingOptions(**options)
+
+
+def test_what_is_not_filtered_is_not_sorted_and_draws_the_same():
+    logits = np.random.default_rng(4).standard_normal(300).astype(np.float32)
+    unfiltered = Sampler(SamplingOptions(temperature=0.7, seed=9))
+    # As many candidates as tokens: the sorted way.
+    sorted_ = Sampler(SamplingOptions(temperature=0.7, seed=9, top_p=0.999999999))
+    assert [unfiltered.choose(logits) for _ in range(50)] == [sorted_.choose(logits) for _ in range(50)]

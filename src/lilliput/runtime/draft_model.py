@@ -42,10 +42,15 @@ class DraftModel:
         """Add the token that came next."""
         self._tokens.append(token)
 
+    def promise(self, count: int) -> float:
+        """Tokens expected of a pass with at most `count` guesses, over those of one without in the same time."""
+        self._learn()
+        return self._length.promise(self._length.best(self._most(count)))
+
     def guess(self, count: int) -> list[int]:
         """At most `count` tokens that may come next."""
         self._learn()
-        count = self._length.choose(min(count, self._session.context - len(self._tokens)))
+        count = self._length.choose(self._most(count))
         if count <= 0:
             return []
         session = self._session
@@ -59,6 +64,9 @@ class DraftModel:
             pending = [sampler.choose(logits, [*self._tokens, *self._guessed])]
             self._guessed += pending
         return list(self._guessed)
+
+    def _most(self, count: int) -> int:
+        return min(count, self._session.context - len(self._tokens))
 
     def _learn(self) -> None:
         """What became of the last guesses."""

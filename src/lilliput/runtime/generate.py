@@ -14,6 +14,7 @@ from lilliput.runtime.draft_model import DraftModel
 from lilliput.runtime.prompt_lookup import PromptLookup, shared_prefix
 from lilliput.runtime.sampler import Sampler, SamplingOptions
 from lilliput.runtime.session import Session
+from lilliput.runtime.text_and_draft import TextAndDraft
 
 
 class FinishReason(StrEnum):
@@ -61,7 +62,7 @@ class Generation:
         self,
         session: Session,
         prompt: Sequence[int],
-        sampling: SamplingOptions,
+        sampling: SamplingOptions | Sampler,
         *,
         max_tokens: int,
         stop_ids: frozenset[int] = frozenset(),
@@ -72,9 +73,10 @@ class Generation:
         """Prepare; nothing runs yet.
 
         prompt: token ids, BOS included; what the session already holds of it is not run again.
-        guesses: most tokens to guess and verify in one pass; 0 guesses nothing.  draft: guesses by this smaller model
-        of the same vocabulary (`draft_model`); None means from the text so far (`prompt_lookup`), which pays for text
-        that repeats itself. The text is distributed as without, up to the engine's rounding.
+        sampling: how to choose, or what chooses.
+        guesses: most tokens to guess and verify in one pass, from the text so far (`prompt_lookup`), which pays for
+        text that repeats itself; 0 guesses nothing.  draft: guesses elsewhere are this smaller model's, of the same
+        vocabulary (`draft_model`). The text is distributed as without, up to the engine's rounding.
         progress: called with (prompt tokens done, prompt tokens to run) during prefill.
         Raises RuntimeModelError for an empty prompt or one that leaves no room in the context.
         """
@@ -87,7 +89,7 @@ class Generation:
             )
         self._session = session
         self._prompt = [int(token) for token in prompt]
-        self._sampler = Sampler(sampling)
+        self._sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling)
         self._max_tokens = max_tokens
         self._stop_ids = stop_ids
         self._guesses = guesses
@@ -155,10 +157,11 @@ class Generation:
             rows = list(session.forward([token, *guessed], "all") if guessed else session.forward([token]))
             self._count(decoded=1, passes=1, seconds=time.perf_counter() - start)
 
-    def _guesser(self, previous: list[int]) -> PromptLookup | DraftModel | None:
+    def _guesser(self, previous: list[int]) -> PromptLookup | TextAndDraft | None:
         if not self._guesses:
             return None
-        return PromptLookup(previous) if self._draft is None else DraftModel(self._draft, previous, self._sampler)
+        text = PromptLookup(previous)
+        return text if self._draft is None else TextAndDraft(text, DraftModel(self._draft, previous, self._sampler))
 
     def _count(self, *, decoded: int = 0, passes: int = 0, seconds: float = 0.0) -> None:
         now = self.timings

@@ -11,6 +11,7 @@ from __future__ import annotations
 # Of passes over 1, 2, 3 ... tokens beside one over a single token, between those of a 1B shape and a widened Gulliver
 # (Q4_K_M, two threads, Zen 4, 2026-11-22): up to four tokens share a reading of the weights, more wait for arithmetic.
 COST_OF_TOKENS = (1.0, 1.05, 1.2, 1.4, *[2.2] * 4, *[4.1] * 8)
+MOST_GUESSES = len(COST_OF_TOKENS) - 1
 # Older guesses count less by this factor with every pass.
 MEMORY = 0.9
 # What was thought before anything was known counts as so many guesses.
@@ -29,9 +30,8 @@ class GuessLength:
         self._passes_without = 0
 
     def choose(self, most: int) -> int:
-        """How many to guess now; at most `most`."""
-        most = min(most, len(COST_OF_TOKENS) - 1)
-        best = max(range(most + 1), key=self._tokens_per_cost) if most > 0 else 0
+        """How many to guess now; at most `most`. Where that is none, one is tried once in a while to learn from."""
+        best = self.best(most)
         if best == 0 and most > 0:
             self._passes_without += 1
             if self._passes_without < PASSES_UNTIL_ANOTHER_TRY:
@@ -40,13 +40,18 @@ class GuessLength:
         self._passes_without = 0
         return best
 
+    def best(self, most: int) -> int:
+        """How many promise the most; at most `most`."""
+        return max(range(min(max(most, 0), MOST_GUESSES) + 1), key=self.promise)
+
     def learn(self, guessed: int, accepted: int) -> None:
         """What became of `guessed` tokens: those after the first that was wrong say nothing."""
         if guessed:
             self._true = MEMORY * self._true + accepted
             self._tried = MEMORY * self._tried + min(accepted + 1, guessed)
 
-    def _tokens_per_cost(self, guesses: int) -> float:
+    def promise(self, guesses: int) -> float:
+        """Tokens expected of a pass with so many guesses, over those of one without in the same time."""
         share = self._true / self._tried
         tokens = sum(share**index for index in range(guesses + 1))
         return tokens / (COST_OF_TOKENS[guesses] + self._cost_of_guess * guesses)

@@ -4,8 +4,9 @@
 Several guessed tokens run in one pass of the engine, which costs less than a pass for each.
 The sampler then chooses at each position from the model's own logits, and a guess counts only if it is what was chosen,
 so that the output is distributed as without guesses (arXiv 2211.17192, for a draft that is certain of itself).
-Good for text that repeats its prompt (summaries, edits, code), useless elsewhere: matches of each length are asked
-as often as they are right (`guess_length`).
+Good for text that repeats its prompt (summaries, edits, code), useless elsewhere: for matches of each length it is
+learned how often what they continue with comes true, guessed or not, and the one that promises most is guessed from, as
+far as it promises (`guess_length`).
 Source of the idea: Prompt Lookup Decoding, A. Saxena, 2023.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lilliput.runtime.guess_length import GuessLength
+from lilliput.runtime.guess_length import MOST_GUESSES, GuessLength
 
 # Longer matches are looked for first; with the share of their guesses that is expected to come true.
 MATCH_LENGTHS = {16: 0.9, 8: 0.8, 4: 0.6, 3: 0.5, 2: 0.4, 1: 0.2}
@@ -27,9 +28,9 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._next_of: dict[tuple[int, ...], int] = {}
         self._lengths = {length: GuessLength(share) for length, share in MATCH_LENGTHS.items()}
-        self._guessed: list[int] = []
-        self._guessed_from = 0
-        self._matched = 0
+        # What matches of each length continued with when the text had `_held_at` tokens.
+        self._held: dict[int, list[int]] = {}
+        self._held_at = 0
         for token in token_ids:
             self.append(token)
 
@@ -43,25 +44,39 @@ class PromptLookup:
         self._tokens.append(token)
 
     def guess(self, count: int) -> list[int]:
-        """At most `count` tokens that may come next; none where the last tokens are new."""
+        """At most `count` tokens that may come next; none where that would not pay."""
+        length, guesses = self._best(count)
+        return self._held[length][:guesses] if guesses else []
+
+    def promise(self, count: int) -> float:
+        """Tokens expected of a pass with at most `count` guesses, over those of one without in the same time."""
+        length, guesses = self._best(count)
+        return self._lengths[length].promise(guesses) if guesses else 1.0
+
+    def _best(self, count: int) -> tuple[int, int]:
+        """Which length of match to guess from, and how many tokens; (0, 0) for none."""
         self._learn()
-        if count <= 0:
-            return []
+        best, highest = (0, 0), 1.0
+        for length, known in self._held.items():
+            guesses = self._lengths[length].best(min(count, len(known)))
+            promise = self._lengths[length].promise(guesses)
+            if guesses and promise > highest:
+                best, highest = (length, guesses), promise
+        return best
+
+    def _learn(self) -> None:
+        """What became of what matches continued with; what they continue with now."""
+        came = self._tokens[self._held_at :]
+        if not came:
+            return
+        for length, known in self._held.items():
+            tested = min(len(known), len(came))
+            self._lengths[length].learn(tested, shared_prefix(known, came))
+        self._held, self._held_at = {}, len(self._tokens)
         for length in MATCH_LENGTHS:
             start = self._next_of.get(tuple(self._tokens[-length:])) if length <= len(self._tokens) else None
             if start is not None:
-                known = self._tokens[start : start + count]
-                self._guessed = known[: self._lengths[length].choose(len(known))]
-                self._guessed_from, self._matched = len(self._tokens), length
-                return list(self._guessed)
-        return []
-
-    def _learn(self) -> None:
-        """What became of the last guesses."""
-        if self._guessed:
-            accepted = shared_prefix(self._guessed, self._tokens[self._guessed_from :])
-            self._lengths[self._matched].learn(len(self._guessed), accepted)
-            self._guessed = []
+                self._held[length] = self._tokens[start : start + MOST_GUESSES]
 
 
 def shared_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:

@@ -92,11 +92,18 @@ class Sampler:
             raise RuntimeModelError("the model's logits are not finite: its weights are damaged or overflow F16")
         if options.temperature == 0.0:
             return highest
+        if not (options.top_k or options.top_p < 1.0 or options.min_p > 0.0):
+            return self._race(Candidates(np.arange(logits.size, dtype=np.int32), logits))
         candidates = likeliest(logits, options.top_k)
         candidates = nucleus(candidates, options.top_p)
-        candidates = above_min_p(candidates, options.min_p)
+        return self._race(above_min_p(candidates, options.min_p))
+
+    def _race(self, candidates: Candidates) -> int:
+        """Draw one. Their order decides only between equals."""
         key = self._random.bit_generator.random_raw()
-        race = candidates.logits.astype(np.float64) / options.temperature + gumbel_numbers(int(key), candidates.ids)
+        race = candidates.logits.astype(np.float64) / self._options.temperature + gumbel_numbers(
+            int(key), candidates.ids
+        )
         return int(candidates.ids[int(np.argmax(race))])
 
 
