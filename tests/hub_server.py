@@ -21,7 +21,8 @@ LARGE = 1000
 class HubServer(ThreadingHTTPServer):
     """repositories: id -> path -> content.  cut: paths whose transfer stops half-way, once.
 
-    damaged: paths of which other bytes are sent.  requests: "METHOD path range" of every one.
+    damaged: paths of which other bytes are sent.  earlier: what a commit, tag or branch other than the newest holds, by
+    its name; its commit is the name itself where that is one.  requests: "METHOD path range" of every one.
     """
 
     daemon_threads = True
@@ -34,6 +35,7 @@ class HubServer(ThreadingHTTPServer):
         self.branches: list[str] = []
         self.uploaded: dict[str, bytes] = {}
         self.cut: set[str] = set()
+        self.earlier: dict[str, dict[str, bytes]] = {}
         self.damaged: set[str] = set()
         self.requests: list[str] = []
         self.refuses_writes = False
@@ -74,12 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"GET {path} {self.headers.get('Range', '')}")
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
-            self._info(found[1])
+            self._info(found[1], found[2])
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", path):
-            files = self.server.repositories[found[1]]
+            files = self._at(found[1], found[2]) or {}
             self._json([_entry(name, data) for name, data in files.items()])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._file(found[1], found[3], with_body=True)
+            self._file(found[1], found[2], found[3], with_body=True)
         else:
             self._json({"error": "not here"}, status=404)
 
@@ -87,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"HEAD {path}")
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._file(found[1], found[3], with_body=False)
+            self._file(found[1], found[2], found[3], with_body=False)
         else:
             self._json({}, status=404)
 
@@ -141,25 +143,48 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.server.url}/{repository}/commit/{COMMIT}"
         self._json({"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""})
 
-    def _info(self, repository: str) -> None:
-        files = self.server.repositories.get(repository)
-        if files is None:
-            self._json({"error": "Repository not found"}, status=404, headers={"X-Error-Code": "RepoNotFound"})
+    def _at(self, repository: str, revision: str | None) -> dict[str, bytes] | None:
+        """Files of a revision; None where there is none of that name."""
+        if revision in (None, "main", COMMIT, *self.server.branches):
+            return self.server.repositories.get(repository)
+        held = {_commit_of(name): files for name, files in self.server.earlier.items()} | self.server.earlier
+        return held.get(str(revision))
+
+    def _is_there(self, repository: str, revision: str | None) -> bool:
+        """Answers what is not there."""
+        missing = "Repo" if repository not in self.server.repositories else "Revision"
+        if missing == "Revision" and self._at(repository, revision) is not None:
+            return True
+        self._json({"error": f"{missing} not found"}, status=404, headers={"X-Error-Code": f"{missing}NotFound"})
+        return False
+
+    def _info(self, repository: str, revision: str | None) -> None:
+        if not self._is_there(repository, revision):
             return
+        files = self._at(repository, revision) or {}
         siblings = [{"rfilename": name} for name in files]
         self._json(
-            {"id": repository, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+            {
+                "id": repository,
+                "sha": _commit_of(revision),
+                "siblings": siblings,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+            }
         )
 
-    def _file(self, repository: str, name: str, *, with_body: bool) -> None:
-        data = self.server.repositories.get(repository, {}).get(name)
+    def _file(self, repository: str, revision: str, name: str, *, with_body: bool) -> None:
+        if not self._is_there(repository, revision):
+            return
+        data = (self._at(repository, revision) or {}).get(name)
         if data is None:
             self._json({"error": "Entry not found"}, status=404, headers={"X-Error-Code": "EntryNotFound"})
             return
         start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{_etag(data)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", _commit_of(revision))
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data) - start))
         if start:
@@ -196,6 +221,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+def _commit_of(revision: str | None) -> str:
+    if revision in (None, "main", COMMIT):
+        return COMMIT
+    is_commit = re.fullmatch(r"[0-9a-f]{40}", str(revision))
+    return str(revision) if is_commit else hashlib.sha1(str(revision).encode()).hexdigest()
 
 
 def _etag(data: bytes) -> str:

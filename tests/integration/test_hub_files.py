@@ -102,7 +102,10 @@ def test_one_quantization_of_a_repository_is_opened_by_its_name(server: HubServe
     assert server.fetched() == ["Tiny-Q8_0.gguf"]
     with pytest.raises(CheckpointError, match=r"o/m: no file 'Q2_K' there; it has Q4_K_M, Q8_0, UD-Q8_0"):
         open_model("o/m:Q2_K")
-    with pytest.raises(CheckpointError, match=r"has no safetensors weights .* opened as o/m:Q4_K_M"):
+    with pytest.raises(CheckpointError, match=r"no safetensors weights .* files: o/m:Q4_K_M, o/m:Q8_0, o/m:UD-Q8_0$"):
+        open_model("o/m")
+    server.repositories["o/m"] = {"pytorch_model.bin": data, "config.json": b"{}"}
+    with pytest.raises(CheckpointError, match=r"no safetensors weights .* pickled ones .* are not fetched"):
         open_model("o/m")
 
 
@@ -150,6 +153,36 @@ def test_what_is_in_the_cache_opens_without_the_hub(
     assert len(server.requests) == before
     with pytest.raises(CheckpointError, match="o/other: not in the local cache"):
         open_model("o/other:Q8_0")
+
+
+@pytest.mark.parametrize("revision", ["v1", "89abcdef" * 5])
+def test_a_revision_is_what_it_was_when_the_branch_has_moved(
+    revision: str, server: HubServer, quantized: Path, tiny: Path
+) -> None:
+    published(server, tiny)
+    server.repositories["o/m"] |= {quantized.name: b"a newer one"}
+    old = server.repositories["o/m"] | {quantized.name: quantized.read_bytes()}
+    old["config.json"] = old["config.json"].replace(b'"rope_theta": 10000.0', b'"rope_theta": 70000.0')
+    server.earlier[revision] = old
+    assert open_model("o/m:Q8_0", revision=revision).fingerprint() == open_model(quantized).fingerprint()
+    assert open_model("o/m", revision=revision).config.rope.base == 70000.0
+    assert open_model("o/m").config.rope.base == 10000.0
+    with pytest.raises(CheckpointError, match="o/m: no revision 'v9' on the hub"):
+        open_model("o/m", revision="v9")
+    with pytest.raises(CheckpointError, match="o/m: no revision 'v9' on the hub"):
+        open_model("o/m:Q8_0", revision="v9")
+
+
+def test_an_old_gptq_repository_is_fetched_and_compared(server: HubServer, tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "Tiny.gptq"
+    workflows.quantize(tiny, "int4_g32", target)
+    files = published(server, target)
+    files["gptq_model-4bit-32g.safetensors"] = files.pop("model.safetensors")
+    server.damaged = {"gptq_model-4bit-32g.safetensors"}
+    with pytest.raises(CheckpointError, match=r"gptq_model-4bit-32g.safetensors: the download is damaged"):
+        open_model("o/m")
+    server.damaged = set()
+    assert open_model("o/m").fingerprint() == open_model(target).fingerprint()
 
 
 def test_a_repository_that_is_not_there_is_one_line(server: HubServer) -> None:

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -61,15 +62,10 @@ def download(repository: str, revision: str | None = None) -> Path:
         folder = Path(
             snapshot_download(repository, revision=revision, allow_patterns=NEEDED, ignore_patterns=NOT_NEEDED)
         )
-        wanted = _weight_files(folder)
         # The commit of the first call, should the branch move between the two.
         commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else revision
+        wanted = _shards(folder) if (folder / INDEX).is_file() else _single_file(repository, commit)
         folder = Path(snapshot_download(repository, revision=commit, allow_patterns=wanted, ignore_patterns=NOT_NEEDED))
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{repository}: has no safetensors weights on the hub; pickled ones (*.bin) run code when read and are not "
-            f"fetched; one of its GGUF files is opened as {repository}:Q4_K_M"
-        )
     for name in wanted:
         _check_content(folder / name, started)
     return folder
@@ -97,14 +93,27 @@ def download_file(repository: str, chosen: str, revision: str | None = None) -> 
     return paths[0]
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """The shards that the index names, or the one file there is without."""
-    if not (folder / INDEX).is_file():
-        return [SINGLE, OLD_GPTQ]
+def _shards(folder: Path) -> list[str]:
+    """Files that the index names."""
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{INDEX}: no 'weight_map' from tensors to files")
     return sorted({name for name in weight_map.values() if isinstance(name, str) and PurePosixPath(name).name == name})
+
+
+def _single_file(repository: str, revision: str | None) -> list[str]:
+    """The weights of a repository without an index. Raises CheckpointError, naming what is there instead."""
+    names = _listed(repository, revision)
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in (SINGLE, OLD_GPTQ))]
+    if found:
+        return found
+    there = list(_quantizations(names))
+    hint = (
+        f"open one of its GGUF files: {', '.join(f'{repository}:{name}' for name in there[:4])}"
+        if there
+        else "pickled ones (*.bin) run code when read and are not fetched; GGUF files it has none"
+    )
+    raise CheckpointError(f"{repository}: has no safetensors weights on the hub; {hint}")
 
 
 def _listed(repository: str, revision: str | None) -> list[str]:
@@ -131,12 +140,9 @@ def _chosen_files(repository: str, names: list[str], chosen: str) -> list[str]:
         return _all_parts(chosen, names)
     wanted = chosen.lower().removesuffix(".gguf")
     found: dict[str, list[str]] = {}
-    quantizations: dict[str, None] = {}
-    for name in names:
+    quantizations = _quantizations(names)
+    for name in filter(_is_model, names):
         stem = _PART.sub("", name.removesuffix(".gguf"))
-        if not name.endswith(".gguf") or PurePosixPath(name).name.startswith("mmproj"):
-            continue
-        quantizations[_quantization(stem)] = None
         if re.search(rf"(^|[-._/]){re.escape(wanted)}$", stem.lower()):
             found.setdefault(stem, []).append(name)
     if not found:
@@ -144,6 +150,15 @@ def _chosen_files(repository: str, names: list[str], chosen: str) -> list[str]:
         raise CheckpointError(f"{repository}: no file '{chosen}' there; {there}")
     # The plainest name: `X-Q4_K_M` before `X-UD-Q4_K_M`.
     return _all_parts(found[min(found, key=lambda stem: (len(stem), stem))][0], names)
+
+
+def _quantizations(names: list[str]) -> dict[str, None]:
+    """What users call the GGUF files among these, in order."""
+    return dict.fromkeys(_quantization(_PART.sub("", name.removesuffix(".gguf"))) for name in filter(_is_model, names))
+
+
+def _is_model(name: str) -> bool:
+    return name.endswith(".gguf") and not PurePosixPath(name).name.startswith("mmproj")
 
 
 def _all_parts(name: str, names: list[str]) -> list[str]:
