@@ -131,7 +131,7 @@ def encoders_table() -> str:
 
 def runtimes_table() -> str:
     """What other runtimes read of what we write, with the tests that prove it; empty where nothing computes."""
-    shown = {Reading.REFUSES: "refuses", Reading.NO_KERNEL: "—", Reading.UNTRIED: "not tried here"}
+    shown = {Reading.REFUSES: "refuses", Reading.NO_KERNEL: "—", Reading.UNTRIED: "not run here"}
     rows = ["| container | formats | runtime | | proven by |", "|---|---|---|---|---|"]
     for row in ROWS:
         for cell in row.cells:

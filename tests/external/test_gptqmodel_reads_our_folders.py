@@ -18,6 +18,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 import numpy as np
 import pytest
 from decoded_folders import write_decoded
+from emulated_rounding import FLOAT16, error_bound
 from family_folders import write_family
 from tiny_llama import TEXT, write_tiny_llama
 
@@ -32,9 +33,6 @@ pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
 pytest.importorskip("optimum", reason="optimum is not installed")
 
 TOKENS = (np.arange(3, 35).reshape(2, 16) * 7) % 256
-# Half precision has 11 bits; a logit is a sum of 256 products of values below 8, each rounded, errors adding as square
-# roots: 16 * 2^-11 * 8 in the worst of the three matrices that a value passes through in a row.
-BOUND = 16 * 8 * 2.0**-11
 
 
 def logits(folder: Path, **changes: object) -> FloatArray:
@@ -58,6 +56,12 @@ def on_torch(made: Path, backend: str) -> None:
     (made / "config.json").write_text(json.dumps(config))
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves a folder of logs where it runs."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "m")
@@ -74,6 +78,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (".gptq", "int4_channel", "torch"),
         (".gptq", "int4_g32_ordered", "torch"),
         (".gptq", "int4_g64_asym_ordered", "torch"),
+        (".gptq", "int2_g64_asym", "torch"),
+        (".gptq", "int3_g128_asym", "torch"),
+        (".gptq", "int8_channel_asym", "torch"),
         (".awq", "int4_g128_asym", "torch_awq"),
         (".awq", "int4_g32_asym", "torch_awq"),
     ],
@@ -93,9 +100,12 @@ def test_logits_are_those_of_our_decoded_weights(
     on_torch(made, backend)
     difference = float(np.abs(logits(made) - reference).max())
     to_float = float(np.abs(logits(tiny) - reference).max())
-    print(f"{suffix[1:]} {kind}: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
-    assert difference < BOUND
-    assert difference < 0.2 * to_float
+    bound = error_bound(made, TOKENS.tolist(), FLOAT16)
+    print(
+        f"{suffix[1:]} {kind}: {difference:.5f} from our decoded weights, bound {bound:.5f}; the floats are "
+        f"{to_float:.5f} away"
+    )
+    assert difference < bound < 0.1 * to_float
 
 
 def test_layers_left_in_floats_stay_floats(tiny: Path, tmp_path: Path) -> None:
@@ -107,7 +117,7 @@ def test_layers_left_in_floats_stay_floats(tiny: Path, tmp_path: Path) -> None:
     workflows.quantize(tiny, recipe, made, options=workflows.QuantizeOptions(method="round_to_nearest"))
     reference = logits(write_decoded(made, tmp_path / "decoded"))
     on_torch(made, "torch")
-    assert np.abs(logits(made) - reference).max() < BOUND
+    assert np.abs(logits(made) - reference).max() < error_bound(made, TOKENS.tolist(), FLOAT16)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "opt", "phi"])
@@ -119,8 +129,11 @@ def test_other_families_compute_what_our_weights_say(kind: str, tmp_path: Path) 
     on_torch(made, "torch")
     difference = float(np.abs(logits(made) - reference).max())
     to_float = float(np.abs(logits(source) - reference).max())
-    print(f"gptq {kind}: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
-    assert difference < min(BOUND, 0.02 * to_float)
+    bound = error_bound(made, TOKENS.tolist(), FLOAT16)
+    print(
+        f"gptq {kind}: {difference:.5f} from our decoded weights, bound {bound:.5f}; the floats are {to_float:.5f} away"
+    )
+    assert difference < bound < 0.1 * to_float
 
 
 @pytest.mark.parametrize(

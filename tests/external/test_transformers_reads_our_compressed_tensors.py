@@ -28,7 +28,10 @@ pytestmark = [pytest.mark.external, pytest.mark.filterwarnings("ignore")]
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 
-FORMATS = ("int4_g128", "int4_g32", "int8_channel", "int8_tensor", "int3_g64", "int2_g32", "int5_g128", "int4_channel")
+FORMATS = (
+    "int4_g128", "int4_g64", "int4_g32", "int4_channel", "int8_channel", "int8_tensor", "int8_g64", "int7_channel",
+    "int6_g32", "int5_g128", "int3_g64", "int2_g32",
+)  # fmt: skip
 MIXED = """
 name: mixed
 rules:
@@ -118,6 +121,14 @@ def test_small_floats_are_those_of_our_decoded_weights(name: str, tiny: Path, tm
     difference = float(np.abs(logits(theirs(made, **dequantizing()), 384) - expected).max())
     print(f"{name}: {difference:.5f} from our decoded weights")
     assert difference == 0.0
+
+
+@pytest.mark.parametrize("name", ["int4_g128_asym", "mxfp4", "nvfp4"])
+def test_what_the_table_says_is_refused_is_refused(name: str, tiny: Path, tmp_path: Path) -> None:
+    made = written(tiny, name, tmp_path)
+    # Zero points: at loading.  FP4: its weights become BF16, which meets inputs in float32.
+    with pytest.raises(RuntimeError, match=r"mismatched_sizes|BFloat16"):
+        logits(theirs(made), 384)
 
 
 def rounding_inputs(model: torch.nn.Module, *, is_float: bool) -> torch.nn.Module:

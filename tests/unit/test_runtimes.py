@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,21 @@ TESTS = Path(__file__).resolve().parent.parent
 def test_every_cell_that_claims_something_names_a_test_that_exists() -> None:
     for row in ROWS:
         for cell in row.cells:
-            if cell.reading in (Reading.RUNS, Reading.DECODES):
+            if cell.test or cell.reading in (Reading.RUNS, Reading.DECODES):
                 file, _, name = cell.test.partition("::")
                 assert f"def {name}(" in (TESTS / file).read_text(encoding="utf-8"), (row.formats, cell.runtime)
-            elif cell.reading is not Reading.UNTRIED:
+            if cell.reading in (Reading.REFUSES, Reading.NO_KERNEL):
                 assert cell.note, (row.formats, cell.runtime)
+
+
+def test_every_proving_file_names_a_format_of_its_row() -> None:
+    for row in ROWS:
+        for cell in row.cells:
+            # The others ask the table of formats for every one that the container holds.
+            if cell.test.startswith("external") and row.container != "gguf":
+                text = (TESTS / cell.test.partition("::")[0]).read_text(encoding="utf-8")
+                words = set(re.findall(r"[a-z]\w+(?:\.\d+)?", text.lower()))
+                assert any(re.fullmatch(row.pattern, word) for word in words), (row.formats, cell.test)
 
 
 def test_every_format_that_a_folder_holds_has_a_row() -> None:

@@ -77,13 +77,17 @@ _SMALL = f"{_CT}test_small_floats_are_those_of_our_decoded_weights"
 _ZERO = f"{_CT}test_zero_points_are_exact_where_transformers_dequantizes"
 _W8A8 = f"{_CT}test_inputs_in_eight_bits_are_rounded_as_described"
 _STATIC = f"{_CT}test_static_inputs_are_rounded_to_the_range_that_was_measured"
+_REFUSED = f"{_CT}test_what_the_table_says_is_refused_is_refused"
 _MLX = "external/test_mlx_runs_our_folders.py::"
-_VLLM_RUNS = "external/test_vllm_runs_our_folders.py::test_next_tokens_have_the_probabilities_of_our_engine"
+_VLLM_RUNS = "external/test_vllm_runs_our_folders.py::test_next_tokens_have_the_probabilities_of_our_weights"
+_VLLM_NOT = "external/test_vllm_runs_our_folders.py::test_what_the_table_says_it_cannot_run_is_refused"
+_NOT_ON_CPUS = "its CPU build has no kernel for it"
 _GGUF_PY = "conformance/test_containers.py::test_gguf_py_reads_our_files_and_decodes_the_same_values"
 _LLAMA_PYTHON = "external/test_llama_cpp_python.py::test_every_format_decodes_there_to_what_it_decodes_to_here"
 _ONNX, _PROFILES = "conformance/test_onnx.py::", "conformance/test_onnx_profiles.py::"
 _GENAI = "external/test_onnxruntime_genai.py::test_greedy_tokens_are_those_of_our_engine"
 _OPENVINO = "external/test_openvino.py::test_logits_are_those_of_our_weights_which_stay_compressed"
+_LITERT_INT8 = "external/test_litert_integers.py::"
 _FIXED_POINT = r"int[2-8]_(?:channel|tensor)_pow2|fixed\d+\.\d+"
 _POSITIVE = r"int[2-8]_.*_(?:narrow|pow2)|tq1_0|ternary_.*|fixed\d+\.\d+"
 _ONNX_INTEGERS = r"int[2-8]_.*|q[458]_0|tq[12]_0|ternary_.*|fixed\d+\.\d+"
@@ -91,7 +95,7 @@ _ONNX_INTEGERS = r"int[2-8]_.*|q[458]_0|tq[12]_0|ternary_.*|fixed\d+\.\d+"
 ROWS: tuple[Row, ...] = (
     Row("gguf", "ggml types", r"(?:i?q\d|tq\d|mxfp4|nvfp4|b?f16|f32).*", (
         Cell("llama.cpp", Reading.RUNS, _LLAMA_PYTHON),
-        Cell("gguf-py", Reading.DECODES, _GGUF_PY),
+        Cell("gguf-py", Reading.DECODES, _GGUF_PY, "all but Q1_0"),
     )),
     Row("compressed-tensors", "int4: g32, g64, g128, channel", r"int4_(?:g32|g64|g128|channel)", (
         Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
@@ -99,48 +103,68 @@ ROWS: tuple[Row, ...] = (
     )),
     Row("compressed-tensors", "int8: g32, g64, g128, channel", r"int8_(?:g32|g64|g128|channel)", (
         Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
-        Cell(_VLLM, Reading.UNTRIED, note="its CPU build has no kernel for int8 weights alone"),
+        Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
     )),
     Row("compressed-tensors", "other int2 to int8", r"int[2-8]_(?:g\d+|channel|tensor)", (
         Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
-        Cell(_VLLM, Reading.NO_KERNEL, note="its kernels take 4 and 8 bits in groups of 32, 64, 128 or a row"),
+        Cell(_VLLM, Reading.NO_KERNEL, _VLLM_NOT, "its kernels take 4 and 8 bits in groups of 32, 64, 128 or a row"),
     )),
-    Row("compressed-tensors", "int2 to int8 with zero points", r"int[2-8]_(?:g\d+|channel)_asym", (
-        Cell(_LOADER, Reading.REFUSES, note="transformers 5.23 expects zero points unpacked"),
-        Cell(_DEQUANTIZING, Reading.DECODES, _ZERO), Cell(_VLLM, Reading.UNTRIED),
+    Row("compressed-tensors", "int4 with zero points: g32, g64, g128, channel",
+        r"int4_(?:g32|g64|g128|channel)_asym", (
+        Cell(_LOADER, Reading.REFUSES, _REFUSED, "transformers 5.23 expects zero points unpacked"),
+        Cell(_DEQUANTIZING, Reading.DECODES, _ZERO), Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
+    )),
+    Row("compressed-tensors", "other int2 to int8 with zero points", r"int[2-8]_(?:g\d+|channel)_asym", (
+        Cell(_LOADER, Reading.REFUSES, _REFUSED, "transformers 5.23 expects zero points unpacked"),
+        Cell(_DEQUANTIZING, Reading.DECODES, _ZERO), Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
     )),
     Row("compressed-tensors", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
         Cell(_LOADER, Reading.RUNS, _EXACT), Cell(_DEQUANTIZING, Reading.DECODES, _EXACT),
-        Cell(_VLLM, Reading.UNTRIED),
+        Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
     )),
     Row("compressed-tensors", "FP8: blocks of 128 x 128", r"fp8_e4m3_block128", (
-        Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
+        Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
     )),
     Row("compressed-tensors-w8a8", "int8 a row", r"int8_channel", (
         Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to int8, a scale a token"),
         Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),
-    Row("compressed-tensors-w8a8", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
-        Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to FP8, a scale a token"), Cell(_VLLM, Reading.UNTRIED),
+    Row("compressed-tensors-w8a8", "FP8: channel", r"fp8_e4m3_channel", (
+        Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to FP8, a scale a token"),
+        Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
+    )),
+    Row("compressed-tensors-w8a8", "FP8: tensor", r"fp8_e4m3_tensor", (
+        Cell(_LOADER, Reading.RUNS, _W8A8, "inputs rounded to FP8, a scale a token"),
+        Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
     )),
     Row("compressed-tensors-w8a8-static", "int8 a row", r"int8_channel", (
         Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to int8, one scale a layer"),
         Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),
     Row("compressed-tensors-w8a8-static", "FP8: tensor, channel", r"fp8_e4m3_(?:tensor|channel)", (
-        Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to FP8, one scale a layer"), Cell(_VLLM, Reading.UNTRIED),
+        Cell(_LOADER, Reading.RUNS, _STATIC, "inputs rounded to FP8, one scale a layer"),
+        Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
     )),
     Row("compressed-tensors", "MXFP4, NVFP4", r"(?:mx|nv)fp4", (
-        Cell(_LOADER, Reading.REFUSES, note="transformers 5.23 makes BF16 weights of it, and float32 models refuse"),
-        Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED),
+        Cell(_LOADER, Reading.REFUSES, _REFUSED,
+             "transformers 5.23 makes BF16 weights of it, which float32 models refuse"),
+        Cell(_DEQUANTIZING, Reading.DECODES, _SMALL), Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
     )),
-    Row("gptq", "int2, int3, int4, int8", r"int[2348]_(?:g\d+|channel)", (
-        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
-        Cell(_VLLM, Reading.RUNS, _VLLM_RUNS, "int4 was run"),
+    Row("gptq", "int4", r"int4_(?:g\d+|channel)", (
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.RUNS, _VLLM_RUNS),
     )),
-    Row("gptq", "the same with zero points", r"int[2348]_(?:g\d+|channel)_asym", (
+    Row("gptq", "int8", r"int8_(?:g\d+|channel)", (
         Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
-        Cell(_VLLM, Reading.REFUSES, note="it has kernels for symmetric GPTQ alone; AWQ or compressed-tensors instead"),
+        Cell(_VLLM, Reading.UNTRIED, _VLLM_NOT, _NOT_ON_CPUS),
+    )),
+    Row("gptq", "int2, int3", r"int[23]_(?:g\d+|channel)", (
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
+        Cell(_VLLM, Reading.REFUSES, _VLLM_NOT, "it takes 4 and 8 bits"),
+    )),
+    Row("gptq", "int2, int3, int4, int8 with zero points", r"int[2348]_(?:g\d+|channel)_asym", (
+        Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ),
+        Cell(_VLLM, Reading.REFUSES, _VLLM_NOT,
+             "it has kernels for symmetric GPTQ alone; AWQ or compressed-tensors instead"),
     )),
     Row("gptq", "groups in the order of importance (desc_act)", r"int[2348]_g\d+_(?:asym_)?ordered", (
         Cell("GPTQModel, transformers", Reading.RUNS, _GPTQ), Cell(_VLLM, Reading.UNTRIED),
@@ -200,8 +224,8 @@ ROWS: tuple[Row, ...] = (
              "it rounds inputs to int8 as well"),
     )),
     Row("litert-int8", "the same, activations in integers too (encoders)", r"int[2-8]_.*|ternary_.*|fixed\d+\.\d+", (
-        Cell("LiteRT, with and without XNNPACK", Reading.RUNS,
-             "external/test_litert_integers.py::test_every_operator_gives_the_codes_that_it_means"),
+        Cell("LiteRT", Reading.RUNS, f"{_LITERT_INT8}test_every_operator_gives_the_codes_that_it_means"),
+        Cell("LiteRT with XNNPACK", Reading.RUNS, f"{_LITERT_INT8}test_whole_models_are_near_their_floats"),
     )),
 )  # fmt: skip
 
