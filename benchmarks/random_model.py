@@ -5,6 +5,7 @@
     python benchmarks/random_model.py random-1b                    # a Hugging Face folder, BF16, Gulliver's tokenizer
     python benchmarks/random_model.py random-0.5b-F16.gguf --shape qwen2.5-0.5b
     python benchmarks/random_model.py random-moe-F16.gguf --shape qwen3-moe     # 6 blocks of 32 experts; GGUF only
+    python benchmarks/random_model.py random-1b-IQ3_S.gguf --codes IQ3_S        # random codes, embeddings in Q8_0
 
 Quantize it with llama-quantize, or with `lilliput quantize`.
 """
@@ -85,6 +86,8 @@ SHAPES = {
         experts_used=8,
     ),
 }
+# Types that llama-quantize makes of a model of random weights only in part.
+CODES = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ4_XS")
 BIASED = ("attn_q", "attn_k", "attn_v")
 
 
@@ -109,12 +112,33 @@ def metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_tokenizer_model("none")
 
 
-def tensors(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def add_matrix(
+    writer: gguf.GGUFWriter,
+    random: np.random.Generator,
+    name: str,
+    dimensions: tuple[int, ...],
+    codes: gguf.GGMLQuantizationType | None,
+) -> None:
+    """One matrix: F16, or of random codes in blocks that begin with an fp16 scale, with embeddings in Q8_0."""
+    if codes is not None and name != "token_embd.weight":
+        size, n_bytes = gguf.GGML_QUANT_SIZES[codes]
+        blocks = random.integers(0, 256, (*dimensions[:-1], dimensions[-1] // size, n_bytes), dtype=np.uint8)
+        blocks[..., :2] = np.frombuffer(np.float16(0.002).tobytes(), np.uint8)
+        writer.add_tensor(name, blocks.reshape(*dimensions[:-1], -1), raw_dtype=codes)
+        return
+    values = random.standard_normal(dimensions, dtype=np.float32) / np.float32(np.sqrt(dimensions[-1]))
+    if codes is None:
+        writer.add_tensor(name, values.astype(np.float16))
+    else:
+        eight_bits = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quantize(values, eight_bits), raw_dtype=eight_bits)
+
+
+def tensors(writer: gguf.GGUFWriter, shape: Shape, codes: gguf.GGMLQuantizationType | None) -> None:
     random = np.random.default_rng(0)
 
     def matrix(name: str, *dimensions: int) -> None:
-        values = random.standard_normal(dimensions, dtype=np.float32) / np.float32(np.sqrt(dimensions[-1]))
-        writer.add_tensor(name, values.astype(np.float16))
+        add_matrix(writer, random, name, dimensions, codes)
 
     def experts_of(layer: int) -> None:
         router = random.standard_normal((shape.experts, shape.hidden), dtype=np.float32)
@@ -187,19 +211,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--codes", choices=CODES, help="linears of random codes of this type")
     parser.add_argument("--layers", type=int, help="fewer than the model's, to measure what one costs")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.layers:
         shape = replace(shape, layers=options.layers)
     if options.output.suffix != ".gguf":
+        if options.codes:
+            parser.error(f"{options.output}: folders hold no {options.codes}; name a .gguf file")
         if shape.experts:
             parser.error(f"{options.output}: folders hold no mixtures of experts; name a .gguf file")
         write_folder(options.output, shape)
         return
     writer = gguf.GGUFWriter(options.output, shape.architecture)
     metadata(writer, shape)
-    tensors(writer, shape)
+    tensors(writer, shape, gguf.GGMLQuantizationType[options.codes] if options.codes else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

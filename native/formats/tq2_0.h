@@ -47,6 +47,28 @@ struct tq2_0 {
     segment.scale = simd::equal_groups(half_to_float(block->scale));
     return segment;
   }
+  // The scale first.
+  static constexpr int place_of(int word) { return (word + 1) % 17; }
+  // A block in each lane, given word by word; the decode above, all of them at once.
+  template <typename Lanes>
+  [[gnu::always_inline]] static void unpack_rows(const simd::Int* words, Lanes& lanes) {
+    const simd::Float scale = simd::half_lanes(words[0]);
+#pragma GCC unroll 8
+    for (int group = 0; group < 8; ++group) lanes.scale[group] = scale;
+#pragma GCC unroll 8
+    for (int part = 0; part < 8; ++part) {
+      const simd::Int* bits = words + 1 + part / 4 * 8;
+#pragma GCC unroll 2
+      for (int i = 0; i < 8; i += 4) {
+        simd::Int codes[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          codes[j] = (bits[i + j] >> (part % 4 * 2)) & simd::broadcast(0x03030303);
+        }
+        lanes.put(8 * part + i, codes);
+      }
+    }
+  }
 };
 
 }  // namespace LILLIPUT_ISA

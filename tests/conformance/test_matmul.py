@@ -96,11 +96,16 @@ GROUP_SCALES = {
 SMALL_BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4")
 GROUPS_OF_16 = ("iq1_m", "iq2_s", "iq2_xs")
 CODEBOOKS = ("iq1_m", "iq1_s", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs")
-INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, *CODEBOOKS, "iq4_xs", "nvfp4")
+INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, *CODEBOOKS, "iq4_xs", "nvfp4", "tq2_0")
 
 
 # Formats whose scales become integers in memory where an instruction set has 16 lanes.
-WIDE_CODES = (*(n for n in SMALL_BLOCKS if n[-1] != "1"), *(n for n in CODEBOOKS if n not in GROUPS_OF_16), "iq4_xs")
+WIDE_CODES = (
+    *(n for n in SMALL_BLOCKS if n[-1] != "1"),
+    *(n for n in CODEBOOKS if n not in GROUPS_OF_16),
+    "iq4_xs",
+    "tq2_0",
+)
 
 
 def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False, isa: str = "") -> NDArray[np.float64]:
