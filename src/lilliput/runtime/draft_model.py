@@ -45,7 +45,8 @@ class DraftModel:
     def promise(self, count: int) -> float:
         """Tokens expected of a pass with at most `count` guesses, over those of one without in the same time."""
         self._learn()
-        return self._length.promise(self._length.best(self._most(count)))
+        _, promise = self._length.best(self._most(count))
+        return promise
 
     def guess(self, count: int) -> list[int]:
         """At most `count` tokens that may come next."""

@@ -31,7 +31,7 @@ class GuessLength:
 
     def choose(self, most: int) -> int:
         """How many to guess now; at most `most`. Where that is none, one is tried once in a while to learn from."""
-        best = self.best(most)
+        best, _ = self.best(most)
         if best == 0 and most > 0:
             self._passes_without += 1
             if self._passes_without < PASSES_UNTIL_ANOTHER_TRY:
@@ -40,18 +40,22 @@ class GuessLength:
         self._passes_without = 0
         return best
 
-    def best(self, most: int) -> int:
-        """How many promise the most; at most `most`."""
-        return max(range(min(max(most, 0), MOST_GUESSES) + 1), key=self.promise)
+    def best(self, most: int) -> tuple[int, float]:
+        """How many promise the most, at most `most`, and what: tokens expected over those of a pass without guesses.
+
+        Both in the same time.
+        """
+        share = self._true / self._tried
+        best, highest, tokens = 0, 0.0, 0.0
+        for guesses in range(min(max(most, 0), MOST_GUESSES) + 1):
+            tokens = 1.0 + share * tokens  # 1 + a + ... + a^guesses
+            promise = tokens / (COST_OF_TOKENS[guesses] + self._cost_of_guess * guesses)
+            if promise > highest:
+                best, highest = guesses, promise
+        return best, highest
 
     def learn(self, guessed: int, accepted: int) -> None:
         """What became of `guessed` tokens: those after the first that was wrong say nothing."""
         if guessed:
             self._true = MEMORY * self._true + accepted
             self._tried = MEMORY * self._tried + min(accepted + 1, guessed)
-
-    def promise(self, guesses: int) -> float:
-        """Tokens expected of a pass with so many guesses, over those of one without in the same time."""
-        share = self._true / self._tried
-        tokens = sum(share**index for index in range(guesses + 1))
-        return tokens / (COST_OF_TOKENS[guesses] + self._cost_of_guess * guesses)

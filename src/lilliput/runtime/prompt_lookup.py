@@ -45,23 +45,22 @@ class PromptLookup:
 
     def guess(self, count: int) -> list[int]:
         """At most `count` tokens that may come next; none where that would not pay."""
-        length, guesses = self._best(count)
-        return self._held[length][:guesses] if guesses else []
+        guesses, _ = self._best(count)
+        return guesses
 
     def promise(self, count: int) -> float:
         """Tokens expected of a pass with at most `count` guesses, over those of one without in the same time."""
-        length, guesses = self._best(count)
-        return self._lengths[length].promise(guesses) if guesses else 1.0
+        _, promise = self._best(count)
+        return promise
 
-    def _best(self, count: int) -> tuple[int, int]:
-        """Which length of match to guess from, and how many tokens; (0, 0) for none."""
+    def _best(self, count: int) -> tuple[list[int], float]:
+        """What to guess, and what it promises."""
         self._learn()
-        best, highest = (0, 0), 1.0
+        best: tuple[list[int], float] = ([], 1.0)
         for length, known in self._held.items():
-            guesses = self._lengths[length].best(min(count, len(known)))
-            promise = self._lengths[length].promise(guesses)
-            if guesses and promise > highest:
-                best, highest = (length, guesses), promise
+            guesses, promise = self._lengths[length].best(min(count, len(known)))
+            if promise > best[1]:
+                best = (known[:guesses], promise)
         return best
 
     def _learn(self) -> None:
