@@ -107,6 +107,11 @@ WIDE_CODES = (
     "tq2_0",
 )
 
+# Of codes less their zero points; 128 where none is named.
+LARGEST_MAGNITUDES = {
+    "q4_0": 8, "q5_0": 16, "mxfp4": 12, "iq1_s": 9, "iq2_xxs": 43, "iq3_xxs": 62, "iq3_s": 15, "tq2_0": 1,
+}  # fmt: skip
+
 
 def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False, isa: str = "") -> NDArray[np.float64]:
     """Activations as the integer kernels see them: int8 codes, a scale per 32.
@@ -116,7 +121,13 @@ def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False, isa
     if has_wide_codes(name, isa, interleaves=interleaves):
         missing = -x.shape[1] % 256
         padded = np.pad(x, ((0, 0), (0, missing)))
-        scale = np.abs(padded.reshape(x.shape[0], -1, 32)).max(axis=2, keepdims=True) / np.float32(127.0)
+        magnitudes = np.abs(padded.reshape(x.shape[0], -1, 32))
+        scale = magnitudes.max(axis=2, keepdims=True) / np.float32(127.0)
+        largest = LARGEST_MAGNITUDES.get(name, 128)
+        dropped_bits = max(0, (32 * 127 * largest // 65401).bit_length())
+        largest_sum = (32767 << dropped_bits) // largest - 17
+        if largest_sum < 127 * 32:
+            scale = np.maximum(scale, magnitudes.sum(axis=2, keepdims=True) / np.float32(largest_sum))
         scale = multiples_of_a_step(scale, 32767)[:, : x.shape[1] // 32]
         return rounded(x, scale)
     groups = x.reshape(x.shape[0], -1, 32)
@@ -336,6 +347,29 @@ def test_largest_codes_and_inputs_do_not_overflow(isa: str) -> None:
     for tokens in (1, 8):
         x = np.full((tokens, 256), 127.0, dtype=np.float32)
         np.testing.assert_array_equal(_native.matmul("q8_0", blocks, 16, x, isa), -128.0 * 127.0 * 256.0)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("filling", [0x80, 0x7F])
+def test_largest_codes_and_inputs_of_interleaved_rows_do_not_overflow(filling: int, isa: str) -> None:
+    blocks = np.tile(np.concatenate([np.array([0, 0x3C], np.uint8), np.full(32, filling, np.uint8)]), (16, 8))
+    for tokens in (1, 8, 40):
+        y = _native.matmul("q8_0", blocks, 16, np.full((tokens, 256), 127.0, np.float32), isa, interleaves=True)
+        expected = float(np.int8(filling - 256 * (filling >> 7))) * 127.0 * 256.0
+        # Where dots are rounded to 16 bits, such inputs have 6 bits and a sign.
+        np.testing.assert_allclose(y, expected, rtol=0.5 / 63 if isa == "avx512_vnni" else 0)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", INTERLEAVED)
+def test_a_scale_that_is_no_number_reaches_the_results_of_its_row(name: str, isa: str) -> None:
+    if not HALF_OFFSETS.get(name):
+        return
+    blocks = random_weight(name, 16, 512)
+    blocks[3, HALF_OFFSETS[name][0] : HALF_OFFSETS[name][0] + 2] = np.array([np.nan], np.float16).view(np.uint8)
+    for tokens in (1, 20):
+        y = _native.matmul(name, blocks, 16, random_inputs(tokens, 512), isa, interleaves=True)
+        np.testing.assert_array_equal(np.isnan(y), np.tile(np.arange(16) == 3, (tokens, 1)))
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

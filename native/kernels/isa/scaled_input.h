@@ -22,7 +22,7 @@ namespace lilliput::kernels::LILLIPUT_ISA {
 struct ScaledGrid {
   int group_size;  // 16 or 32
   int zero_point;
-  int largest_code;
+  int largest_code;          // of wide codes the largest magnitude, less the zero point
   bool folds = false;        // scales into codes, for many tokens (scaled_tile.h)
   int least_product = 0;     // of a scale and a code without its zero point
   bool scales_dots = false;  // wide codes

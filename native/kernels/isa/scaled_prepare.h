@@ -62,17 +62,19 @@ template <ScaledGrid grid>
 float smallest_scale(const Extent& extent) {
   float scale = extent.largest / 127.0f;
   // Codes minus the zero point lie in -zero_point..largest_code - zero_point.
-  constexpr int kMagnitude = grid.zero_point == 0
+  constexpr int kMagnitude = grid.zero_point == 0 || grid.scales_dots
                                  ? grid.largest_code
                                  : std::max(grid.zero_point, grid.largest_code - grid.zero_point);
-  if constexpr (grid.scales_dots) return scale;
-  constexpr int kMostSum = kLargestWord / kMagnitude - grid.group_size / 2 - 1;
+  constexpr int kMostSum =
+      (kLargestWord << grid.dropped_bits) / kMagnitude - grid.group_size / 2 - 1;
   if constexpr (kMostSum >= 127 * grid.group_size) return scale;
   constexpr float kInverse = 1.0f / kMostSum;
   const float (&p)[2] = extent.positive;
   const float (&n)[2] = extent.negative;
   float sum;
-  if constexpr (grid.group_size == 32) {
+  if constexpr (grid.scales_dots) {
+    sum = p[0] + p[1] + n[0] + n[1];
+  } else if constexpr (grid.group_size == 32) {
     sum = std::max(p[0] + p[1], n[0] + n[1]);
   } else {
     sum = std::max(p[0] + n[0], p[1] + n[1]);

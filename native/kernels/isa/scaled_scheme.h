@@ -58,9 +58,12 @@ constexpr ScaledGrid grid_of_scales() {
     return grid;
   } else {
     const bool is_signed = Format::is_signed || kIsSpelled<Format>;
-    ScaledGrid grid{Format::group_size, is_signed ? simd::kSignedBias : Format::zero_point, 0};
+    constexpr int kMagnitude = largest_magnitude<Format>();
+    ScaledGrid grid{Format::group_size, is_signed ? simd::kSignedBias : Format::zero_point,
+                    kMagnitude};
     grid.scales_dots = true;
-    while (Format::group_size * 127 * largest_magnitude<Format>() >> grid.dropped_bits > 32700) {
+    // As few as half of the largest inputs leave room for: hardly any group has more.
+    while (Format::group_size * 127 * kMagnitude >> grid.dropped_bits > 2 * 32700) {
       ++grid.dropped_bits;
     }
     return grid;
