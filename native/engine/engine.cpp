@@ -84,6 +84,7 @@ void Engine::measure_scratch() {
     }
     if (const auto* linears = std::get_if<IntegerGroup>(&step.operation)) {
       prepared_bytes = std::max(prepared_bytes, integer_input_bytes(*linears, options_.batch));
+      rounds_inputs_ = !options_.exact_input;
     }
     if (const auto* attention = std::get_if<Attention>(&step.operation)) {
       const AttentionTiling tiling(*attention, options_.batch);

@@ -171,6 +171,7 @@ class Engine {
   std::int64_t length_ = 0;
   std::vector<Run> runs_;
   std::vector<Section> sections_;
+  bool rounds_inputs_ = false;  // of linears, to integers
   std::size_t prepared_bytes_ = 0;
   std::size_t share_bytes_ = 0;  // of prepared_, for the tokens of each thread
   std::vector<Memory> buffers_;

@@ -40,8 +40,11 @@ void Engine::run_linears(Pass& pass, const IntegerGroup& operation, Before befor
   const TokenShare all{0, pass.rows, prepared_.as<std::uint8_t>()};
   pass.for_rows(kernels::round_up(kRowsTogether, integer_kernel_.token_tile),
                 [&](std::int64_t begin, std::int64_t end) {
-                  before(begin, end);
-                  prepare(pass, operation, all, begin, end);
+                  for (; begin < end; begin += kRowsInCache) {
+                    const std::int64_t stop = std::min(end, begin + kRowsInCache);
+                    before(begin, stop);
+                    prepare(pass, operation, all, begin, stop);
+                  }
                 });
   multiply(pass, operation, shares_linears(pass, operation.x, operation.parts));
 }

@@ -81,7 +81,6 @@ std::size_t Engine::share_bytes(int threads) const {
 // All steps of a section on the tokens of one thread.
 void Engine::run_share(const Pass& pass, const Section& section, const TokenShare& share,
                        int thread) {
-  const std::int64_t together = kernels::round_up(kRowsTogether, integer_kernel_.token_tile);
   for (std::size_t index = section.begin; index < section.end; ++index) {
     const Run& run = runs_[index];
     const Operation& last = program_->steps()[run.end - 1].operation;
@@ -92,8 +91,8 @@ void Engine::run_share(const Pass& pass, const Section& section, const TokenShar
       continue;
     }
     const auto* linears = std::get_if<IntegerGroup>(&last);
-    for (std::int64_t begin = share.begin; begin < share.end; begin += together) {
-      const std::int64_t end = std::min(share.end, begin + together);
+    for (std::int64_t begin = share.begin; begin < share.end; begin += kRowsInCache) {
+      const std::int64_t end = std::min(share.end, begin + kRowsInCache);
       run_rows(pass, run, begin, end);
       if (linears != nullptr) prepare(pass, *linears, share, begin, end);
     }

@@ -8,6 +8,8 @@
 namespace lilliput::engine {
 namespace {
 
+// Dimensions that the kernel in integers takes at a time.
+constexpr std::int64_t kWordStep = 32;
 // Queries of one task at most, a multiple of the kernel's 6 rows: keys are turned for each task.
 constexpr std::int64_t kQueries = 132;
 // Tasks of a head where threads share them.
@@ -53,9 +55,11 @@ void Engine::attend_whole(const Pass& pass, const Attention& operation, std::int
   const std::int64_t group = operation.heads / operation.kv_heads;
   const std::int64_t q_stride = operation.heads * operation.head_dim;
   const std::int64_t kv_offset = head / group * operation.head_dim;
+  const bool has_words = rounds_inputs_ && operation.head_dim % kWordStep == 0;
+  const auto attend = has_words ? vector_kernels_.attend_whole_words : vector_kernels_.attend_whole;
   for (std::int64_t first = begin; first < end; first += kQueries) {
     const std::int64_t offset = first * q_stride + head * operation.head_dim;
-    vector_kernels_.attend_whole(
+    attend(
         {buffer(pass, operation.q) + offset, buffer(pass, operation.k) + kv_offset,
          buffer(pass, operation.v) + kv_offset, buffer(pass, operation.out) + offset, q_stride,
          operation.kv_heads * operation.head_dim, std::min(kQueries, end - first), first, pass.rows,

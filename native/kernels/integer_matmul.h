@@ -65,7 +65,7 @@ struct Output {
 struct IntegerKernel {
   // Bytes of prepared input, 64-byte aligned by the caller; `group` as the kernel will cut columns.
   std::size_t (*prepared_bytes)(std::int64_t tokens, std::int64_t columns, std::int64_t groups);
-  // Prepares tokens [token_begin, token_end), whose borders are multiples of `token_tile`.
+  // Prepares tokens [token_begin, token_end); the last call also fills the tile up.
   // `groups`: of the weight or of the input, whichever has more.
   void (*prepare)(const Activations& x, const IntegerInput& input, std::int64_t groups,
                   std::int64_t token_begin, std::int64_t token_end, std::uint8_t* prepared);

@@ -24,9 +24,9 @@ std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim) {
 }
 
 std::size_t whole_attention_floats(std::int64_t queries, std::int64_t keys, std::int64_t head_dim) {
-  // Keys, values, scores, and a factor for each query.
-  const std::int64_t padded = round_up(keys, kKeyGroup);
-  return static_cast<std::size_t>(2 * padded * head_dim + queries * padded + queries);
+  // Keys, values, scores, and for each query its words and two factors.
+  const std::int64_t padded = round_up(keys, kWholeKeys);
+  return static_cast<std::size_t>(2 * padded * head_dim + queries * (padded + head_dim / 2 + 2));
 }
 
 const VectorKernels& vector_kernels(Isa isa) {

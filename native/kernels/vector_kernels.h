@@ -89,11 +89,15 @@ struct VectorKernels {
                  float* scratch);
   // `scratch` has whole_attention_floats(queries, keys, head_dim) floats of this thread's own.
   void (*attend_whole)(const WholeAttention& task, float* scratch);
+  // The same with numbers rounded to 12 bits or more; head_dim is a multiple of 32.
+  void (*attend_whole_words)(const WholeAttention& task, float* scratch);
   // y = H x / sqrt(b) for each run of b floats, b the largest power of two that divides head_dim
   // and H the Hadamard matrix of that size: its own inverse; y may be x.
   void (*rotate)(const float* x, std::int64_t head_dim, float* y);
 };
 
+// What keys of whole attention are filled up to.
+inline constexpr std::int64_t kWholeKeys = 32;
 std::size_t whole_attention_floats(std::int64_t queries, std::int64_t keys, std::int64_t head_dim);
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim);
 

@@ -11,6 +11,7 @@ void store_key_value(const HeadCache& cache, CacheFormat format, std::int64_t he
 // y = H x / sqrt(b): see VectorKernels::rotate.
 void rotate(const float* x, std::int64_t head_dim, float* y);
 void attend_whole(const WholeAttention& task, float* scratch);
+void attend_whole_words(const WholeAttention& task, float* scratch);
 void attend(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
             float* scratch);
 
