@@ -187,14 +187,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--compile", action="store_true", help="measure our model under torch.compile, too")
+    parser.add_argument("--keep", type=Path, help="make the models in this folder, or take those that lie there")
     parser.add_argument("--json", type=Path, help="append the JSON lines to this file, too")
     arguments = parser.parse_args()
     engines = [FLOAT, DYNAMIC, OURS, *ENGINES, *([COMPILED] if arguments.compile else [])]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_engine_model(folder, arguments.layers)
+        folder = arguments.keep or Path(name)
+        is_made = arguments.keep is not None and folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_made:
+            write_engine_model(folder, arguments.layers)
         if find_spec("onnx") and find_spec("onnxruntime"):
-            write_onnx_models(folder, arguments.layers, arguments.tokens)
+            if not is_made:
+                write_onnx_models(folder, arguments.layers, arguments.tokens)
             engines += ONNX
         else:
             print("onnx and onnxruntime are not installed: measured without them", file=sys.stderr)
