@@ -242,7 +242,7 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
     contents, carried = with_carried_ranges(contents, source, container)
     notes += carried
     formats = [plan.row.format for plan in moves]
-    notes += reading_warnings(container.name, formats)
+    notes += reading_warnings(container.name, formats, has_experts=_has_experts(moves))
     notes += _unused(options, moves, container)
     parts = container.layout(contents, target.name, options.split)
     notes += _larger(source, sum(part.size for part in parts))
@@ -279,10 +279,17 @@ class Conversion:
             tuple(_described(item) for item in done),
             ledger_path(self.target),
             self.notes,
-            runtimes=runtimes_of(self.container.name, [plan.row.format for plan in self.moves]),
+            runtimes=runtimes_of(
+                self.container.name, [plan.row.format for plan in self.moves], has_experts=_has_experts(self.moves)
+            ),
         )
         _write_ledger(source, done, result, made)
         return result
+
+
+def _has_experts(moves: Sequence[TensorMove]) -> bool:
+    """Whether quantized experts are among what is moved."""
+    return any(len(plan.row.shape) > 2 and plan.row.format.name not in PLAIN_FLOATS for plan in moves)
 
 
 def _asked_format(name: str | None) -> NumberFormat | None:

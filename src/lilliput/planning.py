@@ -36,7 +36,7 @@ from lilliput.recipes.estimate import CostEstimate, TextWork, estimate, looks_be
 from lilliput.recipes.float_roles import with_float_roles
 from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.making import FINGERPRINT_KEY
-from lilliput.recipes.plan import Plan, resolve
+from lilliput.recipes.plan import PLAIN_FLOATS, Plan, resolve
 from lilliput.recipes.recipe import Recipe, find_recipe, parse_method, preset_names
 from lilliput.records import Role, Statistics, TensorHeader, TensorPlan
 from lilliput.runtime.processors import default_threads
@@ -394,7 +394,8 @@ def default_name(source: ModelSource, contents: Contents, plan: Plan) -> Path:
 
 
 def _reading_notes(container: Container, plan: Plan) -> list[str]:
-    notes = reading_warnings(container.name, (row.format for row in plan.rows))
+    has_experts = any(len(row.shape) > 2 and row.format.name not in PLAIN_FLOATS for row in plan.rows)
+    notes = reading_warnings(container.name, (row.format for row in plan.rows), has_experts=has_experts)
     if plan.assumed and container in FOLDERS:
         notes.append(
             "where transformers' code of this architecture reads a layer's weight itself (Falcon, Mamba), load with "

@@ -136,6 +136,27 @@ def test_other_families_compute_what_our_weights_say(kind: str, tmp_path: Path) 
     assert difference < bound < 0.1 * to_float
 
 
+def test_experts_run_in_its_own_loader(tmp_path: Path) -> None:
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+
+    source = write_family(tmp_path / "m", "qwen3_moe")
+    made = tmp_path / "made.gptq"
+    workflows.quantize(source, "int4_g32", made, options=workflows.QuantizeOptions(method="round_to_nearest"))
+    reference = logits(write_decoded(made, tmp_path / "decoded"))
+    # It makes the model with padding, which the config leaves open.
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
+    loaded = GPTQModel.load(str(made), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16)
+    with torch.no_grad():
+        found = loaded.model(torch.from_numpy(TOKENS)).logits.float().numpy()
+    difference = float(np.abs(found - reference).max())
+    to_float = float(np.abs(logits(source) - reference).max())
+    print(f"gptq qwen3_moe: {difference:.5f} from our decoded weights, which are {to_float:.5f} from the floats")
+    # All of it computes in float16 here, not only the products.
+    assert difference < 0.02 * to_float
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [({"desc_act": True, "sym": True}, "int4_g32_ordered"), ({"desc_act": False, "sym": False}, "int4_g32_asym")],

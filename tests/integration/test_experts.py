@@ -16,6 +16,7 @@ from lilliput.calibration.expert_inputs import STARVED_BELOW, expert_inputs, of_
 from lilliput.calibration.statistics_file import merge, read_statistics, write_statistics
 from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.containers import open_model
+from lilliput.exporting import quantize_all
 from lilliput.records import NO_INPUTS, InputStatistics, LayerInputs, Statistics
 from lilliput.runtime.integer_weights import in_blocks
 from lilliput.runtime.lowering import say_decoded
@@ -177,3 +178,12 @@ def test_llama_quantize_reads_our_imatrix_of_experts(llama_cpp: Path, folder: Pa
         for name in ("ours.gguf", "q.gguf")
     ]
     assert errors[0] < 1.3 * errors[1]
+
+
+def test_a_mixtral_goes_into_files_of_several_runtimes_at_once(tmp_path: Path) -> None:
+    source = write_family(tmp_path / "m", "mixtral")
+    made = quantize_all(source, "int4_g32", [tmp_path / "a.compressed-tensors", tmp_path / "a.gguf"])
+    assert [output.is_exact for output in made.outputs] == [True, True]
+    folder, file = (open_model(output.target) for output in made.outputs)
+    for name in ("blk.0.ffn_down_exps.weight", "blk.1.ffn_gate_exps.weight"):
+        assert np.array_equal(folder.tensor(name).dequantize(), file.tensor(name).dequantize())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lilliput.containers import CONTAINERS, FOLDERS
-from lilliput.containers.runtimes import ROWS, Reading, reading_warnings, row_of
+from lilliput.containers.runtimes import ROWS, Reading, reading_warnings, row_of, runtimes_of
 from lilliput.formats import FORMATS, get_format
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -58,3 +58,10 @@ def test_every_format_that_a_folder_holds_has_a_row() -> None:
 def test_warnings_are_about_what_is_used(container: str, formats: list[str], says: str | None) -> None:
     found = reading_warnings(container, [get_format(name) for name in formats])
     assert (says in " ".join(found)) if says else not found
+
+
+def test_quantized_experts_in_folders_are_warned_of() -> None:
+    form = [get_format("int4_g32")]
+    assert "transformers joins experts" in reading_warnings("gptq", form, has_experts=True)[-1]
+    assert runtimes_of("gptq", form, has_experts=True) == ()
+    assert runtimes_of("gguf", [get_format("q4_0")], has_experts=True)[0] == "llama.cpp"

@@ -88,5 +88,7 @@ class AwqPacking:
 class Awq(CheckpointFolder):
     """A folder for GPTQModel, transformers and vLLM."""
 
+    takes_experts = True
+
     def __init__(self) -> None:
         super().__init__(AwqPacking())

@@ -3,7 +3,7 @@
 
 Shards with an index, config.json with a quantization_config, side files. Each method is a `Packing`: which arrays stand
 for a weight, and what the config says. Codes, scales and zero points are ours, bit for bit; only q and k rows of
-permuted families go back to the checkpoint's order.
+permuted families go back to the checkpoint's order, and experts that are one tensor here are a matrix each there.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from lilliput.architectures.sources import (
     InterleavedHeads,
     Named,
     PermutedHeads,
+    Rows,
     Shifted,
     Source,
+    Stacked,
     StoredSource,
     Transposed,
     chosen_source,
@@ -47,18 +49,33 @@ from lilliput.records import QuantizedTensor, Role, TensorHeader
 # Tensor bytes of a shard where nobody asks for another number: what the hub takes without a special protocol.
 SHARD_BYTES = 5_000_000_000
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+# How checkpoints keep what cannot be quantized in place, for people.
+KEPT_AS: dict[type, str] = {
+    Transposed: "as [in, out]",
+    Rows: "as rows of one matrix with others",
+    Shifted: "less a constant",
+}
 # And buffers of architectures that are not known.
 AS_IT_IS = {**PLAIN, "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8"}
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One array in a shard. part: what follows the module's name.  dtype: as safetensors spells it."""
+    """One array in a shard. part: what follows the module's name.  dtype: as safetensors spells it.
+
+    expert: which of a stack's matrices it belongs to.
+    """
 
     part: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    expert: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name among all arrays of a tensor."""
+        return self.part if self.expert is None else f"{self.expert}{self.part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +130,13 @@ class CheckpointFolder:
     """A folder of one method, as a container.
 
     takes_unknown: its config can name each layer that is quantized.  holds_ranges: and the range of its inputs.
+    takes_experts: its readers know quantized experts.
     """
 
     takes_unknown = False
     holds_ranges = False
-    float_roles: tuple[Role, ...] = (Role.TOKEN_EMBEDDING, Role.OUTPUT)
+    takes_experts = False
+    float_roles: tuple[Role, ...] = (Role.TOKEN_EMBEDDING, Role.OUTPUT, Role.ROUTER)
     needs_quantized = True
 
     def __init__(self, packing: Packing) -> None:
@@ -257,7 +276,7 @@ class CheckpointFolder:
                 f"no tensor of this plan is quantized in a way that {self.name} holds; {self.packing.holds_text}; "
                 "choose one of these"
             )
-        self.packing.check(quantized)
+        self.packing.check([one_matrix(header) for header in quantized])
         return found
 
     def _check_tensor(self, header: TensorHeader, entry: TensorEntry, *, has_sidecars: bool) -> None:
@@ -267,10 +286,12 @@ class CheckpointFolder:
         # What is added to a norm can be taken off again; in fewer bits than float32 it could not.
         is_shifted = isinstance(source, Shifted) and header.format.name == "f32"
         is_turned = isinstance(source, Transposed) and is_float
-        if not (is_shifted or is_turned or isinstance(source, Named | PermutedHeads | InterleavedHeads | Computed)):
+        if isinstance(source, Stacked):
+            self._check_experts(shown, header)
+        elif not (is_shifted or is_turned or isinstance(source, Named | PermutedHeads | InterleavedHeads | Computed)):
             raise ContainerError(
-                f"{shown}: a checkpoint of this family keeps it {type(source).__name__.lower()}, which cannot be "
-                "written back; give -o NAME.gguf or NAME.safetensors instead"
+                f"{shown}: a checkpoint of this family keeps it {KEPT_AS.get(type(source), 'in another way')}, where a "
+                f"{self.name} folder cannot have {header.format.name.upper()}; give -o NAME.gguf or NAME.safetensors"
             )
         is_buffer = entry.role is Role.KEPT and is_float
         if not (is_buffer or self.holds(header.format)):
@@ -287,15 +308,36 @@ class CheckpointFolder:
         if has_sidecars:
             raise ContainerError(f"{shown}: {self.name} cannot hold sidecars; write lilliput's own layout")
 
+    def _check_experts(self, shown: str, header: TensorHeader) -> None:
+        """What lies in one tensor here and apart in the folder. Raises ContainerError."""
+        if header.format.name in AS_IT_IS:
+            return
+        if header.inputs is not None:
+            raise ContainerError(
+                f"{shown}: a {self.name} folder has no place for ranges of what enters experts; leave --activations out"
+            )
+        if not self.takes_experts:
+            raise ContainerError(
+                f"{shown}: readers of {self.name} have no experts in {header.format.name.upper()}; keep them in BF16, "
+                "or give -o NAME.compressed-tensors, NAME.gptq or NAME.gguf"
+            )
+        step = header.format.row_step
+        if step is None or header.shape[1] % step:
+            raise ContainerError(
+                f"{shown}: {header.format.name.upper()} shares a parameter between experts, which the folder keeps "
+                "apart; choose a format with a scale a row or group"
+            )
+
     def _config(self, contents: Contents) -> str:
         """config.json of the source with what changed."""
         headers = {header.name: header for header in contents.headers}
-        layers = []
+        layers: list[Linear] = []
         for entry in filter(_is_linear, _untied_table(contents)):
             header = headers.get(entry.name)
             number_format, inputs = (None, None) if header is None else (header.format, header.inputs)
             is_assumed = contents.config.unknown is not None
-            layers.append(Linear(_source_name(entry).removesuffix(".weight"), number_format, is_assumed, inputs))
+            modules = (name.removesuffix(".weight") for name in _matrix_names(entry))
+            layers.extend(Linear(module, number_format, is_assumed, inputs) for module in modules)
         config = dict(contents.provenance.huggingface_config)
         if contents.config.unknown is None:
             config["tie_word_embeddings"] = contents.config.tied
@@ -306,6 +348,8 @@ class CheckpointFolder:
         """A tensor's arrays by part, as `_Folder.arrays` lays them out."""
         if not place.pieces:
             return {}
+        if isinstance(place.source, Stacked):
+            return self._stored_experts(tensor, place)
         planes: Mapping[str, Array] = {name: np.asarray(array) for name, array in tensor.planes.items()}
         # Vectors are one row of stored bytes; their elements are what has to move.
         count = tensor.rows if len(tensor.shape) > 1 else tensor.columns
@@ -319,6 +363,22 @@ class CheckpointFolder:
             return {"": _arranged_back(place, planes["blocks"])}
         stored = self.packing.stored(place.header, planes, has_wide_scales=place.has_wide_scales)
         return stored | {f".{name}": array for name, array in _ranges_stored(tensor, place).items()}
+
+    def _stored_experts(self, tensor: QuantizedTensor, place: _PlacedWeight) -> dict[str, Array]:
+        """The arrays of all matrices of a stack by `Stored.key`."""
+        planes: Mapping[str, Array] = {name: np.asarray(array) for name, array in tensor.planes.items()}
+        if "blocks" in planes:
+            planes = {"blocks": planes["blocks"].reshape(tensor.rows, -1)}
+        found: dict[str, Array] = {}
+        rows, one = tensor.shape[1], one_matrix(place.header)
+        for expert in range(tensor.shape[0]):
+            own = tensor.format.row_range(planes, expert * rows, (expert + 1) * rows)
+            if tensor.format.name in AS_IT_IS:
+                arrays: Mapping[str, Array] = {"": own["blocks"]}
+            else:
+                arrays = self.packing.stored(one, own, has_wide_scales=place.has_wide_scales)
+            found |= {f"{expert}{part}": array for part, array in arrays.items()}
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,15 +413,22 @@ class _Folder:
 
     def stored_name(self, header: TensorHeader, array: Stored) -> str:
         """The checkpoint's name of an array."""
-        name = _source_name(self.entries[header.name])
+        name = _matrix_names(self.entries[header.name])[array.expert or 0]
         return name if header.format.name in AS_IT_IS else name.removesuffix(".weight") + array.part
 
     def arrays(self, header: TensorHeader) -> tuple[Stored, ...]:
         """What a tensor is in the folder, in file order; nothing for what readers compute themselves."""
-        if isinstance(self.entries[header.name].source, Computed):
+        source = chosen_source(self.entries[header.name].source, ())
+        if isinstance(source, Computed):
             return ()
+        if isinstance(source, Stacked):
+            one = self._arrays_of(one_matrix(header), source)
+            return tuple(replace(array, expert=expert) for expert in range(header.shape[0]) for array in one)
+        return self._arrays_of(header, source)
+
+    def _arrays_of(self, header: TensorHeader, source: StoredSource) -> tuple[Stored, ...]:
+        """What one matrix or vector is."""
         if header.format.name in AS_IT_IS:
-            source = chosen_source(self.entries[header.name].source, ())
             shape = header.shape[::-1] if isinstance(source, Transposed) else header.shape
             return (Stored("", AS_IT_IS[header.format.name], shape, header.nbytes),)
         arrays = self.packing.arrays(header, has_wide_scales=self.has_wide_scales)
@@ -432,7 +499,19 @@ def _untied_table(contents: Contents) -> tuple[TensorEntry, ...]:
 
 
 def _is_linear(entry: TensorEntry) -> bool:
-    return len(entry.shape) == 2 and entry.role not in (Role.TOKEN_EMBEDDING, Role.KEPT)
+    is_matrix = len(entry.shape) == 2 or isinstance(chosen_source(entry.source, ()), Stacked)
+    return is_matrix and entry.role not in (Role.TOKEN_EMBEDDING, Role.KEPT)
+
+
+def one_matrix(header: TensorHeader) -> TensorHeader:
+    """Of a stack, the header of each of its matrices; itself otherwise."""
+    return header if len(header.shape) < 3 else replace(header, shape=header.shape[1:])
+
+
+def _matrix_names(entry: TensorEntry) -> tuple[str, ...]:
+    """The checkpoint's names of a tensor: of a stack, that of each matrix."""
+    source = chosen_source(entry.source, ())
+    return source.names if isinstance(source, Stacked) else (_source_name(entry),)
 
 
 def _source_name(entry: TensorEntry) -> str:
@@ -485,7 +564,7 @@ def _shard_layout(file_name: str, folder: _Folder, shard: tuple[TensorHeader, ..
     tensors = []
     for tensor, arrays in places:
         source = folder.entries[tensor.name].source
-        pieces = tuple(Piece("planes", array.part, len(prefix) + start, array.nbytes) for array, start in arrays)
+        pieces = tuple(Piece("planes", array.key, len(prefix) + start, array.nbytes) for array, start in arrays)
         scale = folder.input_scales.get(tensor.name)
         tensors.append(_PlacedWeight(tensor, pieces, chosen_source(source, ()), folder.has_wide_scales, scale))
     return PartLayout(file_name, prefix, tuple(tensors), len(prefix) + position)

@@ -263,6 +263,7 @@ class CompressedTensors(CheckpointFolder):
     """A folder: shards with an index, config.json with its quantization_config, side files."""
 
     takes_unknown = True
+    takes_experts = True
 
     def __init__(self) -> None:
         super().__init__(CompressedTensorsPacking())

@@ -133,6 +133,8 @@ class GptqPacking:
 class Gptq(CheckpointFolder):
     """A folder for GPTQModel, transformers and vLLM."""
 
+    takes_experts = True
+
     def __init__(self) -> None:
         super().__init__(GptqPacking())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lilliput.architectures import architecture_for_huggingface, is_known
 from lilliput.architectures.architecture import Json, ModelConfig
 from lilliput.architectures.huggingface_config import huggingface_fields
 from lilliput.architectures.rope_scaling import ROPE_FACTORS_TENSOR, llama3_factors
@@ -57,7 +58,10 @@ def folder_files(source: ModelSource, base: str | Path | None, work: Path) -> Fo
             side_files=described.side_files,
             general={**described.general, **source.provenance.general},
         )
-        theirs = source.architecture.config_from_huggingface(described.huggingface_config)
+        # Not the source's family, which may be what its file calls the model: Mixtral is Llama to GGUF.
+        config = described.huggingface_config
+        family = architecture_for_huggingface(config) if is_known(config) else source.architecture
+        theirs = family.config_from_huggingface(config)
         return FolderFiles(provenance, _with_rope(source, [theirs.rope_llama3] if theirs.rope_llama3 else []))
     if source.provenance.huggingface_config:
         return FolderFiles(source.provenance, source.config)
