@@ -253,7 +253,7 @@ class _Job:
         threads = self.options.threads or default_threads()
         for tensor, entry in quantized_tensors(self.source, self.plan, statistics, ready, threads=threads):
             entries.append(entry)
-            yield replace(tensor, sidecars=ranges.get(tensor.name, {}))
+            yield replace(tensor, sidecars={**tensor.sidecars, **ranges.get(tensor.name, {})})
             done += tensor.rows * tensor.columns
             if progress is not None:
                 progress(done, total)

@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 from header_models import header_model
 
+from lilliput.formats import get_format
 from lilliput.recipes import machine
-from lilliput.recipes.estimate import ATTENTION_OPERATIONS, FIRST_READERS, CostEstimate, TextWork, estimate
+from lilliput.recipes.estimate import (
+    ATTENTION_OPERATIONS,
+    FIRST_READERS,
+    CostEstimate,
+    TextWork,
+    block_bytes,
+    estimate,
+    method_seconds,
+)
 from lilliput.recipes.machine import MachineSpeeds, MethodCost
 from lilliput.recipes.plan import Plan, resolve, weights_of
-from lilliput.records import Role
+from lilliput.records import Role, TensorHeader, TensorPlan
 
 
 class KnownSpeeds(MachineSpeeds):
@@ -172,3 +181,18 @@ def test_probes_of_a_method_are_within_sense_and_cached(tmp_path: Path, monkeypa
     assert (
         MachineSpeeds(1, guided=True, cache=tmp_path / "machine.json").method_cost(row, model.headers[row.name]) == cost
     )
+
+
+def test_every_expert_has_a_hessian_of_its_own(tmp_path: Path) -> None:
+    speeds = KnownSpeeds(2, guided=True, cache=tmp_path / "machine.json")
+
+    def cost(shape: tuple[int, ...]) -> tuple[int, float]:
+        name, wanted = "blk.0.ffn_down.weight", get_format("q4_k")
+        row = TensorPlan(name, name, shape, Role.FFN_DOWN, wanted, "feedback", "")
+        header = TensorHeader(name, shape, get_format("bf16"))
+        return block_bytes([row], sees_hessians=True), method_seconds(row, header, speeds)
+
+    (one, one_second), (eight, eight_seconds) = cost((64, 512)), cost((8, 64, 512))
+    # Weights in float32, two Hessians each; a single factorization at a time.
+    assert eight - one == 4 * 7 * (64 * 512 + 2 * 512**2)
+    assert eight_seconds == pytest.approx(8 * one_second, rel=0.01)

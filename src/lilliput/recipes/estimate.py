@@ -143,7 +143,8 @@ def text_seconds(rows: Sequence[TensorPlan], text: TextWork, speeds: MachineSpee
 def method_seconds(row: TensorPlan, header: TensorHeader, speeds: MachineSpeeds) -> float:
     """Of choosing the codes of one tensor, and of the factorization where it is the first to need it."""
     columns = row.shape[-1]
-    shared = factor_seconds(columns, speeds) if _sees_hessian(row) and row.role in FIRST_READERS else 0.0
+    is_first = _sees_hessian(row) and row.role in FIRST_READERS
+    shared = experts_of(row) * factor_seconds(columns, speeds) if is_first else 0.0
     return speeds.method_cost(row, header).seconds(weights_of(row) // columns, columns) + shared
 
 
@@ -160,11 +161,16 @@ def block_bytes(rows: Sequence[TensorPlan], *, sees_hessians: bool) -> int:
         block = row.name.rpartition(".weight")[0].rpartition(".")[0]
         blocks[block] = blocks.get(block, 0) + weights_of(row)
         if sees_hessians and row.role in FIRST_READERS:
-            hessians[block] = hessians.get(block, 0) + row.shape[-1] ** 2
+            hessians[block] = hessians.get(block, 0) + experts_of(row) * row.shape[-1] ** 2
     floats = max((size for name, size in blocks.items() if name.startswith(BLOCKS)), default=0)
     # One Hessian for the methods and one held out; a factorization goes through float64.
     largest = max((row.shape[-1] ** 2 for row in rows if _sees_hessian(row)), default=0)
     return FLOAT32_BYTES * (floats + 2 * max(hessians.values(), default=0)) + FACTOR_BYTES * largest
+
+
+def experts_of(row: TensorPlan) -> int:
+    """Matrices of a stack, each with inputs and a Hessian of its own; 1 for other tensors."""
+    return row.shape[0] if len(row.shape) > 2 else 1
 
 
 def _sees_hessian(row: TensorPlan) -> bool:
