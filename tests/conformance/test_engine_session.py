@@ -227,7 +227,7 @@ def test_unknown_options_are_refused_with_the_known_ones():
     for option, message in {
         "instruction_set": "known: scalar, avx2, avx512_vnni",
         "kv_format": "known: f16, f32, q8_0, q4_0, q8_0_plain, q4_0_plain",
-        "activations": "known: engine, f32, or integers: int8_token",
+        "activations": "known: engine, file, f32, or integers: int8_token",
     }.items():
         with pytest.raises(RuntimeModelError, match=message):
             open_session(tiny_llama(), **{option: "other"})

@@ -322,3 +322,44 @@ def test_codes_fitted_to_answers_are_nearer_to_the_original(model_type: str, tmp
         return scores.kld.value
 
     assert loss("feedback") < 0.8 * loss("round_to_nearest")
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_static_inputs_of_both_halves_are_multiplied_in_integers(model_type: str, tmp_path: Path) -> None:
+    from lilliput.activations import parse_static_inputs
+    from lilliput.calibration.collect import CalibrationOptions
+    from lilliput.calibration.static_ranges import static_ranges
+    from lilliput.pipeline.quantize_tensors import quantized_tensors
+    from lilliput.recipes.plan import resolve
+
+    model = saved_model(Case(model_type, model_type), tmp_path)
+    source = open_model(tmp_path)
+    chunks = np.random.default_rng(0).integers(3, 130, (6, TEXT), dtype=np.int32)
+    plan = resolve(source, "INT8_CHANNEL", statistics_present=True, inputs=parse_static_inputs("int8_static_asym:mse"))
+    ranges = static_ranges(source, plan.rows, chunks, CalibrationOptions(threads=1))
+    assert {name.partition(".")[0] for name in ranges} >= {"enc", "dec"}
+    made = {tensor.name: tensor for tensor, _ in quantized_tensors(source, plan, None, {}, threads=1)}
+
+    @dataclass
+    class Static:
+        """The quantized model, with ranges or without."""
+
+        has_ranges: bool
+        path = source.path
+        config = source.config
+        architecture = source.architecture
+        weight_files = ()
+
+        def tensor(self, name: str):
+            return replace(made[name], sidecars=ranges.get(name, {}) if self.has_ranges else {})
+
+    def logits(static: Static) -> np.ndarray:
+        session = EncoderDecoderSession(static, EngineOptions(threads=1, kv_format="f32"))  # type: ignore[arg-type]
+        session.encode(tokens(TEXT, 1))
+        return session.forward(tokens(ANSWER, 2), "all")
+
+    theirs, static, dynamic = their_logits(model), logits(Static(True)), logits(Static(False))
+    assert not np.array_equal(static, dynamic)
+    for found in (static, dynamic):
+        # Eight bits of weights and inputs, along every layer, of a random model.
+        assert np.abs(found - theirs).mean() < 0.1 * np.abs(theirs).mean()

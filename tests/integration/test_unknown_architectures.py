@@ -183,3 +183,41 @@ def test_buffers_routers_and_transposed_matrices_stay_as_they_are(folders: dict[
         assert set(formats.values()) == {"f32", "i64"}
         assert source.tensor("blocks.0.seen").planes["blocks"].view(np.int64).item() == 7
         np.testing.assert_array_equal(source.tensor("blocks.0.experts.up").dequantize(), tensors["blocks.0.experts.up"])
+
+
+CLASSIFIERS: dict[str, dict[str, object]] = {
+    "llama": {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1
+    },
+    "bart": {
+        "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "pad_token_id": 1,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "max_position_embeddings": 64,
+    },
+    "t5": {"d_model": 64, "num_layers": 2, "num_heads": 4, "d_kv": 16, "d_ff": 96, "pad_token_id": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_families_with_a_head_for_classes_are_quantized_by_their_tensors(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    settings = transformers.AutoConfig.for_model(
+        name, vocab_size=300, num_labels=3, bos_token_id=0, eos_token_id=2, **CLASSIFIERS[name]
+    )
+    model = transformers.AutoModelForSequenceClassification.from_config(settings, dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path / "float")
+    # One end of sentence at the end of each row, which BART and T5 look for.
+    tokens = torch.cat([torch.arange(3, 35).reshape(2, 16) * 7 % 290 + 3, torch.full((2, 1), 2)], dim=1)
+    workflows.quantize(tmp_path / "float", "int8_channel", tmp_path / "made.compressed-tensors")
+    weights = {key: torch.from_numpy(array) for key, array in decoded(tmp_path / "made.compressed-tensors").items()}
+    with torch.no_grad():
+        wanted = model(tokens).logits
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        found = model(tokens).logits
+    assert not unexpected
+    # What is missing is what the model shares with a tensor that is there.
+    assert all("embed_tokens" in key or "relative" in key for key in missing)
+    # Steps of 8 bits: a hundredth of what the logits are, and not nothing.
+    assert 0 < (wanted - found).abs().max() < 0.05 * wanted.abs().max()
+    source = open_model(tmp_path / "float")
+    with pytest.raises(UnsupportedModelError, match="ForSequenceClassification: lilliput does not know how"):
+        Session(source)

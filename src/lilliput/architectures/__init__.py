@@ -67,9 +67,15 @@ NOT_IN_GGUF = (opt.family, bart.family, mbart.family, marian.family, unknown.fam
 
 
 def is_known(config: Mapping[str, Json]) -> bool:
-    """Whether a config.json is of a family here, or names none, which is an error that wants to be told."""
+    """Whether a config.json is of a family here, or names none, which is an error that wants to be told.
+
+    Decoders and encoder-decoders that end in a head for classes are not: only their tensors are known.
+    """
     model_type = config.get("model_type")
-    return not model_type or any(model_type in architecture.huggingface_types for architecture in ARCHITECTURES)
+    found = next((item for item in ARCHITECTURES if model_type in item.huggingface_types), None)
+    if found is None:
+        return not model_type
+    return found in (bert, roberta) or unknown.head_for_classes(config) is None
 
 
 def architecture_of(family: str) -> Architecture:

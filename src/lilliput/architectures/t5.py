@@ -17,7 +17,7 @@ from lilliput.architectures.program import Activation, Program
 from lilliput.architectures.seq2seq import Style
 
 family = "t5"
-huggingface_types: tuple[str, ...] = ("t5",)
+huggingface_types: tuple[str, ...] = ("t5", "mt5")
 # llama.cpp has this number in its code.
 _GGUF_MAX_DISTANCE = 128
 _SELF, _CROSS, _FFN = {"enc": 0, "dec": 0}, {"dec": 1}, {"enc": 1, "dec": 2}

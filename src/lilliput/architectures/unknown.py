@@ -61,6 +61,9 @@ _FFN: Mapping[Role, re.Pattern[str]] = {
 }
 
 
+_HEADS_FOR_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
+
 @dataclass(frozen=True, slots=True)
 class FoundTensor:
     """A tensor of the checkpoint. is_quantized: it lies there in codes, so it is a linear layer."""
@@ -71,9 +74,16 @@ class FoundTensor:
     is_quantized: bool = False
 
 
+def head_for_classes(config: Mapping[str, Json]) -> str | None:
+    """The class that config.json names, where it ends in a head for classes or spans."""
+    classes = config.get("architectures")
+    name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    return name if name.endswith(_HEADS_FOR_CLASSES) else None
+
+
 def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     """What config.json says under one of the usual names; sizes that it does not say are 1. Without tensors yet."""
-    model_type = str(config.get("model_type", ""))
+    model_type = head_for_classes(config) or str(config.get("model_type", ""))
     text = config.get("text_config")
     fields = {**(text if isinstance(text, dict) else {}), **config}
 
