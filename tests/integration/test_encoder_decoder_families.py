@@ -49,7 +49,7 @@ class Case:
 
     @property
     def config(self) -> dict[str, Json]:
-        sizes = T5 if self.model_type == "t5" else BART
+        sizes = T5 if self.model_type in ("t5", "mt5") else BART
         return {**sizes, **self.fields, "model_type": self.model_type}
 
 
@@ -363,3 +363,14 @@ def test_static_inputs_of_both_halves_are_multiplied_in_integers(model_type: str
     for found in (static, dynamic):
         # Eight bits of weights and inputs, along every layer, of a random model.
         assert np.abs(found - theirs).mean() < 0.1 * np.abs(theirs).mean()
+
+
+def test_mt5_is_a_t5_that_does_not_scale_before_its_tied_head(tmp_path: Path) -> None:
+    theirs = their_logits(saved_model(Case("mt5", "mt5", {"feed_forward_proj": "gated-gelu"}), tmp_path))
+    source = open_model(tmp_path)
+    session = EncoderDecoderSession(source, EngineOptions(threads=1, activations="f32", kv_format="f32"))
+    session.encode(tokens(TEXT, 1))
+    found = session.forward(tokens(ANSWER, 2), "all")
+    assert np.abs(found - theirs).max() <= 2 * bound(source.config, theirs)
+    with pytest.raises(LilliputError, match="GGUF has no key for T5's scale before the head"):
+        workflows.quantize(tmp_path, "Q8_0", tmp_path / "m.gguf")

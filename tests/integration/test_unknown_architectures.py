@@ -193,7 +193,10 @@ CLASSIFIERS: dict[str, dict[str, object]] = {
         "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "pad_token_id": 1,
         "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "max_position_embeddings": 64,
     },
-    "t5": {"d_model": 64, "num_layers": 2, "num_heads": 4, "d_kv": 16, "d_ff": 96, "pad_token_id": 1},
+    "t5": {
+        "d_model": 64, "num_layers": 2, "num_heads": 4, "d_kv": 16, "d_ff": 96, "pad_token_id": 1,
+        "decoder_start_token_id": 0,
+    },
 }  # fmt: skip
 
 

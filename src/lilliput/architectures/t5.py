@@ -56,7 +56,8 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     activation, is_gated = _feed_forward(fields)
     # In transformers a config that says nothing ties, and one that ties scales unless it says otherwise.
     is_tied = fields.boolean("tie_word_embeddings", default=True)
-    is_scaled = fields.boolean("scale_decoder_outputs", default=is_tied)
+    # mT5 has the layers of T5 1.1 and never scales.
+    is_scaled = fields.boolean("scale_decoder_outputs", default=is_tied and fields.value("model_type") != "mt5")
     hidden_size, heads = fields.integer("d_model"), fields.integer("num_heads")
     layers, ffn_size = fields.integer("num_layers"), fields.integer("d_ff")
     return ModelConfig(
