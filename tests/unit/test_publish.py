@@ -132,10 +132,21 @@ def test_a_full_disk_is_noticed_before_any_work(
     model: tuple[Contents, dict[str, QuantizedTensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents, tensors = model
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(PublishError, match=r"x.gguf needs .* GB, .* has 0.00 GB free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=2000, free=1000))
+    with pytest.raises(PublishError, match=r"x.gguf needs .* MB, .* has 0.0 MB free"):
         publish(Gguf(), contents, interrupted(tensors, AssertionError()), tmp_path / "new" / "x.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_keeps_no_files_is_named_before_any_work(
+    model: tuple[Contents, dict[str, QuantizedTensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents, tensors = model
+    with pytest.raises(PublishError, match=r"/proc is no disk and keeps no files; choose another place"):
+        publish(Gguf(), contents, interrupted(tensors, AssertionError()), Path("/proc/new/x.gguf"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PublishError, match=r"no permission to write in .*; choose another place"):
+        publish(Gguf(), contents, interrupted(tensors, AssertionError()), tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize(

@@ -79,11 +79,16 @@ def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool
         nearest = nearest.parent
     if not nearest.is_dir():
         raise PublishError(f"{nearest} is a file, not a folder; choose another place")
+    disk = shutil.disk_usage(nearest)
+    # What the system shows as folders, such as /proc, has no size at all.
+    if disk.total == 0:
+        raise PublishError(f"{target}: {nearest} is no disk and keeps no files; choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PublishError(f"{target}: no permission to write in {nearest}; choose another place")
     needed = sum(part.size for part in parts) + _SPARE_BYTES
-    free = shutil.disk_usage(nearest).free
-    if needed > free:
+    if needed > disk.free:
         raise PublishError(
-            f"{target.name} needs {needed / 1e9:.2f} GB, {nearest} has {free / 1e9:.2f} GB free; "
+            f"{target.name} needs {needed / 1e6:,.1f} MB, {nearest} has {disk.free / 1e6:,.1f} MB free; "
             "free some space or choose another place"
         )
 

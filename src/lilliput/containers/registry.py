@@ -64,7 +64,7 @@ def not_written(name: str) -> None:
     wanted = name.lower().removeprefix(".")
     for names, advice in _ELSEWHERE.items():
         if wanted in names:
-            raise ContainerError(f"{wanted}: not a container that is written here: {advice}")
+            raise ContainerError(f"{name}: not a container that is written here: {advice}")
 
 
 def container_for(target: Path) -> Container:
@@ -76,7 +76,8 @@ def container_for(target: Path) -> Container:
     not_written(target.suffix)
     suffixes = [container.suffix for container in (*CONTAINERS, *FOLDERS)]
     near = get_close_matches(target.suffix, suffixes, n=3, cutoff=0.0)
+    words = f"nearest: {', '.join(near)}" if target.suffix else "such as .gguf or .safetensors"
     raise ContainerError(
-        f"{target.name}: the name must end in a known ending, which decides the file format; nearest: "
-        f"{', '.join(near)}; `lilliput formats` lists all"
+        f"{target.name}: the name must end in a known ending, which decides the file format; {words}; "
+        "`lilliput formats` lists all"
     )

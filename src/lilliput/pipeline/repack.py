@@ -240,7 +240,10 @@ def _no_place(container: Container, header: TensorHeader, asked: NumberFormat | 
     fact = f"tensor '{header.name}' is {header.format.name.upper()}, whose codes have no place {where}"
     held = getattr(container, "holds_text", "")
     if wanted.is_unmade:
-        return ContainerError(f"{fact}; {held}; choose a format with --to that every output holds")
+        rows = f" in rows of {header.columns} weights" if has_place(header.format, container) else ""
+        return ContainerError(
+            f"{fact}{rows}; " + (f"{held}; " if held else "") + "choose a format with --to that every output holds"
+        )
     # Folders of quantized weights are refused by their readers where no layer is quantized.
     floats = "" if getattr(container, "needs_quantized", False) else "--format F16 to store floats, "
     return ContainerError(
