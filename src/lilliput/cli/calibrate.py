@@ -54,4 +54,4 @@ def command(
             {"output": str(output), "chunks": statistics.chunks, "tokens": seen, "layers": len(statistics.inputs)}
         )
     else:
-        tell(f"{output}: {len(statistics.inputs)} layers, {seen} tokens in {statistics.chunks} chunks")
+        tell(f"{output}: {len(statistics.inputs)} linear layers, {seen} tokens in {statistics.chunks} chunks")

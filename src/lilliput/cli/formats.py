@@ -32,7 +32,7 @@ def command(json: options.Json = False) -> None:
             }
         )
         return
-    print_table("presets, for --to", ("preset", "what it is"), presets)
+    print_table("presets, for --to", ("preset", "what it is"), presets, is_prose=True)
     rows = [
         (item.name.upper(), f"{item.bits_per_weight:.4g}", str(item.block_size), "" if item.can_encode else "read only")
         for item in FORMATS.values()

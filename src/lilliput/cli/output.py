@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Advance = Callable[[int, int], None]
 # Between the columns of a table.
 GAP = "  "
+# Characters of a line below which prose is cut by the terminal and not wrapped further.
+LEAST_PROSE = 16
 
 
 def console(*, to_stdout: bool = False) -> Console:
@@ -84,17 +87,43 @@ def _print(message: str, stream: TextIO) -> None:
 
 
 def print_table(
-    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = ()
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[int] = (),
+    is_prose: bool = False,
 ) -> None:
-    """A table on stdout. numeric: indices of right-aligned columns. On a narrow terminal the last column is cut."""
+    """A table on stdout. numeric: indices of right-aligned columns.
+
+    On a narrow terminal the last column is cut, or, where is_prose, wrapped; sentences that many rows share become
+    numbered notes below the table.
+    """
     shown = console(to_stdout=True)
     widths = [max([len(heading), *(len(row[i]) for row in rows)]) for i, heading in enumerate(headings)]
     rest = shown.width - sum(widths[:-1]) - len(GAP) * (len(headings) - 1)
+    notes: list[str] = []
+    if is_prose and widths[-1] > rest:
+        sentences = list(dict.fromkeys(row[-1] for row in rows))
+        if len(sentences) <= len(rows) / 2:
+            notes = sentences
+            rows = [(*row[:-1], f"({sentences.index(row[-1]) + 1})") for row in rows]
+            widths[-1] = len(headings[-1])
+        else:
+            rows = [line for row in rows for line in _wrapped(row, max(rest, LEAST_PROSE))]
     widths[-1] = max(min(widths[-1], rest), len(headings[-1]))
     shown.print(title)
     shown.print(_line(headings, widths, numeric), style="bold")
     for row in rows:
         shown.print(_line(row, widths, numeric))
+    for number, note in enumerate(notes, 1):
+        shown.print(textwrap.fill(note, shown.width, initial_indent=f"({number}) ", subsequent_indent=" " * 4))
+
+
+def _wrapped(row: Sequence[str], width: int) -> list[Sequence[str]]:
+    """The row as several, its last cell wrapped."""
+    first, *more = textwrap.wrap(row[-1], width) or [""]
+    return [(*row[:-1], first), *((*[""] * (len(row) - 1), line) for line in more)]
 
 
 def print_assumptions(model: str, assumed: Sequence[Assumption]) -> None:
@@ -104,7 +133,7 @@ def print_assumptions(model: str, assumed: Sequence[Assumption]) -> None:
     rows = [(item.kind, item.tensors, str(item.count), item.shape_text, item.reason) for item in assumed]
     headings = ("taken for", "tensors", "count", "shape", "why")
     title = f"\nno family here knows {model}: what its tensors were taken for, by name and shape (# is a number)"
-    print_table(title, headings, rows, numeric=(2, 3))
+    print_table(title, headings, rows, numeric=(2, 3), is_prose=True)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[int]) -> str:
@@ -157,7 +186,7 @@ def measured_speeds() -> Iterator[Callable[[str], None]]:
             nonlocal status, begun
             if not begun:
                 begun = True
-                say("measuring how fast this machine is, for the times; a few seconds, then remembered for days")
+                say("measuring how fast this machine is: seconds, or a minute for a search; then remembered for days")
                 status = stack.enter_context(console().status(name)) if sys.stderr.isatty() else None
             elif status is not None:
                 status.update(name)

@@ -131,7 +131,7 @@ def _tell_plan(report: PlanReport, title: str, model: str) -> None:
         )
         for row in report.plan.rows
     ]
-    print_table(title, ("tensor", "shape", "format", "size", "reason"), rows, numeric=(1, 3))
+    print_table(title, ("tensor", "shape", "format", "size", "reason"), rows, numeric=(1, 3), is_prose=True)
     print_assumptions(model, report.plan.assumed)
     for item in report.plan.transforms:
         strength = "" if item.strength is None else f" at strength {item.strength:g}"
@@ -140,7 +140,7 @@ def _tell_plan(report: PlanReport, title: str, model: str) -> None:
     tell(
         f"\nfile {human_bytes(report.bytes)}: tensors {human_bytes(report.plan.tensor_bytes)} "
         f"({report.plan.bits_per_weight:.3f} bits per weight), the rest tokenizer and metadata\n"
-        f"peak RAM {human_bytes(report.cost.peak_ram_bytes)}, free disk {human_bytes(report.cost.disk_bytes)}\n"
+        f"takes {human_bytes(report.cost.peak_ram_bytes)} of RAM, {human_bytes(report.cost.disk_bytes)} of free disk\n"
     )
     _tell_times(report.cost, QUANTIZE_STAGES)
     for warning in report.plan.warnings:
@@ -149,8 +149,9 @@ def _tell_plan(report: PlanReport, title: str, model: str) -> None:
 
 def _tell_times(cost: CostEstimate, words: Mapping[str, str]) -> None:
     stages = [(stage, human_seconds(seconds), words.get(stage, "")) for stage, seconds in cost.seconds.items()]
-    stages.append(("all", human_seconds(sum(cost.seconds.values())), _speeds_words(cost)))
-    print_table("time", ("stage", "takes", "what it does"), stages, numeric=(1,))
+    stages.append(("all", human_seconds(sum(cost.seconds.values())), ""))
+    print_table("time", ("stage", "takes", "what it does"), stages, numeric=(1,), is_prose=True)
+    tell(_speeds_words(cost))
 
 
 def _speeds_words(cost: CostEstimate) -> str:
@@ -172,7 +173,7 @@ def _tell_search(plan: FitPlan, goal: Goal, *, as_json: bool) -> None:
     _tell_times(plan.cost, FIT_STAGES)
     tell(
         f"\n{plan.tensors} tensors in {plan.candidates} candidates, {plan.configurations} trial mixes measured\n"
-        f"peak RAM {human_bytes(plan.cost.peak_ram_bytes)}, free disk {human_bytes(plan.cost.disk_bytes)}\n"
+        f"takes {human_bytes(plan.cost.peak_ram_bytes)} of RAM, {human_bytes(plan.cost.disk_bytes)} of free disk\n"
         f"these formats make files of {human_bytes(plan.smallest)} to {human_bytes(plan.largest)}; {_reach(plan, goal)}"
     )
 
