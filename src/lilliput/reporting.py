@@ -52,6 +52,8 @@ from lilliput.text.documents import read_text
 DEFAULT_TOKENS = 16_384
 # log10 of KL in nats.
 KLD_EDGES = np.linspace(-8.0, 2.0, 81)
+# Files of one mix differ by a few bytes of metadata.
+SAME_SIZE = 1.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +244,15 @@ def measured(found: FileResult, base_nll: DoubleArray, shape: tuple[int, int]) -
 
 
 def headline(files: Sequence[QuantizedFile]) -> int:
-    """The file to name first: the smallest that is safe in place of the original, else the one nearest to it."""
-    safe = [index for index, file in enumerate(files) if file.measured.verdict.level <= LAST_SAFE_LEVEL]
-    if safe:
-        return min(safe, key=lambda index: files[index].bytes)
-    return min(range(len(files)), key=lambda index: files[index].measured.mean_kld.value)
+    """The file to name first: the smallest that is safe in place of the original, else the one nearest to it.
+
+    Among files as good as equal in size, the nearest.
+    """
+    named = [index for index, file in enumerate(files) if file.measured.verdict.level <= LAST_SAFE_LEVEL]
+    if named:
+        most = SAME_SIZE * min(files[index].bytes for index in named)
+        named = [index for index in named if files[index].bytes <= most]
+    return min(named or range(len(files)), key=lambda index: files[index].measured.mean_kld.value)
 
 
 def kld_histogram(kld: DoubleArray) -> Histogram:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from report_records import measured, quantized_file
 from test_evaluation import TableModel, some_chunks
 
 from lilliput.evaluation.compare import evaluate
@@ -17,6 +19,7 @@ from lilliput.evaluation.window_intervals import exponential, mean_interval
 from lilliput.formats import FORMATS, NumberFormat
 from lilliput.formats.number_format import Encoded
 from lilliput.records import QuantizedTensor
+from lilliput.reporting import headline
 from lilliput.reports.records import Interval
 
 SCALED = [item for item in FORMATS.values() if item.can_encode and item.bits_per_weight < 12]
@@ -41,6 +44,14 @@ def few_weights(number_format: NumberFormat) -> np.ndarray:
 
 def weights(rows: int = 128, columns: int = 512) -> np.ndarray:
     return np.random.default_rng(7).normal(0.0, 0.1, (rows, columns)).astype(np.float32)
+
+
+def test_the_first_sentence_names_the_smallest_safe_file_and_the_nearest_of_equal_size() -> None:
+    asked = [(9_000, 0.0001, 0), (6_000, 0.0069, 1), (6_010, 0.0032, 1), (4_000, 0.3, 4)]
+    files = [replace(quantized_file(), bytes=size, measured=measured(kld, level)) for size, kld, level in asked]
+    assert headline(files) == 2
+    assert headline(files[:2]) == 1
+    assert headline(files[3:]) == 0
 
 
 def test_best_tokens_are_the_most_probable_ones_in_order() -> None:
