@@ -26,6 +26,8 @@
 #include <vector>
 
 #include "engine/program.h"
+#include "kernels/matmul.h"
+#include "kernels/vector_kernels.h"
 
 namespace nb = nanobind;
 
@@ -438,5 +440,18 @@ void bind_engine(nb::module_& module) {
       },
       "kv_format"_a, "context"_a, "kv_heads"_a, "head_dim"_a,
       "Bytes of one layer's cache of keys and values.");
+  module.def(
+      "repacked_bytes",
+      [](const std::string& name, std::int64_t rows, std::int64_t columns,
+         const std::string& instruction_set) {
+        const kernels::MatmulKernel* kernel = kernels::interleaved_kernel(
+            formats::format_by_name(name), kernels::isa_by_name(instruction_set));
+        if (kernel == nullptr) return std::int64_t{0};
+        return kernels::round_up(rows, kernels::kMostLanes) *
+                   kernel->interleaved_row_bytes(columns) +
+               static_cast<std::int64_t>(kernels::kInterleavedMargin);
+      },
+      "name"_a, "rows"_a, "columns"_a, "instruction_set"_a = "",
+      "Bytes that the engine lays a matrix out in; 0 for a format that runs as it is stored.");
   module.def("usable_cpus", &engine::usable_cpus, "CPUs that this process may use.");
 }

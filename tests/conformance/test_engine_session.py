@@ -92,6 +92,16 @@ def test_repacked_weights_give_what_weights_as_they_are_stored_give(instruction_
     assert stored.repacked_bytes == 0 < repacked.repacked_bytes
 
 
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("format_name", ["q8_0", "q5_0", "mxfp4", "f16"])
+def test_what_repacking_takes_is_told_from_headers(instruction_set, format_name):
+    source = tiny_llama(format_name)
+    session = open_session(source, instruction_set=instruction_set)
+    matrices = [header for name, header in source.headers.items() if len(header.shape) == 2 and "embd" not in name]
+    told = [_native.repacked_bytes(item.format.name, item.rows, item.columns, instruction_set) for item in matrices]
+    assert session.repacked_bytes == sum(told)
+
+
 def test_exact_inputs_leave_weights_as_they_are_stored():
     assert open_session(tiny_llama("q8_0"), **EXACT).repacked_bytes == 0
 

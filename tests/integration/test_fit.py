@@ -41,6 +41,7 @@ from lilliput.search.sensitivity import measure_sensitivity
 torch = pytest.importorskip("torch")
 # The package's own name for it is the function.
 fit_module = importlib.import_module("lilliput.fitting.fit")
+explore_module = importlib.import_module("lilliput.fitting.explore")
 
 FORMATS = ("q8_0", "q5_0", "q4_0", "iq4_nl")
 OPTIONS = FitOptions(effort="fast", formats=FORMATS, search="evolution", evaluations=4, threads=1)
@@ -134,10 +135,12 @@ def test_a_kl_target_is_met_on_the_selection_text(model: Path, text: Path, fitte
 
 def test_goals_out_of_reach_name_the_nearest(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine that is always as fast: rates go into a copy of the work folder.
-    monkeypatch.setattr(fit_module, "decode_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(explore_module, "decode_seconds", lambda *_: 1e-3)
     work = Path(shutil.copytree(fitted.with_name("model.gguf.fit"), tmp_path / "work"))
     with pytest.raises(RecipeError, match="the smallest with these formats"):
         fit_again(work, Goal(size=1000), tmp_path / "a.gguf", options=OPTIONS)
+    with pytest.raises(RecipeError, match=r"--bpw 1: the smallest mix of these formats has \d.\d+ bits per weight"):
+        fit_again(work, Goal(bits_per_weight=1.0), tmp_path / "a.gguf", options=OPTIONS)
     with pytest.raises(RecipeError, match="the cache of 64 tokens takes"):
         fit_again(work, Goal(ram=20_000, context=64), tmp_path / "b.gguf", options=OPTIONS)
     with pytest.raises(

@@ -26,7 +26,7 @@ from lilliput.pipeline.repack import Move
 from lilliput.recipes.ledger import ledger_path, read_ledger
 
 # The package's own name for it is the function.
-fit_module = importlib.import_module("lilliput.fitting.fit")
+explore_module = importlib.import_module("lilliput.fitting.explore")
 FILES = ("m.gguf", "m.compressed-tensors", "m.onnx", "m.tflite")
 
 
@@ -149,8 +149,8 @@ def test_one_point_of_a_search_goes_into_four_containers(
 ) -> None:
     pytest.importorskip("torch")
     # Not what is under test: mixes measured along the frontier and at random.
-    monkeypatch.setattr(fit_module, "FRONTIER_POINTS", 2)
-    monkeypatch.setattr(fit_module, "RANDOM_CONFIGURATIONS", 2)
+    monkeypatch.setattr(explore_module, "FRONTIER_POINTS", 2)
+    monkeypatch.setattr(explore_module, "RANDOM_CONFIGURATIONS", 2)
     tiny = write_tiny_llama(tmp_path / "T", hidden=64, ffn=64, layers=1, heads=2, kv_heads=1, vocab=300, context=64)
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 15)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,53 @@ def test_speed_limits_hold_and_infeasible_ones_name_the_fastest() -> None:
     assert timed.seconds(picks) <= 45.0
     with pytest.raises(RecipeError, match="nothing here runs at"):
         timed.solve(Limits(problem.file_bytes(problem.largest), seconds=29.0))
+
+
+def with_loads(problem: Problem, factors: tuple[float, ...]) -> Problem:
+    """The same problem, its formats taking so many times their bytes in memory."""
+    choices = tuple(
+        replace(choice, loads=tuple(int(size * factor) for size, factor in zip(choice.sizes, factors, strict=True)))
+        for choice in problem.choices
+    )
+    return replace(problem, choices=choices)
+
+
+def test_memory_limits_hold_where_the_smallest_file_is_not_what_takes_least() -> None:
+    # The narrowest format is written out to twice its bytes, more than the one before it.
+    problem = with_loads(made_up()[0], (1.0, 1.0, 1.0, 1.0, 2.0))
+    most = (problem.memory_bytes(problem.lightest) + problem.memory_bytes(problem.largest)) // 2
+    limits = Limits(problem.file_bytes(problem.largest), memory_bytes=most)
+    picks = problem.solve(limits)
+    assert problem.memory_bytes(picks) <= most
+    assert 4 not in picks
+    full = problem.filled(problem.lightest, limits)
+    assert problem.memory_bytes(problem.lightest) < problem.memory_bytes(full) <= most
+    both = replace(limits, file_bytes=(problem.file_bytes(picks) + problem.file_bytes(problem.smallest)) // 2)
+    assert problem.is_within(problem.solve(both), both)
+    with pytest.raises(
+        RecipeError, match=f"the least with these formats is {problem.memory_bytes(problem.lightest):,}"
+    ):
+        problem.solve(replace(limits, memory_bytes=problem.memory_bytes(problem.lightest) - 1))
+
+
+def test_memory_and_speed_limits_hold_together() -> None:
+    problem = with_loads(made_up()[0], (1.0, 1.0, 1.0, 1.0, 2.0))
+    seconds = tuple((8.0, 6.0, 4.0, 3.0, 9.0) for _ in problem.choices)
+    timed = replace(problem, speed=SpeedTable(seconds))
+    most = (timed.memory_bytes(timed.lightest) + timed.memory_bytes(timed.largest)) // 2
+    limits = Limits(timed.file_bytes(timed.largest), seconds=45.0, memory_bytes=most)
+    assert timed.is_within(timed.solve(limits), limits)
+
+
+@pytest.mark.parametrize(("name", "most"), [("lilliput", 2.0), ("llama.cpp", 1.0)])
+def test_only_this_engine_is_taken_to_write_codebook_formats_out(name: str, most: float, tmp_path: Path) -> None:
+    source = open_model(write_tiny_llama(tmp_path / "model", ffn=256))
+    choices = choices_of(source, RUNTIMES[name], ("iq2_xxs", "q8_0"))
+    for choice in choices:
+        wide, narrow = ((choice.loads or choice.sizes)[place] / choice.sizes[place] for place in (0, 1))
+        assert wide == pytest.approx(1.0, abs=0.25)
+        assert narrow >= 1.0
+        assert (narrow > 1.1) == (most > 1.0)
 
 
 def test_a_larger_budget_never_has_a_higher_predicted_kl() -> None:

@@ -156,7 +156,7 @@ def _tell(result: object) -> None:
     if result.tokens_per_second is not None:
         tell(f"{result.tokens_per_second:.1f} tokens a second, measured")
     if result.ram_bytes is not None:
-        tell(f"{human_bytes(result.ram_bytes)} of file and KV cache")
+        tell(f"{human_bytes(result.ram_bytes)} of weights in memory and KV cache")
     tell(f"found by: {result.search}; predictions against measurements: R² {result.agreement.r_squared:.3f} "
          f"of {result.agreement.configurations} random configurations")  # fmt: skip
     tell(f"other sizes without searching again: lilliput fit --from {result.work} --size SIZE -o NAME.gguf")

@@ -106,7 +106,7 @@ StatisticsFile = Annotated[Path | None, typer.Option("--statistics", help="Stati
 ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="llama.cpp's imatrix.gguf (or legacy .dat).")]
 # Targets of a search.
 Size = Annotated[str | None, typer.Option("--size", help="Largest file, e.g. 6GB; GB is 10^9 bytes, GiB 2^30.")]
-Ram = Annotated[str | None, typer.Option("--ram", help="Largest file and KV cache together, e.g. 8GB.")]
+Ram = Annotated[str | None, typer.Option("--ram", help="Most memory for weights and KV cache together, e.g. 8GB.")]
 Context = Annotated[
     int | None,
     typer.Option("--context", min=1, help="Tokens of the KV cache for --ram; default: all that the model can see."),

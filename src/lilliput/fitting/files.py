@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `fit` does with files and folders: names that last, one run a folder, results renamed into place."""
+"""What `fit` does with files and folders: what tells them apart, one run a folder, results renamed into place."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import lilliput
 from lilliput import workflows
 from lilliput.errors import PublishError
+from lilliput.recipes.ledger import text_versions
 from lilliput.recipes.making import FINGERPRINT_KEY
 
 
@@ -33,6 +35,11 @@ def nbytes_of(path: Path) -> int:
 def digest(path: Path) -> str:
     """sha256 hex of a file's content; a name that is no file stands for itself ("builtin")."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else path.name
+
+
+def versions() -> str:
+    """Ours, and those of the packages that run the model on the text."""
+    return " ".join([lilliput.__version__, *(f"{name} {at}" for name, at in text_versions().items())])
 
 
 def absolute(path: str) -> str:

@@ -16,9 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
-import lilliput
 from lilliput import workflows
 from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.model_source import ModelSource
@@ -31,9 +28,16 @@ from lilliput.evaluation.chunks import Chunks
 from lilliput.evaluation.compare import evaluate
 from lilliput.evaluation.model_logits import EvaluationOptions, ModelLogits
 from lilliput.fitting.estimate import FitPlan, Search, estimate_fit, reachable
-from lilliput.fitting.files import absolute, digest, file_fingerprint, locked, move, nbytes_of
+from lilliput.fitting.explore import (
+    FRONTIER_POINTS,
+    RANDOM_CONFIGURATIONS,
+    SENSITIVITY_WINDOWS,
+    Exploration,
+    Explored,
+    Stages,
+)
+from lilliput.fitting.files import absolute, digest, file_fingerprint, locked, move, nbytes_of, versions
 from lilliput.fitting.request import (
-    COSTS,
     IDENTITY,
     RESULT,
     FitOptions,
@@ -44,16 +48,14 @@ from lilliput.fitting.request import (
     result_from_json,
 )
 from lilliput.fitting.texts import Texts, cut_texts
-from lilliput.formats import NumberFormat, get_format
+from lilliput.formats import NumberFormat
 from lilliput.models import BUILT_IN
-from lilliput.pipeline.work_folder import WorkFolder
-from lilliput.recipes.ledger import ledger_path, text_versions
+from lilliput.recipes.ledger import ledger_path
 from lilliput.recipes.machine import MachineSpeeds
 from lilliput.recipes.plan import PLAIN_FLOATS
 from lilliput.recipes.recipe import Method, Recipe, Rule, parse_method
 from lilliput.runtime.processors import default_threads
 from lilliput.runtime.session import checked_context
-from lilliput.search.candidates import CandidateOptions, Candidates, make_candidates
 from lilliput.search.choices import RUNTIMES, Choice, Picks, Runtime, choices_of, chosen_bytes, formats_by_tensor
 from lilliput.search.evolve import Refined, SearchOptions, evolve
 from lilliput.search.frontier import (
@@ -61,7 +63,6 @@ from lilliput.search.frontier import (
     Point,
     bits_per_weight,
     distinct,
-    frontier_sizes,
     pareto,
     picks_from,
     point,
@@ -70,32 +71,19 @@ from lilliput.search.frontier import (
     sensitivities,
     write_records,
 )
-from lilliput.search.measure import AssembledModel, MeasuredKl, Meter
+from lilliput.search.measure import MeasuredKl, Meter
 from lilliput.search.predict import (
-    Agreement,
-    CostTable,
-    agreement,
-    fitted_factors,
-    measured_costs,
     no_costs,
-    predicted_costs,
 )
 from lilliput.search.problem import Limits, Problem, cache_bytes, reasons
 from lilliput.search.reinforce import reinforce
-from lilliput.search.sensitivity import measure_sensitivity
-from lilliput.search.speed_costs import MemoryProbe, SpeedTable, decode_seconds, speed_table
+from lilliput.search.speed_costs import MemoryProbe, decode_seconds
 
-Stages = Callable[[str], AbstractContextManager[workflows.Progress]]
 SEARCHES = {"evolution": evolve, "agent": reinforce}
 SENSITIVITIES = ("gradient", "measured")
-# Windows of the backward pass; its averages are over thousands of tokens then.
-SENSITIVITY_WINDOWS = 16
 # Weights times tokens of one measurement, and the fewest windows of one: large models compare configurations on a part
 # of the selection text. The written file is measured on all of it.
 MEASURED_WORK, FEWEST_EXPLORED = 5e12, 8
-# Configurations measured along the frontier, and drawn at random to judge the predictions by.
-FRONTIER_POINTS = 12
-RANDOM_CONFIGURATIONS = 20
 # Where --max-kld aims inside [0.9 X, X], and how often it may try.
 AIM, LOWEST_SHARE, TRIES = 0.98, 0.9, 6
 HALVINGS = 10
@@ -206,17 +194,6 @@ def _earlier_options(request: Mapping[str, Json], options: FitOptions) -> FitOpt
 
 
 @dataclass(frozen=True, slots=True)
-class _Explored:
-    """What is known before anything is chosen. exact: with costs as predicted.  corrected: by what was measured."""
-
-    exact: Problem
-    corrected: Problem
-    meter: Meter
-    points: tuple[Point, ...]
-    agreement: Agreement
-
-
-@dataclass(frozen=True, slots=True)
 class _Made:
     """A quantized file on trial."""
 
@@ -318,7 +295,11 @@ class _Fitting:
         # Sizes are known from headers: a budget that nothing meets is refused before any work.
         self._limits(Problem(self.choices, no_costs(self.choices), self._overhead))
         self._claim_folder()
-        found = self._explore()
+        exploration = Exploration(
+            self.source, self.choices, self._overhead, self.texts.calibration, self.explored, self.method, self.options,
+            self.folder, self.memory_probe if self.goal.min_speed is not None else None, self.stages,
+        )  # fmt: skip
+        found = exploration.run()
         problem, meter = found.corrected, found.meter
         limits = self._limits(problem)
         earlier = read_points(self.folder, self.choices)
@@ -329,14 +310,14 @@ class _Fitting:
             refined = self._refine(problem, limits, start, meter)
             refined = replace(refined, picks=self._exactly_within(problem, limits, refined.picks))
             made = self._fast_enough(problem, limits, refined)
-        chosen = self._point(problem, made.picks, meter, "chosen")
+        chosen = point(problem, made.picks, meter.kl(made.picks), "chosen", self.source)
         self._write_frontier(found, distinct([*found.points, chosen, *earlier]))
         return self._publish(found, made, refined)
 
     def _claim_folder(self) -> None:
         """Write what the folder is about, or refuse one that is about something else. Raises RecipeError."""
         identity: dict[str, Json] = {
-            "version": _versions(),
+            "version": versions(),
             "model": self.source.fingerprint(),
             "text": [digest(path) for path in self.text],
             "selection": digest(self.options.selection) if self.options.selection else None,
@@ -364,63 +345,6 @@ class _Fitting:
             "revision": self.options.revision,
         }
         write_records(self.folder, IDENTITY, {"identity": identity, "request": request})
-
-    def _explore(self) -> _Explored:
-        """Candidates, their costs, and real KL along the frontier and at random configurations."""
-        with WorkFolder(self.folder / "candidates", _key(self.source, self.texts, self.method)) as store:
-            with self.stages("making candidates") as advance:
-                candidates = make_candidates(
-                    self.source, self.choices, self.texts.calibration, store,
-                    CandidateOptions(self.method, self.threads), advance,
-                )  # fmt: skip
-            meter = Meter(
-                self.source, self.choices, candidates, self.explored, self.folder / "measured.jsonl",
-                threads=self.options.threads,
-            )  # fmt: skip
-            costs = self._costs(candidates, meter)
-            speed = self._speed(candidates) if self.goal.min_speed is not None else None
-            problem = Problem(self.choices, costs, self._overhead, speed)
-            exact = [problem.solve(Limits(size)) for size in frontier_sizes(problem, FRONTIER_POINTS)]
-            drawn = _random_configurations(problem, RANDOM_CONFIGURATIONS)
-            with self.stages("measuring") as advance:
-                for place, picks in enumerate((*exact, *drawn)):
-                    meter.kl(picks)
-                    advance(place + 1, len(exact) + len(drawn))
-        quality = agreement([problem.predicted(picks) for picks in drawn], [meter.kl(picks).mean for picks in drawn])
-        points = [self._point(problem, picks, meter, "exact") for picks in dict.fromkeys(exact)]
-        points += [self._point(problem, picks, meter, "random") for picks in drawn]
-        # What was measured corrects the predictions: a factor a tensor, drawn towards a common one.
-        measured = {picks: meter.kl(picks).mean for picks in (*exact, *drawn)}
-        corrected = problem.with_costs(costs.scaled(fitted_factors(costs, measured).tolist()))
-        return _Explored(problem, corrected, meter, tuple(points), quality)
-
-    def _costs(self, candidates: Candidates, meter: Meter) -> CostTable:
-        """Predicted KL of every candidate; the backward pass is kept like all else."""
-        key: list[Json] = [self.options.sensitivity]
-        key += [[*choice.names, *(item.name for item in choice.formats)] for choice in self.choices]
-        known = read_records(self.folder, COSTS)
-        table = known.get("costs")
-        if known.get("choices") == key and isinstance(table, list):
-            return CostTable(tuple(tuple(cast("list[float]", row)) for row in table))
-        with self.stages("measuring sensitivity") as advance:
-            if self.options.sensitivity == "measured":
-                costs = measured_costs(self.choices, candidates, lambda picks: meter.kl(picks).mean)
-            else:
-                chunks = self.texts.calibration[:SENSITIVITY_WINDOWS]
-                found = measure_sensitivity(self.source, chunks, self.folder, threads=self.threads, progress=advance)
-                costs = predicted_costs(self.source, self.choices, candidates, found)
-        rows: list[Json] = [list[Json](row) for row in costs.by_choice]
-        write_records(self.folder, COSTS, {"choices": key, "costs": rows})
-        return costs
-
-    def _speed(self, candidates: Candidates) -> SpeedTable:
-        def seconds_of(formats: Mapping[str, str]) -> float:
-            tensors = {name: candidates.get(name, get_format(item)).tensor for name, item in formats.items()}
-            return decode_seconds(AssembledModel(self.source, tensors), self.memory_probe, self.threads)
-
-        known = self.folder / f"speed-{self.threads}.json"
-        with self.stages("measuring speed") as advance:
-            return speed_table(self.source, self.choices, seconds_of, known, progress=advance)
 
     @cached_property
     def _overhead(self) -> int:
@@ -452,10 +376,7 @@ class _Fitting:
             picks = problem.solve(left)
         return picks
 
-    def _point(self, problem: Problem, picks: Picks, meter: Meter, found_by: str) -> Point:
-        return point(problem, picks, meter.kl(picks), found_by, self.source)
-
-    def _write_frontier(self, found: _Explored, points: Sequence[Point]) -> None:
+    def _write_frontier(self, found: Explored, points: Sequence[Point]) -> None:
         write_records(
             self.folder, FRONTIER,
             {
@@ -468,33 +389,46 @@ class _Fitting:
 
     def _limits(self, problem: Problem) -> Limits:
         """The goal as bytes of the file and seconds of a token."""
-        goal, config = self.goal, self.source.config
+        goal, in_memory = self.goal, None
         sizes = [problem.file_bytes(problem.largest)]
         if goal.size is not None:
             sizes.append(goal.size)
         if goal.ram is not None:
-            context = checked_context(goal.context, config.context_length)
-            cache = cache_bytes(config, context, goal.kv_format)
-            left = goal.ram - cache
-            if left < problem.file_bytes(problem.smallest):
-                least = problem.file_bytes(problem.smallest) + cache
+            context, cache = self._cache
+            least = problem.memory_bytes(problem.lightest)
+            if goal.ram - cache < least:
                 smaller = " or --kv q8_0" if goal.kv_format in ("f16", "f32") else ""
                 raise RecipeError(
                     f"--ram {goal.ram:,} bytes: the cache of {context} tokens takes {cache:,} in {goal.kv_format} and "
-                    f"the smallest file {problem.file_bytes(problem.smallest):,}; ask for {least:,}, a shorter "
-                    f"--context{smaller}"
+                    f"the smallest weights {least:,}; ask for {least + cache:,}, a shorter --context{smaller}"
                 )
-            sizes.append(left)
+            in_memory = goal.ram - cache
+            if not any(choice.loads for choice in self.choices):
+                # The runtime maps the file: one budget, exact for folders too.
+                sizes.append(in_memory)
+                in_memory = None
         if goal.bits_per_weight is not None:
             headers, weights = self.source.headers.values(), _weights(self.source)
             chosen = {name for choice in self.choices for name in choice.names}
             vectors = sum(4 * h.rows * h.columns for h in headers if h.name not in chosen)
             sizes.append(int(goal.bits_per_weight * weights / 8) - vectors + problem.overhead)
-        limits = Limits(min(sizes), None if goal.min_speed is None else 1 / goal.min_speed)
+            if sizes[-1] < problem.file_bytes(problem.smallest):
+                narrowest = bits_per_weight(self.source, formats_by_tensor(self.choices, problem.smallest))
+                raise RecipeError(
+                    f"--bpw {goal.bits_per_weight:g}: the smallest mix of these formats has {narrowest:.3f} bits "
+                    "per weight; ask for more than that, or allow smaller formats with --formats"
+                )
+        limits = Limits(min(sizes), None if goal.min_speed is None else 1 / goal.min_speed, in_memory)
         problem.check(limits)
         return limits
 
-    def _best_known(self, explored: _Explored, limits: Limits, earlier: Sequence[Point]) -> Picks:
+    @cached_property
+    def _cache(self) -> tuple[int, int]:
+        """Tokens of the cache that --ram counts, and its bytes."""
+        context = checked_context(self.goal.context, self.source.config.context_length)
+        return context, cache_bytes(self.source.config, context, self.goal.kv_format)
+
+    def _best_known(self, explored: Explored, limits: Limits, earlier: Sequence[Point]) -> Picks:
         """The exact solution, with costs as predicted or as corrected, or a measured configuration that is better."""
         problem, meter = explored.corrected, explored.meter
         recorded = (picks_from(self.choices, item.formats) for item in (*explored.points, *earlier))
@@ -630,7 +564,7 @@ class _Fitting:
         kld = found.files[0].scores.kld.reshape(len(chunks), -1)
         return MeasuredKl(kld.sum(axis=1), chunks.scored_per_chunk)
 
-    def _publish(self, explored: _Explored, made: _Made, refined: Refined | None) -> FitResult:
+    def _publish(self, explored: Explored, made: _Made, refined: Refined | None) -> FitResult:
         """Measure on the held-out text, move file and ledger into place, write the record."""
         held_out = self._measure(made.path, self.texts.held_out, "measuring held-out text")
         speed = None
@@ -640,17 +574,15 @@ class _Fitting:
         about = {"request": self._request_key(), "fingerprint": file_fingerprint(made.path)}
         write_records(self.folder, RESULT, {**about})
         self._move(made.path)
-        size = nbytes_of(self.target)
-        config, goal = self.source.config, self.goal
-        ram = (
-            None
-            if goal.ram is None
-            else size + cache_bytes(config, checked_context(goal.context, config.context_length), goal.kv_format)
-        )
+        ram = None
+        if self.goal.ram is not None:
+            problem = explored.corrected
+            repacking = problem.memory_bytes(made.picks) - problem.file_bytes(made.picks)
+            ram = nbytes_of(self.target) + repacking + self._cache[1]
         shutil.rmtree(self.folder / "made", ignore_errors=True)
         result = FitResult(
             output=self.target,
-            bytes=size,
+            bytes=nbytes_of(self.target),
             bits_per_weight=made.bits_per_weight,
             predicted=explored.corrected.predicted(made.picks),
             selection=_interval(made.selection),
@@ -686,7 +618,7 @@ class _Fitting:
         chosen = replace(self.options, threads=None, work=None, force=False, selection=None, held_out=None)
         selection = self.texts.selection.token_ids.tobytes() + self.texts.held_out.token_ids.tobytes()
         content = [
-            _versions(), self.source.fingerprint(), [digest(path) for path in self.text],
+            versions(), self.source.fingerprint(), [digest(path) for path in self.text],
             hashlib.sha256(selection).hexdigest(), asdict(self.goal), asdict(chosen), self.method,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
@@ -716,21 +648,6 @@ def _solved(problem: Problem, limits: Limits) -> Picks | None:
         return None
 
 
-def _random_configurations(problem: Problem, count: int) -> list[Picks]:
-    """Configurations around random widths, every tensor within 1.6 bits of it where it can be."""
-    draw = np.random.default_rng(0)
-    found = []
-    for _ in range(count):
-        width = draw.uniform(2.3, 8.0)
-        picks = []
-        for choice in problem.choices:
-            distances = [abs(item.bits_per_weight - width) for item in choice.formats]
-            near = [place for place, distance in enumerate(distances) if distance < 1.6]
-            picks.append(int(draw.choice(near)) if near else int(np.argmin(distances)))
-        found.append(tuple(picks))
-    return found
-
-
 def _recipe(
     source: ModelSource, formats: Mapping[str, NumberFormat], why: Mapping[str, str], bits_per_weight: float
 ) -> Recipe:
@@ -745,18 +662,6 @@ def _recipe(
         rules.append(Rule(match=f"gguf:{header.name}", format=name, reason="no part of the search"))
     rest = Rule(match="*", format="f16", reason="no part of the search")
     return Recipe(name=f"FIT-{bits_per_weight:.2f}BPW", rules=(*rules, rest))
-
-
-def _key(source: ModelSource, texts: Texts, method: Method) -> str:
-    """Of everything that decides a candidate."""
-    calibration = hashlib.sha256(np.ascontiguousarray(texts.calibration).tobytes()).hexdigest()
-    content = [_versions(), source.fingerprint(), calibration, texts.calibration.shape, method]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _versions() -> str:
-    """Ours, and those of the packages that run the model on the text."""
-    return " ".join([lilliput.__version__, *(f"{name} {at}" for name, at in text_versions().items())])
 
 
 def _default_name(source: ModelSource, goal: Goal, options: FitOptions) -> Path:

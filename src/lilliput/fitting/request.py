@@ -24,7 +24,8 @@ IDENTITY, COSTS, RESULT = "identity.json", "costs.json", "result.json"
 class Goal:
     """What the model must stay within; at least one.
 
-    size: bytes of the file.  ram: bytes of file and KV cache at `context` in `kv_format`.
+    size: bytes of the file.  ram: bytes that the runtime keeps of the file, and of the
+    KV cache at `context` in `kv_format`.
     bits_per_weight: of tensors.
     max_kld: mean KL from the original on the selection text, nats.  min_speed: generated tokens a second, here.
     """
@@ -88,7 +89,7 @@ class FitResult:
 
     predicted: of the chosen configuration.  selection, held_out: measured; no part of the search saw the held-out text.
     agreement: of predictions with measurements.  search: which search, and its history of (evaluations, KL).
-    tokens_per_second: measured, where speed was asked for.  ram_bytes: file and KV cache, where that was asked for.
+    tokens_per_second: measured, where speed was asked for.  ram_bytes: as in `Goal`, where that was asked for.
     """
 
     output: Path

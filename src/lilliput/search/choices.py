@@ -6,7 +6,7 @@ A runtime loads some kinds of file, and of each some formats; bytes are those of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from lilliput.errors import FormatError, RecipeError
 from lilliput.formats import NumberFormat, get_format
 from lilliput.recipes.plan import PLAIN_FLOATS, VECTOR_ROLES
 from lilliput.records import Role, TensorHeader
+from lilliput.runtime.memory import bytes_in_memory
 
 # One format for each choice, by index into `Choice.formats`, in order of the choices.
 Picks = tuple[int, ...]
@@ -38,11 +39,13 @@ class Runtime:
     files: suffix of a container that it loads -> formats to choose among there, None means ggml's; the first is the
     default.
     uniform_groups: whether tensors that it fuses (q/k/v, gate/up) must have one format.
+    bytes_in_memory: (format, rows, columns) -> bytes of a matrix that it runs; None where it runs the file's own.
     """
 
     name: str
     files: Mapping[str, tuple[str, ...] | None]
     uniform_groups: bool = False
+    bytes_in_memory: Callable[[NumberFormat, int, int], int] | None = None
 
     def container(self, target: Path | None) -> Container:
         """What to write. Raises RecipeError for a file that it does not load."""
@@ -62,7 +65,7 @@ ONNX_FORMATS = (
 # bits; one scale for 32 or 128 weights. ONNX Runtime fuses nothing across formats.
 RUNTIMES = {
     "llama.cpp": Runtime("llama.cpp", {".gguf": None}),
-    "lilliput": Runtime("lilliput", {".gguf": None, ".safetensors": None}),
+    "lilliput": Runtime("lilliput", {".gguf": None, ".safetensors": None}, bytes_in_memory=bytes_in_memory),
     "vllm": Runtime(
         "vllm",
         {".compressed-tensors": ("bf16", "int8_channel", "int8_g32", "int4_g32", "int4_g128"), ".gguf": None},
@@ -77,11 +80,13 @@ class Choice:
     """Tensors that get one format together.
 
     formats: candidates, most bytes first.  sizes: file bytes of all its tensors in each, alignment included.
+    loads: what the runtime keeps in memory of them; () means as many bytes as the file has.
     """
 
     names: tuple[str, ...]
     formats: tuple[NumberFormat, ...]
     sizes: tuple[int, ...]
+    loads: tuple[int, ...] = ()
 
     def index(self, format_name: str) -> int:
         """Place of a format. Raises KeyError."""
@@ -113,7 +118,7 @@ def choices_of(
             fused = entry.runtime_group if runtime.uniform_groups else None
             groups.setdefault(fused or name, []).append(header)
     sizes = _Sizes(source, container)
-    return tuple(_choice(headers, names, sizes) for headers in groups.values())
+    return tuple(_choice(headers, names, sizes, runtime) for headers in groups.values())
 
 
 def is_chosen(header: TensorHeader, entry: TensorEntry) -> bool:
@@ -134,6 +139,11 @@ def candidate_formats(columns: int, names: Sequence[str] = ()) -> tuple[NumberFo
 def formats_by_tensor(choices: Sequence[Choice], picks: Picks) -> dict[str, NumberFormat]:
     """Tensor name -> chosen format."""
     return {name: choice.formats[pick] for choice, pick in zip(choices, picks, strict=True) for name in choice.names}
+
+
+def loaded_bytes(choices: Sequence[Choice], picks: Picks) -> int:
+    """Bytes in memory of all chosen tensors."""
+    return sum((choice.loads or choice.sizes)[pick] for choice, pick in zip(choices, picks, strict=True))
 
 
 def chosen_bytes(choices: Sequence[Choice], picks: Picks) -> int:
@@ -180,7 +190,7 @@ class _Sizes:
         }
 
 
-def _choice(headers: Sequence[TensorHeader], names: Sequence[str], sizes: _Sizes) -> Choice:
+def _choice(headers: Sequence[TensorHeader], names: Sequence[str], sizes: _Sizes, runtime: Runtime) -> Choice:
     fitting = [set(candidate_formats(header.columns, names)) for header in headers]
     shared = [item for item in candidate_formats(headers[0].columns, names) if all(item in found for found in fitting)]
     if not shared:
@@ -192,6 +202,12 @@ def _choice(headers: Sequence[TensorHeader], names: Sequence[str], sizes: _Sizes
         ((sum(sizes.of(header, item) for header in headers), item) for item in shared),
         key=lambda pair: (-pair[0], pair[1].name),
     )
+    loads: tuple[int, ...] = ()
+    if (load := runtime.bytes_in_memory) is not None:
+        loads = tuple(sum(load(item, header.rows, header.columns) for header in headers) for _, item in sized)
     return Choice(
-        tuple(header.name for header in headers), tuple(item for _, item in sized), tuple(size for size, _ in sized)
+        tuple(header.name for header in headers),
+        tuple(item for _, item in sized),
+        tuple(size for size, _ in sized),
+        loads,
     )
