@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 from typer.main import get_command
@@ -21,6 +22,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"lilliput {lilliput.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _before_any_command(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version.")
+    ] = False,
+) -> None:
+    return
+
+
 app.command("plan")(plan.command)
 app.command("calibrate")(calibrate.command)
 app.command("quantize")(quantize.command)
@@ -41,9 +59,6 @@ USAGE = 2
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. 0 done, 1 a failure with one clear line on stderr, 2 wrong usage, 130 Ctrl-C."""
     words = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if words == ["--version"]:
-        print(f"lilliput {lilliput.__version__}")
-        return 0
     try:
         code = get_command(app).main(words, prog_name="lilliput", standalone_mode=False)
     except KeyboardInterrupt:

@@ -15,12 +15,14 @@ from lilliput.cli.output import human_bytes, print_json, print_table, progress
 def command(
     file: Annotated[str, typer.Argument(help="Model to run.")],
     threads: Annotated[str, typer.Option("--threads", help="Comma list, e.g. 1,2; default all cores.")] = "",
-    prefill: Annotated[int, typer.Option("--prefill", min=0, help="Prompt tokens; 0 skips.")] = 512,
-    decode: Annotated[int, typer.Option("--decode", min=0, help="Generated tokens; 0 skips.")] = 128,
+    prefill: Annotated[int, typer.Option("--prefill", metavar="<number>", min=0, help="Prompt tokens; 0 skips.")] = 512,
+    decode: Annotated[
+        int, typer.Option("--decode", metavar="<number>", min=0, help="Generated tokens; 0 skips.")
+    ] = 128,
     batch: Annotated[
         str, typer.Option("--batch", help="Tokens of one pass when decoding, comma list, as when guesses are verified.")
     ] = "1",
-    depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens already in the cache.")] = 0,
+    depth: Annotated[int, typer.Option("--depth", metavar="<number>", min=0, help="Tokens already in the cache.")] = 0,
     kv: options.KvCache = "f16",
     repack: options.Repack = True,
     instruction_set: Annotated[
@@ -29,13 +31,14 @@ def command(
             "--instruction-set", help="Kernels to run: scalar, avx2, avx512_vnni, neon_dotprod; default the best."
         ),
     ] = "",
-    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 5,
+    repeat: Annotated[int, typer.Option("--repeat", metavar="<number>", min=1, help="Timed repetitions.")] = 5,
     json: options.Json = False,
 ) -> None:
-    """Measure prefill and decode, one process per row: medians, spread, share of what the machine allows.
+    """Measure prefill and decode, one process per row.
 
-    The limit is the int8 peak of its vector units, or for few tokens a pass the time to read weights and cache, both
-    probed in the same process. Ready and first token count from the start of the process.
+    Medians, their spread, and their share of what the machine allows: the int8 peak of its vector units, or for few
+    tokens a pass the time to read weights and cache, both probed in the same process. Ready and first token count from
+    the start of the process.
     """
     from lilliput import workflows
     from lilliput.errors import RuntimeModelError

@@ -16,12 +16,14 @@ def command(
     model: options.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="STATS.safetensors, or imatrix.gguf for llama.cpp.")],
     text: options.Text = None,
-    context: Annotated[int, typer.Option("--context", min=16, help="Tokens per chunk.")] = 512,
+    context: Annotated[int, typer.Option("--context", metavar="<number>", min=16, help="Tokens per chunk.")] = 512,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Stop after this many tokens; default: all.")
+        int | None,
+        typer.Option("--tokens", metavar="<number>", min=1, help="Stop after this many tokens; default: all."),
     ] = None,
     merge: Annotated[
-        list[Path] | None, typer.Option("--merge", help="Add the sums of earlier statistics; repeatable.")
+        list[Path] | None,
+        typer.Option("--merge", metavar="<path>", help="Add the sums of earlier statistics; repeatable."),
     ] = None,
     outputs: Annotated[
         bool, typer.Option("--outputs", help="Also ranges of what every operation gives, for files of integers alone.")

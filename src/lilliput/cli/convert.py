@@ -46,7 +46,10 @@ def command(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Move a quantized model into other containers, without rounding wherever the number formats agree."""
+    """Move a quantized model into other containers.
+
+    Codes and scales stay what they are wherever the number formats agree; where they do not, it says what is lost.
+    """
     from lilliput import workflows
     from lilliput.cli.outputs import tell_outputs
     from lilliput.containers.container import Split

@@ -19,10 +19,11 @@ def command(
         Path, typer.Option("--text", help="Text, JSONL or gzip, never the calibration text; 'builtin' for ours.")
     ],
     context: Annotated[
-        int, typer.Option("--context", min=16, help="Tokens per chunk; the second half is scored.")
+        int, typer.Option("--context", metavar="<number>", min=16, help="Tokens per chunk; the second half is scored.")
     ] = 512,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Use at most this many tokens of text; default: all.")
+        int | None,
+        typer.Option("--tokens", metavar="<number>", min=1, help="Use at most this many tokens of text; default: all."),
     ] = None,
     activations: Annotated[
         str,

@@ -28,7 +28,7 @@ SEARCHED = (
 Outputs = Annotated[
     list[Path] | None,
     typer.Option(
-        "--output", "-o",
+        "--output", "-o", metavar="<path>",
         help="What --for loads, such as a .gguf file; default: named here. Repeatable: the same codes in each.",
     ),
 ]  # fmt: skip
@@ -58,7 +58,9 @@ def command(
         str, typer.Option("--sensitivity", help="gradient (one backward pass) or measured (each tensor alone).")
     ] = "gradient",
     search: Annotated[str, typer.Option("--search", help="evolution, agent or none: refine by real KL.")] = "none",
-    evaluations: Annotated[int, typer.Option("--evaluations", min=0, help="Mixes that --search may measure.")] = 60,
+    evaluations: Annotated[
+        int, typer.Option("--evaluations", metavar="<number>", min=0, help="Mixes that --search may measure.")
+    ] = 60,
     seed: Annotated[int, typer.Option("--seed", help="Of --search.")] = 0,
     effort: options.Effort = None,
     method: options.Method = None,
@@ -72,7 +74,10 @@ def command(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Find the best mix of formats within a budget by measuring, and quantize with it."""
+    """Find the best mix of formats within a budget by measuring.
+
+    Then quantize with it, and measure what was written on text that the search has not seen.
+    """
     from lilliput import fitting
     from lilliput.errors import RecipeError
 

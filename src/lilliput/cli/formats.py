@@ -8,7 +8,10 @@ from lilliput.cli.output import print_json, print_table, tell
 
 
 def command(json: options.Json = False) -> None:
-    """List presets, number formats, and endings of outputs: the names that options take."""
+    """List presets, number formats and endings of outputs.
+
+    They are the names that options take.
+    """
     from lilliput.containers import CONTAINERS, FOLDERS
     from lilliput.formats import FORMATS
     from lilliput.recipes.recipe import find_recipe, preset_names

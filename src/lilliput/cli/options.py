@@ -33,7 +33,7 @@ Output = Annotated[
 Outputs = Annotated[
     list[Path] | None,
     typer.Option(
-        "--output", "-o",
+        "--output", "-o", metavar="<path>",
         help="The ending decides the container: .gguf, .safetensors, .tflite, or a folder for other runtimes "
         "(.compressed-tensors, .w8a8, .gptq, .awq, .bitsandbytes, .onnx …: docs/containers.md). Repeatable: "
         "the same codes in every file. Default: <Model>-<QUANT>.gguf here.",
@@ -41,11 +41,16 @@ Outputs = Annotated[
 ]  # fmt: skip
 Text = Annotated[
     list[Path] | None,
-    typer.Option("--text", help="Text, JSONL or chat file to calibrate on (gzip too); repeatable; 'builtin' for ours."),
+    typer.Option(
+        "--text",
+        metavar="<path>",
+        help="Text, JSONL or chat file to calibrate on (gzip too); repeatable; 'builtin' for ours.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads; default LILLIPUT_THREADS or all cores.")
+    int | None,
+    typer.Option("--threads", metavar="<number>", min=1, help="Threads; default LILLIPUT_THREADS or all cores."),
 ]
 KvCache = Annotated[
     str,
@@ -71,7 +76,9 @@ Method = Annotated[str | None, typer.Option("--method", help="One method by name
 Transforms = Annotated[
     list[str] | None,
     typer.Option(
-        "--transform", help="Rewrite the float model first, e.g. awq_scaling or smooth_quant:0.5; repeatable, in order."
+        "--transform",
+        metavar="<name>",
+        help="Rewrite the float model first, e.g. awq_scaling or smooth_quant:0.5; repeatable, in order.",
     ),
 ]
 StaticActivations = Annotated[
@@ -85,7 +92,10 @@ StaticActivations = Annotated[
 Tokens = Annotated[
     int | None,
     typer.Option(
-        "--tokens", min=1, help="Use at most this many tokens of the text; default: 65536, or all with --effort fast."
+        "--tokens",
+        metavar="<number>",
+        min=1,
+        help="Use at most this many tokens of the text; default: 65536, or all with --effort fast.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Where the model runs while calibrating, e.g. cuda.")]
@@ -109,7 +119,12 @@ Size = Annotated[str | None, typer.Option("--size", help="Largest file, e.g. 6GB
 Ram = Annotated[str | None, typer.Option("--ram", help="Most memory for weights and KV cache together, e.g. 8GB.")]
 Context = Annotated[
     int | None,
-    typer.Option("--context", min=1, help="Tokens of the KV cache for --ram; default: all that the model can see."),
+    typer.Option(
+        "--context",
+        metavar="<number>",
+        min=1,
+        help="Tokens of the KV cache for --ram; default: all that the model can see.",
+    ),
 ]
 Bpw = Annotated[float | None, typer.Option("--bpw", help="Most bits per weight, all tensors.")]
 MaxKld = Annotated[float | None, typer.Option("--max-kld", help="Most KL from the original, nats a token.")]

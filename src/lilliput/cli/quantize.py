@@ -36,7 +36,10 @@ def command(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Quantize a model into a file, verified and published atomically; or, with several -o, into several."""
+    """Quantize a model into a file, or with several -o into several.
+
+    What is written is reopened, compared and only then renamed into place.
+    """
     from lilliput import workflows
     from lilliput.cli.outputs import tell_outputs
     from lilliput.containers.container import Split

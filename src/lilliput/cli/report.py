@@ -28,9 +28,11 @@ def command(
         str | None, typer.Option("--prompt", help="What both models continue; default: out of the text.")
     ] = None,
     context: Annotated[
-        int, typer.Option("--context", min=16, help="Tokens per chunk; the second half is scored.")
+        int, typer.Option("--context", metavar="<number>", min=16, help="Tokens per chunk; the second half is scored.")
     ] = 512,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Use at most this many tokens of text.")] = 16_384,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="<number>", min=1, help="Use at most this many tokens of text.")
+    ] = 16_384,
     activations: Annotated[
         str,
         typer.Option(
@@ -43,7 +45,10 @@ def command(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Show what quantized files cost: sizes, KL with intervals, tensors, weights, and the text where they differ."""
+    """Show what quantized files cost, on a page and a model card.
+
+    Sizes, KL with intervals, tensors, weights, and the text where they differ.
+    """
     from lilliput import reporting
     from lilliput.errors import PublishError
     from lilliput.evaluation.model_logits import EvaluationOptions

@@ -29,20 +29,35 @@ def command(
     call: typer.Context,
     file: Annotated[str, typer.Argument(help="Model to run: GGUF, lilliput safetensors or Hugging Face folder.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; may be empty.")] = "",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Most tokens to generate.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0 turns it off.")] = 40,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="1 turns it off.")] = 0.95,
-    min_p: Annotated[float, typer.Option("--min-p", min=0.0, max=1.0, help="0 turns it off.")] = 0.05,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", min=0.0, help="1 turns it off.")] = 1.0,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", metavar="<number>", min=0, help="Most tokens to generate.")
+    ] = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="<number>", min=0.0, help="0 is greedy.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="<number>", min=0, help="0 turns it off.")] = 40,
+    top_p: Annotated[
+        float, typer.Option("--top-p", metavar="<number>", min=0.0, max=1.0, help="1 turns it off.")
+    ] = 0.95,
+    min_p: Annotated[
+        float, typer.Option("--min-p", metavar="<number>", min=0.0, max=1.0, help="0 turns it off.")
+    ] = 0.05,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", metavar="<number>", min=0.0, help="1 turns it off.")
+    ] = 1.0,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Same seed, same text; default: drawn and printed.")
     ] = None,
-    beams: Annotated[int, typer.Option("--beams", min=1, help="Of an encoder-decoder's answers; 1 is greedy.")] = 1,
+    beams: Annotated[
+        int, typer.Option("--beams", metavar="<number>", min=1, help="Of an encoder-decoder's answers; 1 is greedy.")
+    ] = 1,
     guesses: Annotated[
         int,
         typer.Option(
-            "--guesses", min=0, help="Most tokens guessed and verified in one pass; same text, faster; 0 turns it off."
+            "--guesses",
+            metavar="<number>",
+            min=0,
+            help="Most tokens guessed and verified in one pass; same text, faster; 0 turns it off.",
         ),
     ] = 0,
     draft: Annotated[
@@ -53,7 +68,8 @@ def command(
         ),
     ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", min=1, help="Tokens of KV cache; default: prompt and answer.")
+        int | None,
+        typer.Option("--context", metavar="<number>", min=1, help="Tokens of KV cache; default: prompt and answer."),
     ] = None,
     kv: options.KvCache = "f16",
     repack: options.Repack = True,
