@@ -97,7 +97,7 @@ def test_repacked_weights_give_what_weights_as_they_are_stored_give(instruction_
 def test_what_repacking_takes_is_told_from_headers(instruction_set, format_name):
     source = tiny_llama(format_name)
     session = open_session(source, instruction_set=instruction_set)
-    matrices = [header for name, header in source.headers.items() if len(header.shape) == 2 and "embd" not in name]
+    matrices = [item for name, item in source.tensors.items() if len(item.shape) == 2 and "embd" not in name]
     told = [_native.repacked_bytes(item.format.name, item.rows, item.columns, instruction_set) for item in matrices]
     assert session.repacked_bytes == sum(told)
 

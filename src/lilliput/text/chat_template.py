@@ -56,7 +56,7 @@ def apply_chat_template(
         "messages": [_with_reasoning(message) for message in messages],
         "tools": [dict(tool) for tool in tools] if tools is not None else None,
         "documents": None,
-        **_special_tokens(vocabulary),
+        **vocabulary.special_tokens(),
         **(variables or {}),
         "add_generation_prompt": add_generation_prompt,
     }
@@ -90,20 +90,6 @@ def _clear_errors() -> Iterator[None]:
         raise TokenizerError(f"the chat template went past its limits and was stopped: {error}") from error
     except Exception as error:
         raise TokenizerError(f"the chat template failed: {type(error).__name__}: {error}") from error
-
-
-def _special_tokens(vocabulary: Vocabulary) -> dict[str, Json]:
-    """`bos_token` and so on, for the tokens that the model has."""
-    ids = {
-        "bos_token": vocabulary.bos_token_id,
-        "eos_token": vocabulary.eos_token_id,
-        "unk_token": vocabulary.unknown_token_id,
-        "pad_token": vocabulary.padding_token_id,
-        "sep_token": vocabulary.separator_token_id,
-        "cls_token": vocabulary.cls_token_id,
-        "mask_token": vocabulary.mask_token_id,
-    }
-    return {name: vocabulary.tokens[token_id] for name, token_id in ids.items() if token_id is not None}
 
 
 def _with_reasoning(message: Message) -> dict[str, Json]:

@@ -131,17 +131,8 @@ def _template(vocabulary: Vocabulary) -> processors.TemplateProcessing:
 
 def _config(vocabulary: Vocabulary) -> dict[str, Json]:
     """tokenizer_config.json."""
-    roles = {
-        "bos_token": vocabulary.bos_token_id,
-        "eos_token": vocabulary.eos_token_id,
-        "unk_token": vocabulary.unknown_token_id,
-        "pad_token": vocabulary.padding_token_id,
-        "sep_token": vocabulary.separator_token_id,
-        "cls_token": vocabulary.cls_token_id,
-        "mask_token": vocabulary.mask_token_id,
-    }
     config: dict[str, Json] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {role: vocabulary.tokens[index] for role, index in roles.items() if index is not None}
+    config |= vocabulary.special_tokens()
     if vocabulary.chat_template is not None:
         config["chat_template"] = vocabulary.chat_template
     return config

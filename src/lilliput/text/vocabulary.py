@@ -74,6 +74,19 @@ class Vocabulary:
     rstrip_ids: tuple[int, ...] = ()
     charsmap: str = ""
 
+    def special_tokens(self) -> dict[str, str]:
+        """`bos_token` and so on, as transformers and chat templates call them, of the tokens that the model has."""
+        ids = {
+            "bos_token": self.bos_token_id,
+            "eos_token": self.eos_token_id,
+            "unk_token": self.unknown_token_id,
+            "pad_token": self.padding_token_id,
+            "sep_token": self.separator_token_id,
+            "cls_token": self.cls_token_id,
+            "mask_token": self.mask_token_id,
+        }
+        return {name: self.tokens[token_id] for name, token_id in ids.items() if token_id is not None}
+
 
 def token_bytes(text: str) -> bytes:
     """UTF-8 of a token's text; bytes that are none stand in it as lone surrogates U+DC80 to U+DCFF."""
