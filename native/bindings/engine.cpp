@@ -448,8 +448,7 @@ void bind_engine(nb::module_& module) {
             formats::format_by_name(name), kernels::isa_by_name(instruction_set));
         if (kernel == nullptr) return std::int64_t{0};
         return kernels::round_up(rows, kernels::kMostLanes) *
-                   kernel->interleaved_row_bytes(columns) +
-               static_cast<std::int64_t>(kernels::kInterleavedMargin);
+               kernel->interleaved_row_bytes(columns);
       },
       "name"_a, "rows"_a, "columns"_a, "instruction_set"_a = "",
       "Bytes that the engine lays a matrix out in; 0 for a format that runs as it is stored.");

@@ -99,7 +99,8 @@ def test_what_repacking_takes_is_told_from_headers(instruction_set, format_name)
     session = open_session(source, instruction_set=instruction_set)
     matrices = [item for name, item in source.tensors.items() if len(item.shape) == 2 and "embd" not in name]
     told = [_native.repacked_bytes(item.format.name, item.rows, item.columns, instruction_set) for item in matrices]
-    assert session.repacked_bytes == sum(told)
+    # Past the last of them, 8 KiB that may be read.
+    assert session.repacked_bytes == sum(told) + (8192 if sum(told) else 0)
 
 
 def test_exact_inputs_leave_weights_as_they_are_stored():
