@@ -13,7 +13,7 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/pytest tests/unit tests/conformance tests/properties tests/golden -m "not external and not slow" -n 2
 test-external: $(STAMP)
-	$(BIN)/pytest tests/external -m external $(ARGS)
+	$(BIN)/pytest tests/external $(ARGS)
 check: $(STAMP)
 	$(BIN)/python tools/check.py
 fix: $(STAMP)

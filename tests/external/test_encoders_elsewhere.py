@@ -16,7 +16,6 @@ from lilliput.runtime.encoder_session import EncoderSession
 from lilliput.runtime.session import EngineOptions
 from lilliput.text.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.external
 TEXT = "The quick brown fox jumps over the lazy dog"
 
 
@@ -47,6 +46,7 @@ def embedded(tool: Path, file: Path) -> np.ndarray:
     raise AssertionError(done.stdout)
 
 
+@pytest.mark.external
 @pytest.mark.parametrize(("kind", "bound"), [("F32", 0.9999), ("Q8_0", 0.999)])
 def test_llama_embedding_gives_our_vector(llama_cpp: Path, bert: Path, tmp_path: Path, kind: str, bound: float) -> None:
     tool = llama_cpp / "llama-embedding"

@@ -105,7 +105,7 @@ def test_logits_are_those_of_our_decoded_weights(
         f"{suffix[1:]} {kind}: {difference:.5f} from our decoded weights, bound {bound:.5f}; the floats are "
         f"{to_float:.5f} away"
     )
-    assert difference < bound < 0.1 * to_float
+    assert difference < bound < 0.2 * to_float
 
 
 def test_layers_left_in_floats_stay_floats(tiny: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_other_families_compute_what_our_weights_say(kind: str, tmp_path: Path) 
     print(
         f"gptq {kind}: {difference:.5f} from our decoded weights, bound {bound:.5f}; the floats are {to_float:.5f} away"
     )
-    assert difference < bound < 0.1 * to_float
+    assert difference < bound < 0.2 * to_float
 
 
 def test_experts_run_in_its_own_loader(tmp_path: Path) -> None:

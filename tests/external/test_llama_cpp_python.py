@@ -22,7 +22,11 @@ pytestmark = pytest.mark.external
 SMALLEST_MARGIN = 0.05
 TOKENS = 96
 NOT_QUANTIZED = ("f32", "f16", "f64", "i8", "i16", "i32", "i64")
-ENCODED = [item.name.upper() for item in FORMATS.values() if Gguf().holds(item) and item.name not in NOT_QUANTIZED]
+ENCODED = [
+    item.name.upper()
+    for item in FORMATS.values()
+    if Gguf().holds(item) and item.can_encode and item.name not in NOT_QUANTIZED
+]
 OPTIONS = EngineOptions(activations="f32", kv_format="f32", context=TOKENS)
 
 

@@ -23,8 +23,10 @@ from lilliput.recipes.recipe import parse_recipe
 
 if TYPE_CHECKING:
     import torch
+    from _pytest.mark import ParameterSet
 
-pytestmark = [pytest.mark.external, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
+external = pytest.mark.external
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 
@@ -45,6 +47,11 @@ rules:
 OF_MIXED = {
     "self_attn.o_proj": None, "self_attn": "int8_channel", "down_proj": "fp8_e4m3_channel", "mlp": "int4_g128"
 }  # fmt: skip
+
+
+def few_quick(*names: str) -> list[ParameterSet]:
+    """The first of these formats in every run of the tests, the others beside other projects' code alone."""
+    return [pytest.param(names[0]), *(pytest.param(name, marks=external) for name in names[1:])]
 
 
 def rounded(weight: FloatArray, name: str) -> FloatArray:
@@ -98,7 +105,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "m")
 
 
-@pytest.mark.parametrize("name", [*FORMATS, "fp8_e4m3_channel", "fp8_e4m3_tensor"])
+@pytest.mark.parametrize("name", few_quick(*FORMATS, "fp8_e4m3_channel", "fp8_e4m3_tensor"))
 def test_logits_are_exactly_those_of_our_decoded_weights(name: str, tiny: Path, tmp_path: Path) -> None:
     made = written(tiny, name, tmp_path)
     expected = logits(reference(tiny, {"": name}), 384)
@@ -107,14 +114,14 @@ def test_logits_are_exactly_those_of_our_decoded_weights(name: str, tiny: Path, 
         assert np.abs(logits(theirs(made, **options), 384) - expected).max() == 0.0
 
 
-@pytest.mark.parametrize("name", ["int4_g128_asym", "int3_g64_asym", "int8_channel_asym"])
+@pytest.mark.parametrize("name", few_quick("int4_g128_asym", "int3_g64_asym", "int8_channel_asym"))
 def test_zero_points_are_exact_where_transformers_dequantizes(name: str, tiny: Path, tmp_path: Path) -> None:
     # Without dequantize=True, transformers 5.23 expects zero points unpacked and refuses every such checkpoint.
     found = logits(theirs(written(tiny, name, tmp_path), **dequantizing()), 384)
     assert np.abs(found - logits(reference(tiny, {"": name}), 384)).max() == 0.0
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "fp8_e4m3_block128"])
+@pytest.mark.parametrize("name", few_quick("mxfp4", "nvfp4", "fp8_e4m3_block128"))
 def test_small_floats_are_those_of_our_decoded_weights(name: str, tiny: Path, tmp_path: Path) -> None:
     made = written(tiny, name, tmp_path)
     expected = logits(reference(tiny, {"": name}), 384)
@@ -123,6 +130,7 @@ def test_small_floats_are_those_of_our_decoded_weights(name: str, tiny: Path, tm
     assert difference == 0.0
 
 
+@external
 @pytest.mark.parametrize("name", ["int4_g128_asym", "mxfp4", "nvfp4"])
 def test_what_the_table_says_is_refused_is_refused(name: str, tiny: Path, tmp_path: Path) -> None:
     made = written(tiny, name, tmp_path)
@@ -148,7 +156,7 @@ def rounding_inputs(model: torch.nn.Module, *, is_float: bool) -> torch.nn.Modul
     return model
 
 
-@pytest.mark.parametrize("name", ["int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor"])
+@pytest.mark.parametrize("name", few_quick("int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor"))
 def test_inputs_in_eight_bits_are_rounded_as_described(name: str, tiny: Path, tmp_path: Path) -> None:
     target = tmp_path / "made.w8a8"
     workflows.quantize(tiny, name, target, options=workflows.QuantizeOptions(method="round_to_nearest"))
@@ -159,6 +167,7 @@ def test_inputs_in_eight_bits_are_rounded_as_described(name: str, tiny: Path, tm
     assert difference < 0.02 * away
 
 
+@external
 @pytest.mark.parametrize("name", ["int8_channel", "fp8_e4m3_channel", "fp8_e4m3_tensor"])
 def test_static_inputs_are_rounded_to_the_range_that_was_measured(name: str, tiny: Path, tmp_path: Path) -> None:
     import torch
@@ -220,6 +229,7 @@ def test_a_tied_model_in_shards_keeps_its_head(tmp_path: Path) -> None:
     assert np.abs(found - logits(reference(source, {"": "int4_g128"}), 384)).max() == 0.0
 
 
+@external
 @pytest.mark.parametrize("name", ["int4_g128", "int8_channel"])
 def test_gulliver_speaks_as_our_decoded_weights_do(name: str, tmp_path: Path) -> None:
     made = written("gulliver", name, tmp_path)

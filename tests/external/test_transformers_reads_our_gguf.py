@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""transformers' own reader of GGUF takes our files; quick enough for every run of the tests."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,8 +12,6 @@ from lilliput.checkpoints.huggingface import HuggingFaceModel
 from lilliput.containers.container import Contents
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.publish import publish
-
-pytestmark = pytest.mark.external
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -40,8 +40,12 @@ class Constants:
             content = path.read_bytes()
         except OSError as failure:
             raise ContainerError(f"{path}: cannot be read: {failure.strerror or failure}") from failure
-        with damage_named(path):
-            self.graph: Graph = read_graph(content)
+        try:
+            with damage_named(path):
+                self.graph: Graph = read_graph(content)
+        except ContainerError as failure:
+            said = str(failure).removeprefix(f"{path.name}: ")
+            raise ContainerError(f"{path.name}: {said}; download it again") from failure
         self._files: dict[str, MappedFile] = {}
 
     def find(self, name: str) -> Initializer:
