@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One command writes GGUF, compressed-tensors, ONNX and LiteRT of one quantized model; the owners of each run it.
 
+The model is what `quantize` makes of one format, and the point that `fit` chooses of several within a size.
+
 Which runtimes are there depends on the environment that runs these tests; each test skips where its own is missing.
 """
 
@@ -24,14 +26,27 @@ from lilliput.text.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.external, pytest.mark.filterwarnings("ignore")]
 TOKENS, SEQUENCE = 96, 128
-FILES = ("m.gguf", "m.compressed-tensors", "m.onnx", "m.tflite")
+# A search writes the first and moves it into the others.
+FILES = ("m.compressed-tensors", "m.gguf", "m.onnx", "m.tflite")
+COMMANDS = {
+    "quantize": ("quantize", "gulliver", "--to", "int8_channel_narrow"),
+    "fit": (
+        *("fit", "gulliver", "--for", "vllm", "--size", "8.6MB", "--tokens", "2048"),
+        *("--formats", "INT4_CHANNEL,INT5_CHANNEL,INT6_CHANNEL,INT7_CHANNEL"),
+        *("--text", str(gulliver() / "sample.txt")),
+    ),
+}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
+@pytest.fixture(scope="module", params=list(COMMANDS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
     outputs = [word for file in FILES for word in ("-o", str(folder / file))]
-    assert main(["quantize", "gulliver", "--to", "int8_channel_narrow", *outputs]) == 0
+    assert main([*COMMANDS[request.param], *outputs]) == 0
+    if request.param == "fit":
+        # A mix, and the same one everywhere.
+        formats = {header.format.name for header in open_model(folder / FILES[0]).headers.values()}
+        assert len(formats & {"int4_channel", "int5_channel", "int6_channel", "int7_channel"}) > 1
     return folder
 
 
