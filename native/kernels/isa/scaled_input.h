@@ -30,7 +30,7 @@ struct ScaledGrid {
 };
 
 // Of weights as they are stored, up to kFewTokens are prepared and multiplied as for formats with
-// float scales: row by row is the best stream of memory. Interleaved rows take tiles of 1, 2 and 4
+// float scales: row by row is the best stream of memory. Interleaved rows take tiles of 1, 2, 4 and 6
 // tokens. Up to kMostFewScaled, codes lie as they are unpacked; for more, where registers are enough
 // for it, those of two groups side by side, or multiplied by their scales.
 inline constexpr std::int64_t kMostFewScaled = kLanes == 16 ? 16 : 8;
@@ -55,6 +55,10 @@ auto with_tile(std::int64_t tokens, Body body) {
   if (tokens == 1) return body.template operator()<1>();
   if (tokens == 2) return body.template operator()<2>();
   if (tokens <= 4) return body.template operator()<4>();
+  // Whichever leaves less of the last tile empty.
+  if constexpr (kScaledTile == 8) {
+    if (tokens <= 6 || (tokens > 8 && tokens <= 12)) return body.template operator()<6>();
+  }
   return body.template operator()<kScaledTile>();
 }
 

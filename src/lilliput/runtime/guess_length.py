@@ -10,7 +10,7 @@ from __future__ import annotations
 
 # Of passes over 1, 2, 3 ... tokens beside one over a single token, between those of a 1B shape and a widened Gulliver
 # (Q4_K_M, two threads, Zen 4, 2026-11-22): up to four tokens share a reading of the weights, more wait for arithmetic.
-COST_OF_TOKENS = (1.0, 1.05, 1.2, 1.4, *[2.2] * 4, *[4.1] * 8)
+COST_OF_TOKENS = (1.0, 1.05, 1.2, 1.2, 1.4, 1.4, 1.8, 1.8, *[2.4] * 4, *[3.0] * 4)
 MOST_GUESSES = len(COST_OF_TOKENS) - 1
 # Older guesses count less by this factor with every pass.
 MEMORY = 0.9
