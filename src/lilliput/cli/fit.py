@@ -33,6 +33,8 @@ Outputs = Annotated[
     ),
 ]  # fmt: skip
 
+Work = Annotated[Path | None, typer.Option("--work", help="Folder that keeps the search; default OUTPUT.fit.")]
+
 
 def command(
     call: typer.Context,
@@ -65,9 +67,7 @@ def command(
     effort: options.Effort = None,
     method: options.Method = None,
     tokens: options.Tokens = None,
-    work: Annotated[
-        Path | None, typer.Option("--work", help="Folder that keeps the search; default OUTPUT.fit.")
-    ] = None,
+    work: Work = None,
     from_: Annotated[Path | None, typer.Option("--from", help="Work folder of a search: another point of it.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,

@@ -24,6 +24,27 @@ DRAFT_GUESSES = 7
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "guesses", "draft")
 ANSWERING = ("beams",)
 
+Guesses = Annotated[
+    int,
+    typer.Option(
+        "--guesses",
+        metavar="<number>",
+        min=0,
+        help="Most tokens guessed and verified in one pass; same text, faster; 0 turns it off.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="A smaller file of the same vocabulary that guesses, 7 tokens a pass at most or --guesses.",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", metavar="<number>", min=1, help="Tokens of KV cache; default: prompt and answer."),
+]
+
 
 def command(
     call: typer.Context,
@@ -51,26 +72,9 @@ def command(
     beams: Annotated[
         int, typer.Option("--beams", metavar="<number>", min=1, help="Of an encoder-decoder's answers; 1 is greedy.")
     ] = 1,
-    guesses: Annotated[
-        int,
-        typer.Option(
-            "--guesses",
-            metavar="<number>",
-            min=0,
-            help="Most tokens guessed and verified in one pass; same text, faster; 0 turns it off.",
-        ),
-    ] = 0,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            "--draft",
-            help="A smaller file of the same vocabulary that guesses, 7 tokens a pass at most or --guesses.",
-        ),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option("--context", metavar="<number>", min=1, help="Tokens of KV cache; default: prompt and answer."),
-    ] = None,
+    guesses: Guesses = 0,
+    draft: Draft = None,
+    context: Context = None,
     kv: options.KvCache = "f16",
     repack: options.Repack = True,
     threads: options.Threads = None,
