@@ -14,7 +14,7 @@ from test_evaluation import TableModel, some_chunks
 from lilliput.evaluation.compare import evaluate
 from lilliput.evaluation.top_tokens import CANDIDATES, TopTokens, best_tokens, divergence_along, most_probable_text
 from lilliput.evaluation.verdict import LAST_SAFE_LEVEL, verdict
-from lilliput.evaluation.weight_views import group_levels, group_width, picture, relative_error, sampled_rows
+from lilliput.evaluation.weight_views import group_levels, groups_of_columns, picture, relative_error, sampled_rows
 from lilliput.evaluation.window_intervals import exponential, mean_interval
 from lilliput.formats import FORMATS, NumberFormat
 from lilliput.formats.number_format import Encoded
@@ -129,12 +129,11 @@ def test_every_stored_value_of_a_group_lies_on_its_levels(number_format: NumberF
         pytest.skip("a plain number has no grid")
     columns = weight.shape[1]
     encoded = number_format.unpack(tensor.planes, columns)
-    width = group_width(number_format, columns)
-    levels = group_levels(number_format, encoded, slice(width, 2 * width) if width < columns else slice(0, columns))
+    group = groups_of_columns(number_format, tensor.planes, columns)[:2][-1]
+    levels = group_levels(number_format, encoded, group)
     assert levels == sorted(levels)
-    values = number_format.dequantize(tensor.planes, columns)[0]
-    group = values[width : 2 * width] if width < columns else values
-    distance = np.abs(group[:, None] - np.asarray(levels, np.float32)[None]).min(axis=1) if levels else np.zeros(1)
+    values = number_format.dequantize(tensor.planes, columns)[0, group]
+    distance = np.abs(values[:, None] - np.asarray(levels, np.float32)[None]).min(axis=1) if levels else np.zeros(1)
     # Outliers beside the codes lie on no level: at most a few percent of a group.
     assert np.mean(distance > 1e-6) <= (0.05 if "+" in number_format.name else 0.0)
 

@@ -16,6 +16,7 @@ from lilliput.arrays import Array, FloatArray
 from lilliput.formats import NumberFormat
 from lilliput.formats.native_decode import decode
 from lilliput.formats.number_format import Encoded, Planes
+from lilliput.formats.ordered_groups import COLUMN_GROUP, OrderedGroups
 from lilliput.records import QuantizedTensor
 from lilliput.reports.records import Histogram, WeightPicture
 
@@ -94,30 +95,38 @@ def _group(original: QuantizedTensor, quantized: QuantizedTensor) -> tuple[tuple
     step = lcm(original.format.row_step or 1, number_format.row_step or 1)
     row = quantized.rows // 2 // step * step
     stop = min(row + step, quantized.rows)
-    width = group_width(number_format, quantized.columns)
+    planes = _planes(quantized, row, stop)
     weight = _rows(original, row, stop)[0]
-    peaks = np.abs(weight[: len(weight) // width * width]).reshape(-1, width).max(axis=1)
-    index = int(np.argsort(peaks, kind="stable")[len(peaks) // 2])
-    columns = slice(index * width, (index + 1) * width)
-    levels = group_levels(
-        number_format, number_format.unpack(_planes(quantized, row, stop), quantized.columns), columns
-    )
+    groups = groups_of_columns(number_format, planes, quantized.columns)
+    peaks = np.abs(weight[groups]).max(axis=1)
+    columns = groups[int(np.argsort(peaks, kind="stable")[len(peaks) // 2])]
+    levels = group_levels(number_format, number_format.unpack(planes, quantized.columns), columns)
     shown = weight[columns][:LONGEST_GROUP]
-    name = f"row {row}, columns {columns.start} to {columns.stop - 1}"
+    first, last = int(columns[0]), int(columns[-1])
+    is_run = last - first == len(columns) - 1
+    name = f"row {row}, " + (f"columns {first} to {last}" if is_run else f"{len(columns)} columns that share a scale")
     return tuple(float(f"{item:.5g}") for item in shown), tuple(float(f"{item:.6g}") for item in levels), name
 
 
-def group_width(number_format: NumberFormat, columns: int) -> int:
-    """Columns that share all parameters; a whole row where nothing narrower is declared."""
+def groups_of_columns(number_format: NumberFormat, planes: Planes, columns: int) -> Array:
+    """int64 [groups, width]: the columns that share all parameters; whole rows where nothing narrower is declared.
+
+    Columns beyond the last whole group are left out.
+    """
+    if isinstance(number_format, OrderedGroups):
+        # Ascending within each group, since the sort is stable.
+        order = np.argsort(np.asarray(planes[COLUMN_GROUP]).reshape(-1), kind="stable")
+        return order.reshape(-1, number_format.block_size)
     widths = [scope.columns for scope in number_format.scopes if scope.columns is not None and scope.columns > 1]
-    return min([*widths, columns])
+    width = min([*widths, columns])
+    return np.arange(columns // width * width).reshape(-1, width)
 
 
-def group_levels(number_format: NumberFormat, encoded: Encoded, columns: slice) -> list[float]:
+def group_levels(number_format: NumberFormat, encoded: Encoded, columns: Array) -> list[float]:
     """The values that codes of these columns can take in the first row, ascending; empty where there are too many.
 
     Of formats whose codes stand for several columns, the values that the group does take, and their negatives.
-    encoded: whole rows.
+    encoded: whole rows.  columns: integers, one of `groups_of_columns`.
     """
     codes = np.asarray(encoded.codes)
     if not np.issubdtype(codes.dtype, np.integer):
