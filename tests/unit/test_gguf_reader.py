@@ -193,7 +193,7 @@ def test_a_vocabulary_alone_is_no_model(shared_data: Path) -> None:
 
 def test_a_folder_of_gguf_files_asks_for_one_of_them(tmp_path: Path) -> None:
     (tmp_path / "a-Q4_K_M.gguf").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"give one of them, such as a-Q4_K_M.gguf"):
+    with pytest.raises(CheckpointError, match=r"give one of them, such as .*a-Q4_K_M.gguf"):
         open_model(tmp_path)
 
 
