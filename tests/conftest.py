@@ -17,6 +17,7 @@ TIMEOUTS = {"unit": 20, "conformance": 60, "properties": 60, "golden": 20, "inte
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--llama-cpp", metavar="DIR", help="folder with llama.cpp's tools, for tests/external")
     parser.addoption("--environments", metavar="DIR", help="folder that tools/external_environment.py filled")
+    parser.addoption("--minilm", metavar="DIR", help="folder of all-MiniLM-L6-v2, for tests/external")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

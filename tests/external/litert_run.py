@@ -3,7 +3,8 @@
 
 python litert_run.py MODEL IDS.npy OUTPUT.npy plain|xnnpack [ALL.npz]
 
-ALL.npz: every tensor that can be asked for, and its scales and zero point.
+IDS.npy: [texts, tokens], a text after the other.  OUTPUT.npy: [texts, ...]; its scale and zero point are
+printed.  ALL.npz: of the last text, every tensor that can be asked for, and its scales and zero point.
 """
 
 import sys
@@ -19,13 +20,18 @@ interpreter = Interpreter(
     experimental_preserve_all_tensors=len(sys.argv) > 5,
 )
 interpreter.allocate_tensors()
-for item in interpreter.get_input_details():
-    ids = np.load(sys.argv[2]).astype(np.int32)
-    # Tokens of -1 are padding.
-    known = {"input_ids": np.maximum(ids, 0), "attention_mask": (ids >= 0).astype(item["dtype"])}
-    interpreter.set_tensor(item["index"], known.get(item["name"], np.zeros_like(ids)))
-interpreter.invoke()
-np.save(sys.argv[3], interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+outputs = []
+for ids in np.load(sys.argv[2]).astype(np.int32)[:, None]:
+    for item in interpreter.get_input_details():
+        # Tokens of -1 are padding.
+        known = {"input_ids": np.maximum(ids, 0), "attention_mask": (ids >= 0).astype(item["dtype"])}
+        interpreter.set_tensor(item["index"], known.get(item["name"], np.zeros_like(ids)))
+    interpreter.invoke()
+    (result, *_) = interpreter.get_output_details()
+    outputs.append(interpreter.get_tensor(result["index"]))
+np.save(sys.argv[3], np.concatenate(outputs))
+# 0 and 0 of floats.
+print(*result["quantization"])
 if len(sys.argv) > 5:
     kept = {}
     for item in interpreter.get_tensor_details():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import subprocess
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,9 +45,11 @@ def integer_contents(model: RandomModel) -> Contents:
     return replace(contents_of(model), output_ranges=output_ranges(model, texts))
 
 
-def executed(python: Path, file: Path, kind: str) -> tuple[NDArray[np.int8], dict[int, Kept]]:
+def executed(
+    python: Path, file: Path, kind: str, tokens: Sequence[int] = TOKENS
+) -> tuple[NDArray[np.int8], dict[int, Kept]]:
     """The codes of the result, and every tensor as the runtime left it."""
-    np.save(file.with_name("ids.npy"), np.array([TOKENS]))
+    np.save(file.with_name("ids.npy"), np.array([tokens]))
     names = [file, *(file.with_name(name) for name in ("ids.npy", "out.npy"))]
     command = [str(python), "-I", str(SCRIPT), *map(str, names), kind, str(file.with_name("all.npz"))]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
