@@ -25,6 +25,7 @@ from lilliput.containers import CONTAINERS, FOLDERS, container_for
 from lilliput.containers.container import Container, Contents, Split
 from lilliput.containers.gguf import Gguf
 from lilliput.containers.gguf_metadata import file_name
+from lilliput.containers.litert.integer_container import IntegerLiteRt, check_is_encoder
 from lilliput.containers.runtimes import SUGGESTED, reading_warnings
 from lilliput.errors import CalibrationError, ContainerError, FormatError, RecipeError, TokenizerError
 from lilliput.methods import METHODS
@@ -159,6 +160,9 @@ def planned(
     source: ModelSource, to: str | Recipe, container: Container | None, guidance: Guidance, options: QuantizeOptions
 ) -> tuple[ModelSource, Plan]:
     """The model as its transforms will leave it, headers only, and the plan for that."""
+    if isinstance(container, IntegerLiteRt):
+        # Before anything else is asked for: no format and no statistics would help.
+        check_is_encoder(source.config)
     if guidance.text:
         check_runnable(source.config)
     recipe = find_recipe(to) if isinstance(to, str) else to

@@ -17,6 +17,7 @@ from random_models import CONFIGS, RandomModel
 from reference_program import ProgramSource, run_program
 from test_encoder_calibration import encoder
 
+from lilliput import workflows
 from lilliput.architectures.architecture import Json
 from lilliput.arrays import Array, FloatArray
 from lilliput.calibration.output_ranges import output_ranges
@@ -75,8 +76,14 @@ def test_files_of_integers_need_ranges_of_outputs() -> None:
 
 def test_files_of_integers_are_of_encoders() -> None:
     model = quantized_model(CONFIGS["llama"], "int8_channel_narrow")
-    with pytest.raises(ContainerError, match=r"integer files are of encoders .* -o NAME.tflite for others"):
+    with pytest.raises(ContainerError, match=r"llama: integer files are of encoders .* causal masks"):
         IntegerLiteRt().layout(with_ranges(model), "m.int8.tflite", Split())
+
+
+def test_a_decoder_is_refused_by_the_plan_whatever_format_is_asked_for() -> None:
+    # The format has no place in such a file either; a refusal of that alone would send the user to another one.
+    with pytest.raises(ContainerError, match=r"causal masks, rotated positions .* -o NAME.tflite holds it"):
+        workflows.plan("gulliver", "Q4_K_M", "X.int8.tflite")
 
 
 def test_a_matrix_of_floats_is_refused_in_a_file_of_integers() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lilliput.architectures.architecture import ModelConfig
 from lilliput.architectures.encoder_half import program_of_fixed_graphs
 from lilliput.arrays import FloatArray
 from lilliput.containers.container import Contents, PartLayout, Piece, PlacedTensor, Split, Written
@@ -61,11 +62,7 @@ class IntegerLiteRt(LiteRt):
         """One file. Raises ContainerError for a range that nobody measured, UnsupportedModelError."""
         if split.max_bytes is not None or split.max_tensors is not None:
             raise ContainerError("a .tflite model is one file; leave --split-max-size out")
-        if contents.config.encoder is None and contents.config.task != "sequence_to_sequence":
-            raise ContainerError(
-                f"{file_name}: integer files are of encoders (BERT, the encoders of T5 and BART); "
-                "-o NAME.tflite for others"
-            )
+        check_is_encoder(contents.config)
         weights, tensors, size = self.placed_codes(contents)
         model, late = self.translated(contents, weights)
         for key, value in contents.metadata.items():
@@ -143,3 +140,13 @@ class IntegerLiteRt(LiteRt):
             known[tensor.name] = np.asarray(planes[".scale"], np.float32).reshape(-1)
             digests[tensor.name] = value_digest(tensor)
             yield replace(tensor, planes={".codes": planes[".codes"]})
+
+
+def check_is_encoder(config: ModelConfig) -> None:
+    """Raise ContainerError for a decoder, saying what its graph would need."""
+    if config.encoder is None and config.task != "sequence_to_sequence":
+        raise ContainerError(
+            f"{config.family}: integer files are of encoders (BERT, the encoders of T5 and BART); a decoder's causal "
+            "masks, rotated positions and shared heads have no translation into integers alone here; -o NAME.tflite "
+            "holds it, with floats between its products"
+        )
