@@ -66,6 +66,7 @@ def main() -> None:
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.invert_yaxis()
         axis.set_title(f"{test}: tokens a second over the best peer's", fontsize=10)
+        axis.margins(x=0.1)  # room for the figures beside the bars
     axes[1].legend(fontsize=8)
     figure.savefig(arguments.output, dpi=130)
 
