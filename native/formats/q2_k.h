@@ -75,19 +75,7 @@ struct q2_k {
     }
     lanes.factor = simd::half_lanes(words[20]);
     lanes.minimum_factor = simd::half_lanes(simd::shift_right_logical<16>(words[20]));
-#pragma GCC unroll 8
-    for (int part = 0; part < 8; ++part) {
-      const simd::Int* bits = words + 4 + part / 4 * 8;
-#pragma GCC unroll 2
-      for (int i = 0; i < 8; i += 4) {
-        simd::Int codes[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          codes[j] = (bits[i + j] >> (part % 4 * 2)) & simd::broadcast(0x03030303);
-        }
-        lanes.put(8 * part + i, codes);
-      }
-    }
+    simd::put_two_bits(words + 4, lanes);
   }
 };
 

@@ -228,7 +228,25 @@ template <typename Lanes, typename Convert>
     lanes.put(8 * block + 4, high);
   }
 }
-// The same, and column j's fifth bit in bit j of high_bits[block].
+// Of 256 columns, the 16 words of two-bit codes from `words` on: column 128 h + 32 s + i in the bits
+// 2 s and 2 s + 1 of byte 32 h + i.
+template <typename Lanes>
+[[gnu::always_inline]] inline void put_two_bits(const Int* words, Lanes& lanes) {
+#pragma GCC unroll 8
+  for (int part = 0; part < 8; ++part) {
+    const Int* bits = words + part / 4 * 8;
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      Int codes[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        codes[j] = (bits[i + j] >> (part % 4 * 2)) & broadcast(0x03030303);
+      }
+      lanes.put(8 * part + i, codes);
+    }
+  }
+}
+// As put_nibbles, and column j's fifth bit in bit j of high_bits[block].
 template <typename Lanes>
 [[gnu::always_inline]] inline void put_five_bits(const Int* words, const Int (&high_bits)[8],
                                                  Lanes& lanes) {
