@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lilliput push`: a finished file or folder to the hub, with its card and ledger, in one commit.
 
-The card is a given one, or measured against the original now, or says that nothing was measured. Nothing is uploaded
-that our own readers cannot open.
+The card is a given one, or measured against the original now, or says that nothing was measured; one made here becomes
+a part of the card that the repository has. Nothing is uploaded that our own readers cannot open.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from lilliput.architectures.architecture import Json
 from lilliput.checkpoints.model_source import ModelSource
@@ -23,8 +25,12 @@ from lilliput.recipes.ledger import ledger_path
 from lilliput.recipes.making import found_ledger, making
 from lilliput.reporting import DEFAULT_TOKENS, ReportOptions, report
 from lilliput.reports.card import card as measured_card
+from lilliput.reports.joined_cards import as_part, joined_cards
 from lilliput.reports.plain_card import PlainCard, plain_card
 from lilliput.workflows import PathLike, Progress
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 CARD, ORIGINAL_CARD = "README.md", "README.original.md"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -106,9 +112,18 @@ def push(
         card = _card(target, source, uploads, options, progress)
     finally:
         source.close()
-    files = (*(_kept(upload) for upload in uploads), Upload(CARD, len(card.encode())))
-    result = PushResult(repository, options.revision or "main", tuple(sorted(files, key=lambda item: item.path)), card)
-    return result if options.dry_run else replace(result, commit=_commit(result, options))
+    files = tuple(sorted((_kept(upload) for upload in uploads), key=lambda item: item.path))
+    result = _with_card(PushResult(repository, options.revision or "main", files, ""), card)
+    return (
+        result
+        if options.dry_run
+        else _committed(result, options, options.message or f"Upload {target.name} with lilliput")
+    )
+
+
+def _with_card(result: PushResult, card: str) -> PushResult:
+    others = [upload for upload in result.files if upload.path != CARD]
+    return replace(result, files=(Upload(CARD, len(card.encode())), *others), card=card)
 
 
 def _uploads(target: Path, source: ModelSource) -> tuple[Upload, ...]:
@@ -145,6 +160,16 @@ def _card(
             return options.card.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as failure:
             raise PublishError(f"{options.card}: the card cannot be read: {failure}") from failure
+    split = _PART.fullmatch(target.name)
+    # Files of folders have the same names in every push: the last folder is the one that is there.
+    key = "" if target.is_dir() else f"{split['stem']}.gguf" if split else target.name
+    return as_part(_own_card(target, source, uploads, options, progress), key, key or target.name)
+
+
+def _own_card(
+    target: Path, source: ModelSource, uploads: tuple[Upload, ...], options: PushOptions, progress: Progress | None
+) -> str:
+    """Measured where there is an original to measure against."""
     if options.base is not None:
         measuring = EvaluationOptions(tokens=DEFAULT_TOKENS, threads=options.threads)
         chosen = ReportOptions(options.text, measuring=measuring, command=f"lilliput push {target.name}")
@@ -164,24 +189,46 @@ def _card(
     return plain_card(shown)
 
 
-def _commit(result: PushResult, options: PushOptions) -> str:
-    """Make the repository and branch where they are missing, upload, commit; the commit's url."""
+def _committed(result: PushResult, options: PushOptions, message: str) -> PushResult:
+    """Make the repository and branch where they are missing, join the cards, upload, commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     hub = HfApi(library_name="lilliput")
-    operations = [
-        CommitOperationAdd(upload.path, str(upload.source) if upload.source is not None else result.card.encode())
-        for upload in result.files
-    ]
-    message = options.message or f"Upload {result.files[-1].path if len(result.files) == 1 else 'model'} with lilliput"
     with _one_line(result.repository):
         hub.create_repo(result.repository, private=options.private or None, exist_ok=True)
         if options.revision is not None and options.revision != "main":
             hub.create_branch(result.repository, branch=options.revision, exist_ok=True)
+        earlier = "" if options.card is not None else _card_there(hub, result)
+    if earlier:
+        try:
+            result = _with_card(result, joined_cards(earlier, result.card))
+        except ValueError as failure:
+            raise PublishError(
+                f"{result.repository}: the YAML block of its {CARD} cannot be read ({_first_line(failure)}); mend it "
+                "there, or give --card FILE to replace it"
+            ) from failure
+    operations = [
+        CommitOperationAdd(upload.path, str(upload.source) if upload.source is not None else result.card.encode())
+        for upload in result.files
+    ]
+    with _one_line(result.repository):
         done = hub.create_commit(
             result.repository, operations, commit_message=message, revision=options.revision, num_threads=2
         )
-    return str(done.commit_url)
+    return replace(result, commit=str(done.commit_url))
+
+
+def _card_there(hub: HfApi, result: PushResult) -> str:
+    """The repository's card; empty where it has none."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    # Not into the cache, which would grow by every state of the card.
+    with TemporaryDirectory() as folder:
+        try:
+            path = hub.hf_hub_download(result.repository, CARD, revision=result.revision, local_dir=folder)
+        except EntryNotFoundError:
+            return ""
+        return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 @contextmanager

@@ -207,6 +207,39 @@ def test_a_file_its_ledger_and_a_card_are_pushed_in_one_commit(server: HubServer
     assert open_model("o/new:Q8_0").fingerprint() == open_model(quantized).fingerprint()
 
 
+def test_a_second_push_lists_both_files_in_the_card(
+    server: HubServer, tiny: Path, quantized: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "Tiny-Q4_0.gguf"
+    workflows.quantize(tiny, "Q4_0", other)
+    for file in (quantized, other, quantized):
+        push(file, "o/both")
+    card = server.repositories["o/both"]["README.md"].decode()
+    assert re.findall(r"^## (.*)$", card, re.MULTILINE) == ["`Tiny-Q8_0.gguf`", "`Tiny-Q4_0.gguf`"]
+    assert card.count("Not measured against the original") == 2
+    assert card.count("license: mit") == 1
+    messages = [commit["summary"] for commit in server.commits]
+    assert messages[1] == "Upload Tiny-Q4_0.gguf with lilliput"
+
+
+def test_a_card_written_by_hand_stays_around_what_is_pushed(server: HubServer, quantized: Path, tmp_path: Path) -> None:
+    server.repositories["o/hand"] = {
+        "README.md": b"---\nlicense: apache-2.0\ntags: [mine]\n---\n\n# Mine\n\nBy hand.\n"
+    }
+    push(quantized, "o/hand")
+    card = server.repositories["o/hand"]["README.md"].decode()
+    assert "license: apache-2.0" in card
+    assert "- mine\n- lilliput" in card
+    assert card.index("By hand.") < card.index("## `Tiny-Q8_0.gguf`")
+    finished = tmp_path / "card.md"
+    finished.write_text("# Finished\n")
+    push(quantized, "o/hand", PushOptions(card=finished))
+    assert server.repositories["o/hand"]["README.md"] == b"# Finished\n"
+    server.repositories["o/hand"]["README.md"] = b"---\n- a: [\n---\n# Mine\n"
+    with pytest.raises(PublishError, match=r"YAML block of its README.md cannot be read"):
+        push(quantized, "o/hand")
+
+
 def test_a_folder_is_pushed_with_the_originals_card_beside_ours(server: HubServer, tiny: Path, tmp_path: Path) -> None:
     target = tmp_path / "Tiny.gptq"
     workflows.quantize(tiny, "int8_g32", target)
