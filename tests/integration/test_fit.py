@@ -361,8 +361,12 @@ def test_predictions_agree_with_measured_kl(model: Path, text: Path, tmp_path: P
         # From almost nothing to much: neighbouring formats, at each of four levels.
         drawn = [tuple(int(p) for p in draw.integers(n % 4, n % 4 + 2, len(choices))) for n in range(12)]
         found = agreement([costs.total(picks) for picks in drawn], [meter.kl(picks).mean for picks in drawn])
-        scaled = measured_costs(choices, candidates, lambda picks: meter.kl(picks).mean)
+        steps: list[tuple[int, int]] = []
+        scaled = measured_costs(
+            choices, candidates, lambda picks: meter.kl(picks).mean, lambda done, total: steps.append((done, total))
+        )
         fallback = agreement([scaled.total(picks) for picks in drawn], [meter.kl(picks).mean for picks in drawn])
+    assert steps == [(done, len(choices) + 1) for done in range(2, len(choices) + 2)]
     assert fallback.r_squared > 0.9
     assert found.r_squared > 0.9
     assert abs(found.bias) < 0.7

@@ -123,7 +123,7 @@ class Exploration:
             return CostTable(tuple(tuple(cast("list[float]", row)) for row in table))
         with self.stages("measuring sensitivity") as advance:
             if self.options.sensitivity == "measured":
-                costs = measured_costs(self.choices, candidates, lambda picks: meter.kl(picks).mean)
+                costs = measured_costs(self.choices, candidates, lambda picks: meter.kl(picks).mean, advance)
             else:
                 chunks = self.calibration[:SENSITIVITY_WINDOWS]
                 found = measure_sensitivity(self.source, chunks, self.folder, threads=self.threads, progress=advance)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lilliput.arrays import DoubleArray
 from lilliput.checkpoints.model_source import ModelSource
+from lilliput.progress import Progress
 from lilliput.records import Role
 from lilliput.search.candidates import Candidates, error_slabs
 from lilliput.search.choices import Choice, Picks
@@ -71,11 +72,17 @@ def predicted_costs(
     )
 
 
-def measured_costs(choices: Sequence[Choice], candidates: Candidates, kl: Callable[[Picks], float]) -> CostTable:
+def measured_costs(
+    choices: Sequence[Choice],
+    candidates: Candidates,
+    kl: Callable[[Picks], float],
+    progress: Progress | None = None,
+) -> CostTable:
     """The scalar fall-back: real KL with one choice alone in a narrow format, scaled by the loss of the others.
 
     kl: measures a configuration.  A choice's cost in a format is that KL times the format's loss tr(D H D^T) over the
     narrow one's: linear in the loss, whatever the outputs do with it. One measurement a choice.
+    progress: called with (measurements done, measurements in all).
     Source: the linearity theorem of HIGGS, https://arxiv.org/abs/2411.17525, with real losses in place of its noise.
     """
     widest = tuple(0 for _ in choices)
@@ -88,6 +95,8 @@ def measured_costs(choices: Sequence[Choice], candidates: Candidates, kl: Callab
         alone = max(kl((*widest[:place], probed, *widest[place + 1 :])) - others, LEAST_KL)
         losses = [_loss(candidates, choice, option) for option in range(len(choice.formats))]
         rows.append(tuple(rounded(alone * loss / max(losses[probed], LEAST_LOSS)) for loss in losses))
+        if progress is not None:
+            progress(place + 2, len(choices) + 1)
     return CostTable(tuple(rows))
 
 
