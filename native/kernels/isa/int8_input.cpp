@@ -131,11 +131,14 @@ void int8_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens, st
   }
   with_input_tile<is_interleaved>(tokens, [=]<int tile>() {
     auto* tiles = reinterpret_cast<TileInput<tile>*>(prepared);
+    const TileOrder order = is_interleaved && tokens <= kMostFewTokens
+                                ? order_of_few(columns)
+                                : order_of_many(tokens, tile);
     for_stored(x, x_stride, tokens, round_up(tokens, tile), token_begin, token_end,
                [=](const float* row, std::int64_t token) {
                  for (std::int64_t segment = 0; segment < segments; ++segment) {
                    put(quantized_segment(row, columns, segment), static_cast<int>(token % tile),
-                       tiles[token / tile * segments + segment]);
+                       tiles[order.of(token / tile, segment)]);
                  }
                });
   });

@@ -16,7 +16,7 @@ struct alignas(64) RowInput {
   float scaled_sum16[16];  // scale * sum of the codes
 };
 
-// 256 columns of `tile` tokens; [tile][segment].
+// 256 columns of `tile` tokens, in a TileOrder.
 template <int tile>
 struct alignas(64) TileInput {
   std::int32_t codes[kSegment / 4][tile];  // four codes of consecutive columns

@@ -236,8 +236,9 @@ void unpack_panel(const Functions& f, const Weight& weight, std::int64_t row, st
 }
 
 // kRowBlock rows for one chunk of tokens: sums wait in scratch while segments pass.
-void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, std::int64_t tokens,
-                    std::int64_t row, std::int64_t row_end, Panel* panels, float* sums) {
+void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, TileOrder order,
+                    std::int64_t tokens, std::int64_t row, std::int64_t row_end, Panel* panels,
+                    float* sums) {
   const Functions& f = functions(weight.format);
   const std::int64_t segments = segments_of(weight.columns);
   std::fill_n(sums, round_up(tokens, kTokenTile) * kRowBlock, 0.0f);
@@ -248,7 +249,7 @@ void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, st
     const int groups32 = segment_columns(weight.columns, index) / 32;
     for (std::int64_t token = 0; token < tokens; token += kTokenTile) {
       const int in_tile = static_cast<int>(std::min<std::int64_t>(kTokenTile, tokens - token));
-      f.multiply_panels(panels, kPanels, input[token / kTokenTile * segments + index], in_tile,
+      f.multiply_panels(panels, kPanels, input[order.of(token / kTokenTile, index)], in_tile,
                         groups32, sums + token * kRowBlock);
     }
   }
@@ -276,12 +277,12 @@ void int8_multiply(const Weight& weight, const std::uint8_t* prepared, std::int6
   auto* panels = reinterpret_cast<Panel*>(scratch);
   auto* sums = reinterpret_cast<float*>(scratch + kPanels * sizeof(Panel));
   const auto* input = reinterpret_cast<const TileInput<kTokenTile>*>(prepared);
-  const std::int64_t segments = segments_of(weight.columns);
+  const TileOrder order = order_of_many(tokens, kTokenTile);
   for (std::int64_t row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = static_cast<int>(std::min<std::int64_t>(kRowBlock, row_end - row));
     for (std::int64_t token = 0; token < tokens; token += kTokenChunk) {
       const std::int64_t n = std::min(kTokenChunk, tokens - token);
-      multiply_chunk(weight, input + token / kTokenTile * segments, n, row, row_end, panels, sums);
+      multiply_chunk(weight, input + token / kTokenTile, order, n, row, row_end, panels, sums);
       store_sums(sums, n, rows, y + token * y_stride + row, y_stride);
     }
   }

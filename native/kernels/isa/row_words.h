@@ -42,6 +42,14 @@ template <typename Format>
 inline constexpr int kWords = (kSegmentBytes<Format> + 3) / 4;
 template <typename Format>
 inline constexpr int kPaddedBytes = static_cast<int>(round_up(kSegmentBytes<Format>, 16));
+// Cache lines of a segment of kLanes interleaved rows.
+template <typename Format>
+inline constexpr std::int64_t kSegmentLines =
+    divide_up(kWords<Format> * static_cast<std::int64_t>(sizeof(Int)), 64);
+inline void prefetch_line(const std::uint8_t* line) {
+  constexpr int kToL2 = 1;
+  __builtin_prefetch(line, 0, kToL2);
+}
 // Words of a segment of fewer columns: codes past the end are left out. What is read there instead
 // meets inputs that are zero.
 template <typename Format>
@@ -116,16 +124,12 @@ class RowWords {
   RowWords(const Weight& weight, std::int64_t row, std::int64_t row_end)
       : weight_(weight), row_(row), last_(std::min(row_end - row, std::int64_t{kLanes}) - 1) {}
 
-  // Asks for a segment of interleaved weights that is needed once all tokens have met the current one.
-  // Harmless past the end.
+  // Asks for a segment of interleaved weights. Harmless past the end.
   void prefetch(std::int64_t index) const {
     if (!weight_.is_interleaved) return;
-    constexpr int kToL2 = 1;
     const std::uint8_t* segment = weight_.blocks + row_ * weight_.row_bytes +
                                   index * kWords<Format> * static_cast<std::int64_t>(sizeof(Int));
-    for (std::size_t i = 0; i < kWords<Format> * sizeof(Int); i += 64) {
-      __builtin_prefetch(segment + i, 0, kToL2);
-    }
+    for (std::int64_t i = 0; i < kSegmentLines<Format>; ++i) prefetch_line(segment + 64 * i);
   }
 
   // Valid until the next call.

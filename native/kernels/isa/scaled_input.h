@@ -65,7 +65,7 @@ auto with_tile(std::int64_t tokens, Body body) {
 // Columns whose sums stay integers in groups of 16.
 inline constexpr int kExactColumns = 64;
 
-// 256 columns of `tile` tokens; [tile][segment].
+// 256 columns of `tile` tokens, in a TileOrder.
 template <int group_size, int tile = kScaledTile, bool has_starts = group_size == 16>
 struct alignas(64) ScaledTile {
   static constexpr int kGroups = kSegment / group_size;

@@ -282,16 +282,18 @@ void scaled_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens,
   const std::int64_t segments = segments_of(columns);
   const Arrangement arrangement = arrangement_of<grid>(tokens);
   with_tile(tokens, [=]<int tile>() {
+    const TileOrder order =
+        tokens <= kMostFewScaled ? order_of_few(columns) : order_of_many(tokens, tile);
     // Tokens that fill up the last tile are zeros.
     const std::int64_t end = token_end < tokens ? token_end : round_up(tokens, tile);
     for (std::int64_t token = token_begin; token < end; ++token) {
       const float* row = token < tokens ? x + token * x_stride : nullptr;
       auto* tiles =
-          reinterpret_cast<ScaledTile<grid.group_size, tile, kHasStarts<grid>>*>(prepared) +
-          token / tile * segments;
+          reinterpret_cast<ScaledTile<grid.group_size, tile, kHasStarts<grid>>*>(prepared);
       for (std::int64_t segment = 0; segment < segments; ++segment) {
         put<grid, tile>(quantized_segment<grid>(row, columns, segment),
-                        static_cast<int>(token % tile), arrangement, tiles[segment]);
+                        static_cast<int>(token % tile), arrangement,
+                        tiles[order.of(token / tile, segment)]);
       }
     }
   });

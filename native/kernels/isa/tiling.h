@@ -35,6 +35,20 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
 
 inline std::int64_t segments_of(std::int64_t columns) { return divide_up(columns, kSegment); }
+// Where the tiles of an input lie: at tile * tile_step + segment * segment_step. Few tokens meet all
+// segments in turn; of many, a segment of all tokens meets a block of rows before the next one does.
+struct TileOrder {
+  std::int64_t tile_step;
+  std::int64_t segment_step;
+
+  std::int64_t of(std::int64_t tile, std::int64_t segment) const {
+    return tile * tile_step + segment * segment_step;
+  }
+};
+inline TileOrder order_of_few(std::int64_t columns) { return {segments_of(columns), 1}; }
+inline TileOrder order_of_many(std::int64_t tokens, std::int64_t tile) {
+  return {1, divide_up(tokens, tile)};
+}
 // Columns of segment `index`, 1..256.
 inline int segment_columns(std::int64_t columns, std::int64_t index) {
   return static_cast<int>(std::min<std::int64_t>(kSegment, columns - index * kSegment));
