@@ -27,6 +27,7 @@ struct ScaledGrid {
   int least_product = 0;     // of a scale and a code without its zero point
   bool scales_dots = false;  // wide codes
   int dropped_bits = 0;
+  bool has_minimum = false;
 };
 
 // Of weights as they are stored, up to kFewTokens are prepared and multiplied as for formats with
@@ -69,8 +70,8 @@ inline constexpr int kExactColumns = 64;
 template <int group_size, int tile = kScaledTile, bool has_starts = group_size == 16>
 struct alignas(64) ScaledTile {
   static constexpr int kGroups = kSegment / group_size;
-  // Four codes of consecutive columns: [quad][token], or paired: [pair of groups][quad of a
-  // group][token][group].
+  // Four codes of consecutive columns: [quad][token], or paired and folded: [pair of groups][quad of
+  // a group][token][group].
   std::int32_t codes[kSegment / 4 * tile];
   // Where the dots of a group start: -zero_point * sum of its codes, and half of what is dropped.
   // [group][token], or [pair][token][group]; of folded codes least_product * sum of 64, [64 columns]
@@ -88,5 +89,10 @@ struct alignas(64) ScaledTile {
 // Groups of 16 have them, and wide codes.
 template <ScaledGrid grid>
 inline constexpr bool kHasStarts = grid.group_size == 16 || grid.scales_dots;
+template <ScaledGrid grid>
+inline constexpr std::int32_t kHalfOfDropped = (1 << grid.dropped_bits) / 2;
+// What dots have lost to their rounding and to fractions.
+template <ScaledGrid grid>
+inline constexpr float kLostFactor = 1 << (grid.scales_dots ? 15 + grid.dropped_bits : 0);
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

@@ -51,6 +51,7 @@ template <typename Format>
 constexpr ScaledGrid grid_of_scales() {
   if constexpr (requires { Format::largest_code; }) {
     ScaledGrid grid{Format::group_size, Format::zero_point, Format::largest_code};
+    grid.has_minimum = Format::has_minimum;
     if constexpr (requires { Format::least_product; }) {
       grid.folds = true;
       grid.least_product = Format::least_product;

@@ -473,7 +473,8 @@ template <int n_panels, typename Body>
 template <ScaledKind kind, int n_panels>
 void multiply_folded(const FoldedPanel* panels, const ScaledTile<16>& input, int token, float* sums,
                      std::int64_t stride) {
-  constexpr int kQuads = kExactColumns / 4;
+  // Of two groups; quads of both lie side by side.
+  constexpr int kQuads = 32 / 4;
   constexpr int kPairs = kExactColumns / 32;
   const auto of = [token](int row) { return row * kScaledTile + token; };
   Float totals[n_panels][kFoldedTokens] = {};
@@ -484,12 +485,17 @@ void multiply_folded(const FoldedPanel* panels, const ScaledTile<16>& input, int
     for_each<n_panels>([&](int panel, int t) {
       dots[panel][t] = kind.has_zero_point ? simd::broadcast(input.starts[of(part) + t]) : Int{};
     });
-#pragma GCC unroll 4
-    for (int quad = part * kQuads; quad < (part + 1) * kQuads; ++quad) {
-      for_each<n_panels>([&](int panel, int t) {
-        dots[panel][t] = simd::dot_unsigned(dots[panel][t], panels[panel].codes[quad],
-                                            simd::broadcast(input.codes[of(quad) + t]));
-      });
+    for (int pair = part * kPairs; pair < (part + 1) * kPairs; ++pair) {
+      const std::int32_t* codes = input.codes + 2 * (pair * kScaledTile * kQuads / 2 + token);
+#pragma GCC unroll 8
+      for (int quad = 0; quad < kQuads; ++quad) {
+        for_each<n_panels>([&](int panel, int t) {
+          const int lane = 2 * (quad % 4 * kScaledTile + t) + quad / 4;
+          dots[panel][t] =
+              simd::dot_unsigned(dots[panel][t], panels[panel].codes[pair * kQuads + quad],
+                                 simd::broadcast(codes[lane]));
+        });
+      }
     }
     if constexpr (kind.has_minimum) {
 #pragma GCC unroll 2
