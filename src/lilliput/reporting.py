@@ -61,7 +61,7 @@ class ReportOptions:
     """What to measure on, and how.
 
     text: None or "builtin" means the built-in mix.  frontier: points of a search.  prompt: what both models continue;
-    None means the beginning of the passage that is shown.
+    None means the beginning of the passage that is shown.  command: what the page says it was made with.
     """
 
     text: Path | None = None

@@ -95,8 +95,10 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True)
 class CalibrateOptions:
-    """chunk_size: tokens a sequence.  tokens: at most this many.  merge: statistics files whose sums are added.
+    """How to collect statistics.
 
+    chunk_size: tokens a sequence.  tokens: at most this many, None means all.  merge: statistics files whose sums are
+    added.  memory_limit: bytes; hidden states beyond it wait in a temporary file.
     outputs: whether ranges of what every operation gives are collected, for files of integers alone.
     """
 

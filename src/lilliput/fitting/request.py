@@ -24,9 +24,8 @@ IDENTITY, COSTS, RESULT = "identity.json", "costs.json", "result.json"
 class Goal:
     """What the model must stay within; at least one.
 
-    size: bytes of the file.  ram: bytes that the runtime keeps of the file, and of the
-    KV cache at `context` in `kv_format`.
-    bits_per_weight: of tensors.
+    size: bytes of the file.  ram: bytes that the runtime keeps of the file, and of the KV cache at `context` tokens in
+    `kv_format`.  bits_per_weight: of tensors.
     max_kld: mean KL from the original on the selection text, nats.  min_speed: generated tokens a second, here.
     """
 
@@ -51,9 +50,10 @@ class Goal:
 class FitOptions:
     """How to search.
 
-    runtime: a name in RUNTIMES.  formats: candidates, None of them means the runtime's.  effort, method: how codes are
+    runtime: a name in RUNTIMES.  formats: candidates; empty means the runtime's.  effort, method: how codes are
     chosen, as in `quantize`.  sensitivity: by a backward pass, or by measuring each choice alone.
-    evaluations: of the selection text, for the search.  work: folder that keeps everything.
+    search: refines the exact solution by real KL; evaluations: of the selection text, for that, with `seed`.
+    tokens: of the text, None means STREAM_TOKENS.  work: folder that keeps everything, None means OUTPUT.fit.
     selection, held_out: texts in place of parts of the calibration text.
     """
 
