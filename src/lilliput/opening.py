@@ -57,7 +57,8 @@ def text_files(text: Sequence[Path]) -> list[Path]:
         return []
     for path in text:
         if not path.is_file():
-            raise CalibrationError(f"{path}: no such text file; give a text, JSONL or chat file, or 'builtin'")
+            found = "is a folder" if path.is_dir() else "no such text file"
+            raise CalibrationError(f"{path}: {found}; give a text, JSONL or chat file, or 'builtin'")
     return list(text)
 
 

@@ -3,8 +3,18 @@ from pathlib import Path
 
 import pytest
 
+from lilliput.containers import container_for
 from lilliput.errors import RecipeError
-from lilliput.recipes.recipe import ROLE_GROUPS, Rule, find_recipe, gets_more_bits, parse_recipe, preset_names
+from lilliput.formats import get_format
+from lilliput.recipes.recipe import (
+    NAMES_ELSEWHERE,
+    ROLE_GROUPS,
+    Rule,
+    find_recipe,
+    gets_more_bits,
+    parse_recipe,
+    preset_names,
+)
 from lilliput.records import Role
 
 GOOD = """\
@@ -110,6 +120,17 @@ def test_a_plain_type_name_is_that_type_for_every_matrix(name: str) -> None:
 def test_an_unknown_preset_suggests_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(RecipeError, match=f"unknown preset '{name}'.*{nearest}"):
         find_recipe(name)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES_ELSEWHERE))
+def test_names_of_other_tools_are_answered_with_ours(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"is a name of other tools; here it is --to (\S+) -o NAME(\S+)$") as caught:
+        find_recipe(name.lower())
+    _, number_format, _, output = str(caught.value).rsplit(maxsplit=3)
+    container = container_for(Path(output))
+    assert container.suffix == output.removeprefix("NAME")
+    if number_format not in preset_names():
+        assert container.holds(get_format(number_format))
 
 
 def test_more_bits_are_the_first_and_last_eighth_and_every_third_between() -> None:

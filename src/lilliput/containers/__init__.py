@@ -63,7 +63,7 @@ def _near(path: Path) -> list[str]:
 
 
 def _open_folder(folder: Path) -> ModelSource:
-    inside = sorted(path.name for path in folder.glob("*.gguf"))
+    inside = sorted(path.name for path in folder.glob("*.gguf") if path.is_file())
     if inside and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: this folder holds GGUF files; give one of them, such as {folder / inside[0]}")
     from lilliput.checkpoints.huggingface import HuggingFaceModel

@@ -71,9 +71,9 @@ def publish(
 def check_target(target: Path, parts: tuple[PartLayout, ...], *, overwrite: bool) -> None:
     """Everything that can be known before the work starts. Raises PublishError."""
     folder = target.parent
-    _check_absent(target, parts, overwrite=overwrite)
     if any((folder / part.file_name).is_dir() for part in parts):
         raise PublishError(f"{target} is a folder; give a file name")
+    _check_absent(target, parts, overwrite=overwrite)
     nearest = folder
     while not nearest.exists():
         nearest = nearest.parent

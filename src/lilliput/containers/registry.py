@@ -78,6 +78,6 @@ def container_for(target: Path) -> Container:
     near = get_close_matches(target.suffix, suffixes, n=3, cutoff=0.0)
     words = f"nearest: {', '.join(near)}" if target.suffix else "such as .gguf or .safetensors"
     raise ContainerError(
-        f"{target.name}: the name must end in a known ending, which decides the file format; {words}; "
+        f"{target}: the name must end in a known ending, which decides the file format; {words}; "
         "`lilliput formats` lists all"
     )

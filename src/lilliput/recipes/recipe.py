@@ -241,6 +241,20 @@ class Recipe(BaseModel):
             yield from find_recipe(self.base, presets_only=True).all_rules()
 
 
+# What other tools call a scheme or a file -> how it is asked for here.
+NAMES_ELSEWHERE = {
+    "W4A16": "--to int4_g128 -o NAME.compressed-tensors",
+    "W8A16": "--to int8_channel -o NAME.compressed-tensors",
+    "W8A8": "--to int8_channel -o NAME.w8a8",
+    "FP8-DYNAMIC": "--to fp8_e4m3_channel -o NAME.w8a8",
+    "GPTQ": "--to int4_g128 -o NAME.gptq",
+    "AWQ": "--to int4_g128_asym -o NAME.awq",
+    "GGUF": "--to Q4_K_M -o NAME.gguf",
+    "ONNX": "--to int4_g32 -o NAME.onnx",
+    "MLX": "--to int4_g64_affine -o NAME.mlx",
+}
+
+
 def find_recipe(name: str, *, presets_only: bool = False) -> Recipe:
     """A preset or plain type by its name in any case (`GGUF:` before it is ignored), or a YAML file by its path.
 
@@ -261,6 +275,8 @@ def find_recipe(name: str, *, presets_only: bool = False) -> Recipe:
     if _is_format(wanted):
         rule = Rule(match="*", format=wanted, reason=f"every weight matrix is {wanted}, as asked")
         return Recipe(name=wanted, rules=(rule,))
+    if wanted in NAMES_ELSEWHERE:
+        raise RecipeError(f"'{name}' is a name of other tools; here it is {NAMES_ELSEWHERE[wanted]}")
     known = sorted({*preset_names(), *(number_format.upper() for number_format in FORMATS)})
     near = get_close_matches(wanted, known, n=3, cutoff=0.0)
     raise RecipeError(
