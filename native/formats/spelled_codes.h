@@ -135,5 +135,15 @@ struct SpelledCodes {
   }
 };
 
+// A block as it lies in memory, of any format with `Spelled`.
+template <typename Format>
+typename Format::Spelled spell(const typename Format::Block& block) {
+  if constexpr (requires { Format::spell(block); }) {
+    return Format::spell(block);
+  } else {
+    return SpelledCodes<Format>::spell(block);
+  }
+}
+
 }  // namespace LILLIPUT_ISA
 }  // namespace lilliput::formats

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "formats/float_bits.h"
+#include "formats/tq2_0.h"
 #include "simd/simd.h"
 
 namespace lilliput::formats {
@@ -39,11 +40,15 @@ struct tq1_0 {
     }
   }
 
-  static void decode(const Block& block, float* values) {
-    std::uint8_t codes[256];
+  static void unpack_all(const Block& block, std::uint8_t (&codes)[256]) {
     unpack_digits(block.digits, 32, 5, codes);
     unpack_digits(block.digits + 32, 16, 5, codes + 160);
     unpack_digits(block.last_digits, 4, 4, codes + 240);
+  }
+
+  static void decode(const Block& block, float* values) {
+    std::uint8_t codes[256];
+    unpack_all(block, codes);
     const float scale = half_to_float(block.scale);
     for (int i = 0; i < 256; ++i) values[i] = scale * static_cast<float>(codes[i] - 1);
   }
@@ -57,12 +62,27 @@ struct tq1_0 {
   static simd::Segment unpack(const Block* block) {
     simd::Segment segment;
     std::uint8_t codes[256];
-    unpack_digits(block->digits, 32, 5, codes);
-    unpack_digits(block->digits + 32, 16, 5, codes + 160);
-    unpack_digits(block->last_digits, 4, 4, codes + 240);
+    unpack_all(*block, codes);
     for (int part = 0; part < 4; ++part) segment.codes[part] = simd::load_codes(codes + 64 * part);
     segment.scale = simd::equal_groups(half_to_float(block->scale));
     return segment;
+  }
+  // In memory two bits a weight: a digit takes a multiplication, two bits a shift.
+  using SpelledAs = tq2_0;
+  using Spelled = tq2_0::Block;
+  static constexpr int place_of(int word) { return tq2_0::place_of(word); }
+  static Spelled spell(const Block& block) {
+    std::uint8_t codes[256];
+    unpack_all(block, codes);
+    Spelled spelled{};
+    for (int part = 0; part < 8; ++part) {
+      for (int i = 0; i < 32; ++i) {
+        spelled.codes[32 * (part / 4) + i] |=
+            static_cast<std::uint8_t>(codes[32 * part + i] << (2 * (part % 4)));
+      }
+    }
+    spelled.scale = block.scale;
+    return spelled;
   }
 };
 

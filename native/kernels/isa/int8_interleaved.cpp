@@ -50,7 +50,10 @@ std::size_t scratch_bytes(std::int64_t, std::int64_t tokens) {
 template <typename Format>
 constexpr std::optional<MatmulKernel> kernel_of() {
   // Others multiply with integer scales (scaled_matmul.h).
-  if constexpr (requires { &Format::template unpack_rows<Panel>; } && !kHasIntegerScales<Format>) {
+  if constexpr (requires { typename Format::SpelledAs; }) {
+    return spelled_kernel<Format>(kernel_of<typename Format::SpelledAs>());
+  } else if constexpr (requires { &Format::template unpack_rows<Panel>; } &&
+                       !kHasIntegerScales<Format>) {
     return MatmulKernel{InputLayout::int8_32,
                         int8_prepared_bytes<true>,
                         int8_prepare<true>,

@@ -113,7 +113,7 @@ void multiply_tile(const Panel* panels, const TileInput<kTokenTile>& input, int 
 // As rows come from `unpack_rows`.
 template <typename Format>
 constexpr Grid grid_of_rows() {
-  if constexpr (requires { typename Format::Spelled; }) {
+  if constexpr (requires { Format::spelled_values; }) {
     return {Format::group_size, simd::kSignedBias, true, false};
   } else {
     return grid_of<Format>();

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstring>
+#include <optional>
 
 #include "formats/spelled_codes.h"
 #include "kernels/isa/blocks.h"
@@ -23,7 +24,7 @@ struct Product {
   std::int64_t y_stride;
 };
 
-// Codebook formats lie in memory written out (spelled_codes.h).
+// Codebook formats lie in memory written out (spelled_codes.h), TQ1_0 as TQ2_0 does.
 template <typename Format>
 inline constexpr bool kIsSpelled = requires { typename Format::Spelled; };
 template <typename Format>
@@ -100,7 +101,7 @@ void order_bytes(const Weight& weight, std::int64_t row, std::int64_t index, std
   PaddedSegment<Format> padded;
   const auto* blocks = segment_blocks<Format>(weight, row, index, padded);
   if constexpr (kIsSpelled<Format>) {
-    const auto spelled = formats::SpelledCodes<Format>::spell(*blocks);
+    const auto spelled = formats::spell<Format>(*blocks);
     std::memcpy(bytes, &spelled, sizeof(spelled));
   } else if constexpr (Format::block_size == kSegment) {
     std::memcpy(bytes, blocks, sizeof(*blocks));
@@ -186,6 +187,13 @@ void interleave(const Weight& weight, std::int64_t row_begin, std::int64_t row_e
       std::copy_n(words.segment(index), words_of<Format>(columns), to + index * kWords<Format>);
     }
   }
+}
+
+// Of a format that lies in memory as `SpelledAs` does: the kernel of that one.
+template <typename Format>
+constexpr std::optional<MatmulKernel> spelled_kernel(std::optional<MatmulKernel> kernel) {
+  if (kernel) kernel->interleave = interleave<Format>;
+  return kernel;
 }
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

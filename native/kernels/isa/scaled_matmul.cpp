@@ -37,7 +37,10 @@ void scaled_multiply(const Weight& weight, const std::uint8_t* prepared, std::in
 
 template <typename Format, bool is_interleaved>
 constexpr std::optional<MatmulKernel> kernel_of() {
-  if constexpr (requires { Format::largest_code; } || (is_interleaved && kHasWideCodes<Format>)) {
+  if constexpr (is_interleaved && requires { typename Format::SpelledAs; }) {
+    return spelled_kernel<Format>(kernel_of<typename Format::SpelledAs, true>());
+  } else if constexpr (requires { Format::largest_code; } ||
+                       (is_interleaved && kHasWideCodes<Format>)) {
     constexpr ScaledGrid kGrid = kGridOf<Format>;
     return MatmulKernel{InputLayout::int8_scaled,
                         scaled_prepared_bytes<kGrid, is_interleaved>,

@@ -8,10 +8,13 @@
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 
+template <typename Format>
+inline constexpr bool kHasSpelledValues = requires { Format::spelled_values; };
+
 // The largest magnitude of a code less its zero point.
 template <typename Format>
 constexpr int largest_magnitude() {
-  if constexpr (kIsSpelled<Format>) {
+  if constexpr (kHasSpelledValues<Format>) {
     int largest = 0;
     for (const std::int8_t value : Format::spelled_values) {
       largest = std::max(largest, value < 0 ? -value : +value);
@@ -26,8 +29,9 @@ constexpr int largest_magnitude() {
 
 // Whether `unpack_rows` can give the scales of groups as integers.
 template <typename Format>
-inline constexpr bool kHasScaleCodes = requires { Format::largest_code; } ||
-                                       requires { Format::has_scale_codes; } || kIsSpelled<Format>;
+inline constexpr bool kHasScaleCodes = requires { Format::largest_code; } || requires {
+  Format::has_scale_codes;
+} || kHasSpelledValues<Format>;
 
 // Wide codes are worth it where dots of two groups share an instruction.
 template <typename Format>
@@ -58,7 +62,7 @@ constexpr ScaledGrid grid_of_scales() {
     }
     return grid;
   } else {
-    const bool is_signed = Format::is_signed || kIsSpelled<Format>;
+    const bool is_signed = Format::is_signed || kHasSpelledValues<Format>;
     constexpr int kMagnitude = largest_magnitude<Format>();
     ScaledGrid grid{Format::group_size, is_signed ? simd::kSignedBias : Format::zero_point,
                     kMagnitude};
