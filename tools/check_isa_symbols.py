@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512_vnni", "neon_dotprod")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx_vnni", "avx512_vnni", "neon_dotprod")
 
 
 def untagged_functions(listing: str, instruction_set: str) -> list[str]:

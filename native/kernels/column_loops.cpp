@@ -10,7 +10,7 @@ namespace lilliput::kernels {
   namespace set {                        \
   extern const ColumnLoops kColumnLoops; \
   }
-LILLIPUT_BUILT_SETS(LILLIPUT_DECLARE)
+LILLIPUT_FLOAT_SETS(LILLIPUT_DECLARE)
 #undef LILLIPUT_DECLARE
 
 std::size_t panel_floats(std::int64_t columns) {
@@ -34,8 +34,8 @@ void pack_panels(const ConstRows& matrix, std::int64_t columns, float* panels) {
 const ColumnLoops& column_loops(Isa isa) {
   require_available(isa);
 #define LILLIPUT_TABLE(set) \
-  if (isa == Isa::set) return set::kColumnLoops;
-  LILLIPUT_BUILT_SETS(LILLIPUT_TABLE)
+  if (float_set(isa) == Isa::set) return set::kColumnLoops;
+  LILLIPUT_FLOAT_SETS(LILLIPUT_TABLE)
 #undef LILLIPUT_TABLE
   return scalar::kColumnLoops;
 }

@@ -9,14 +9,14 @@ namespace lilliput::kernels {
   EncodeRows row_encoder(formats::FormatId format);       \
   VectorRounder vector_rounder(formats::FormatId format); \
   }
-LILLIPUT_BUILT_SETS(LILLIPUT_DECLARE)
+LILLIPUT_FLOAT_SETS(LILLIPUT_DECLARE)
 #undef LILLIPUT_DECLARE
 
 EncodeRows row_encoder(formats::FormatId format, Isa isa) {
   require_available(isa);
 #define LILLIPUT_ENCODER(set) \
-  if (isa == Isa::set) return set::row_encoder(format);
-  LILLIPUT_BUILT_SETS(LILLIPUT_ENCODER)
+  if (float_set(isa) == Isa::set) return set::row_encoder(format);
+  LILLIPUT_FLOAT_SETS(LILLIPUT_ENCODER)
 #undef LILLIPUT_ENCODER
   return nullptr;
 }
@@ -24,8 +24,8 @@ EncodeRows row_encoder(formats::FormatId format, Isa isa) {
 VectorRounder vector_rounder(formats::FormatId format, Isa isa) {
   require_available(isa);
 #define LILLIPUT_ROUNDER(set) \
-  if (isa == Isa::set) return set::vector_rounder(format);
-  LILLIPUT_BUILT_SETS(LILLIPUT_ROUNDER)
+  if (float_set(isa) == Isa::set) return set::vector_rounder(format);
+  LILLIPUT_FLOAT_SETS(LILLIPUT_ROUNDER)
 #undef LILLIPUT_ROUNDER
   return {nullptr, 0};
 }

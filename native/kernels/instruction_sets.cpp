@@ -3,7 +3,9 @@
 
 #include <stdexcept>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -19,6 +21,19 @@ bool has_avx512_vnni() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni");
+}
+bool has_avx_vnni() {
+#if defined(LILLIPUT_EVEX_DOTS)
+  return has_avx512_vnni();
+#else
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  constexpr unsigned kAvxVnni = 1u << 4;  // of EAX, leaf 7, subleaf 1
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 &&
+         (eax & kAvxVnni) != 0;
+#endif
 }
 #elif defined(__aarch64__)
 bool has_neon_dotprod() {
@@ -42,6 +57,8 @@ bool is_available(Isa isa) {
 #if defined(__x86_64__)
     case Isa::avx2:
       return has_avx2();
+    case Isa::avx_vnni:
+      return has_avx_vnni();
     case Isa::avx512_vnni:
       return has_avx512_vnni();
 #elif defined(__aarch64__)

@@ -63,6 +63,7 @@ inline Float load_bfloat16(const std::uint8_t* p) {
   return as_float(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)));
 }
 
+inline constexpr bool kDotsAnyByte = true;
 inline Int dot_unsigned(Int accumulator, Int weights, Int inputs) {
   return as_int(_mm512_dpbusd_epi32(raw(accumulator), raw(weights), raw(inputs)));
 }

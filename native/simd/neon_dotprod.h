@@ -50,6 +50,7 @@ inline Float load_bfloat16(const std::uint8_t* p) {
   return as_float(vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16)));
 }
 
+inline constexpr bool kDotsAnyByte = false;
 // Weights up to 127 are signed bytes, too.
 inline Int dot_unsigned(Int accumulator, Int weights, Int inputs) {
   return as_int(vdotq_s32(raw(accumulator), raw_bytes(weights), raw_bytes(inputs)));

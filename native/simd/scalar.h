@@ -51,6 +51,7 @@ inline Float load_bfloat16(const std::uint8_t* p) {
 
 // Sum of the two int16 halves of each lane.
 inline Int pair_sums(Shorts a) { return (((Int)a << 16) >> 16) + ((Int)a >> 16); }
+inline constexpr bool kDotsAnyByte = false;
 // Products of even and odd bytes fit int16: at most 128 * 127.
 inline Int dot_unsigned(Int accumulator, Int weights, Int inputs) {
   const Shorts even = (Shorts)((UnsignedShorts)weights & 255) * (((Shorts)inputs << 8) >> 8);

@@ -10,8 +10,8 @@
 //   dot_unsigned, dot_signed
 //                      per lane: accumulator + the sum of four byte products, exact. Weights are
 //                      unsigned up to 63 (127 where one product at a time is given), or signed
-//                      codes as `signed_codes` returns them; inputs are int8 within -127..127. With
-//                      16 lanes weights may be any uint8
+//                      codes as `signed_codes` returns them; inputs are int8 within -127..127
+//   kDotsAnyByte       whether weights may be any uint8, and a dot is one instruction
 //   dot_bytes          per lane: accumulator + the sum of four products of any uint8 input, stored
 //                      less kInputBias, and any int8 weight, exact
 //   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)
@@ -41,7 +41,11 @@
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include "simd/avx512_vnni.h"
 #elif defined(__AVX2__) && defined(__FMA__)
-#include "simd/avx2.h"
+#if defined(__AVXVNNI__) || defined(LILLIPUT_EVEX_DOTS)
+#include "simd/avx_vnni_dots.h"
+#else
+#include "simd/avx2_dots.h"
+#endif
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include "simd/neon_dotprod.h"
 #else

@@ -96,20 +96,22 @@ GROUP_SCALES = {
 SMALL_BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4")
 GROUPS_OF_16 = ("iq1_m", "iq2_s", "iq2_xs")
 CODEBOOKS = ("iq1_m", "iq1_s", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs")
-INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, *CODEBOOKS, "iq4_xs", "nvfp4", "tq2_0")
+INTERLEAVED = (*GROUP_SCALES, *SMALL_BLOCKS, *CODEBOOKS, "iq4_xs", "nvfp4", "tq1_0", "tq2_0")
 
 
-# Formats whose scales become integers in memory where an instruction set has 16 lanes.
+# Formats whose scales become integers in memory where a dot product is one instruction.
 WIDE_CODES = (
     *(n for n in SMALL_BLOCKS if n[-1] != "1"),
     *(n for n in CODEBOOKS if n not in GROUPS_OF_16),
     "iq4_xs",
+    "tq1_0",
     "tq2_0",
 )
 
 # Of codes less their zero points; 128 where none is named.
 LARGEST_MAGNITUDES = {
-    "q4_0": 8, "q5_0": 16, "mxfp4": 12, "iq1_s": 9, "iq2_xxs": 43, "iq3_xxs": 62, "iq3_s": 15, "tq2_0": 1,
+    "q4_0": 8, "q5_0": 16, "mxfp4": 12, "iq1_s": 9, "iq2_xxs": 43, "iq3_xxs": 62, "iq3_s": 15, "tq1_0": 1,
+    "tq2_0": 1,
 }  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def quantized_inputs(name: str, x: FloatArray, *, interleaves: bool = False, isa
 
 
 def has_wide_codes(name: str, isa: str, *, interleaves: bool) -> bool:
-    return interleaves and isa == "avx512_vnni" and name in WIDE_CODES
+    return interleaves and isa.endswith("_vnni") and name in WIDE_CODES
 
 
 def rounded(x: FloatArray, scale: FloatArray) -> NDArray[np.float64]:
@@ -182,16 +184,17 @@ def rounding_of_sums(name: str, seen: NDArray[np.float64]) -> NDArray[np.float64
     return np.asarray(2.0**-15 * n_groups * sums.sum(axis=1, keepdims=True))
 
 
-def rounding_of_words(seen: NDArray[np.float64], x_columns: int) -> NDArray[np.float64]:
+def rounding_of_words(name: str, seen: NDArray[np.float64], x_columns: int) -> NDArray[np.float64]:
     """How far wide codes may be off per unit of the largest weight.
 
-    Twice half a 2^-15 of what the dot product of any group of a segment could be, for each of its groups, and 2^-13 of
-    the dots for the scales.
+    Twice half a 2^-15 of what the dot product of any group of a segment could be, or half a step of such dots where
+    that is more (ternary weights), for each of its groups, and 2^-13 of the dots for the scales.
     """
     padded = np.pad(np.abs(seen), ((0, 0), (0, -x_columns % 256))).reshape(seen.shape[0], -1, 8, 32)
-    most = padded.max(axis=(2, 3)) * 32 * 8
+    step = max(2.0**-15 * 32, 1 / (127 * LARGEST_MAGNITUDES.get(name, 128)))
+    most = padded.max(axis=(2, 3)) * 8
     dots = padded.sum(axis=(2, 3))
-    return np.asarray((2.0**-15 * 1.1 * most + 2.0**-13 * dots).sum(axis=1, keepdims=True))
+    return np.asarray((step * 1.1 * most + 2.0**-13 * dots).sum(axis=1, keepdims=True))
 
 
 def assert_matches_float64(
@@ -214,7 +217,7 @@ def assert_matches_float64(
     if not uses_float_input:
         bound = bound + rounding_of_sums(name, seen) * 4 * np.abs(weight).max(axis=1)
     if has_wide_codes(name, isa, interleaves=interleaves) and not exact_input:
-        bound = bound + rounding_of_words(seen, columns) * np.abs(weight).max(axis=1)
+        bound = bound + rounding_of_words(name, seen, columns) * np.abs(weight).max(axis=1)
     error = np.abs(actual - seen @ weight.T)
     assert np.all(error <= bound), f"largest error is {np.max(error / bound):.3g} of the bound"
 
@@ -254,8 +257,8 @@ def test_interleaved_weights_give_a_token_the_same_bits_whatever_tokens_come_wit
 
 
 def test_a_format_without_a_kernel_for_interleaved_rows_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="tq1_0: no kernel for interleaved rows"):
-        _native.matmul("tq1_0", random_weight("tq1_0", 16, 256), 16, random_inputs(1, 256), "scalar", interleaves=True)
+    with pytest.raises(ValueError, match="f16: no kernel for interleaved rows"):
+        _native.matmul("f16", random_weight("f16", 16, 256), 16, random_inputs(1, 256), "scalar", interleaves=True)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -333,12 +336,24 @@ def test_sums_of_equal_inputs_do_not_overflow(name: str, isa: str) -> None:
 
 
 @pytest.mark.skipif("avx512_vnni" not in INSTRUCTION_SETS, reason="this machine has no AVX-512 VNNI")
+@pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS if isa in ("avx2", "avx_vnni")])
 @pytest.mark.parametrize("name", [name for name in _native.formats() if name not in FLOATS])
-def test_avx2_and_avx512_give_the_same_bits_for_many_tokens(name: str) -> None:
+def test_avx2_and_avx512_give_the_same_bits_for_many_tokens(name: str, isa: str) -> None:
     blocks, x = random_weight(name, 48, 512), random_inputs(9, 512)
     np.testing.assert_array_equal(
-        _native.matmul(name, blocks, 48, x, "avx2"), _native.matmul(name, blocks, 48, x, "avx512_vnni")
+        _native.matmul(name, blocks, 48, x, isa), _native.matmul(name, blocks, 48, x, "avx512_vnni")
     )
+
+
+@pytest.mark.skipif("avx_vnni" not in INSTRUCTION_SETS, reason="this machine or build has no AVX-VNNI")
+@pytest.mark.skipif("avx512_vnni" not in INSTRUCTION_SETS, reason="this machine has no AVX-512 VNNI")
+@pytest.mark.parametrize("name", INTERLEAVED)
+def test_avx_vnni_and_avx512_give_the_same_bits_of_interleaved_rows(name: str) -> None:
+    blocks = random_weight(name, 48, 768)
+    for tokens in (1, 6, 33):
+        x = random_inputs(tokens, 768)
+        expected = _native.matmul(name, blocks, 48, x, "avx512_vnni", interleaves=True)
+        np.testing.assert_array_equal(_native.matmul(name, blocks, 48, x, "avx_vnni", interleaves=True), expected)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -357,7 +372,7 @@ def test_largest_codes_and_inputs_of_interleaved_rows_do_not_overflow(filling: i
         y = _native.matmul("q8_0", blocks, 16, np.full((tokens, 256), 127.0, np.float32), isa, interleaves=True)
         expected = float(np.int8(filling - 256 * (filling >> 7))) * 127.0 * 256.0
         # Where dots are rounded to 16 bits, such inputs have 6 bits and a sign.
-        np.testing.assert_allclose(y, expected, rtol=0.5 / 63 if isa == "avx512_vnni" else 0)
+        np.testing.assert_allclose(y, expected, rtol=0.5 / 63 if isa.endswith("_vnni") else 0)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -385,7 +400,7 @@ def test_nan_among_the_inputs_reaches_the_result(isa: str) -> None:
 
 def test_matmul_names_what_does_not_fit() -> None:
     blocks, x = random_weight("q4_k", 2, 256), random_inputs(1, 256)
-    with pytest.raises(ValueError, match=r"unknown instruction set 'sse9'; known: scalar, avx2, avx512_vnni"):
+    with pytest.raises(ValueError, match=r"unknown instruction set 'sse9'; known: scalar, avx2, avx_vnni, avx512_vnni"):
         _native.matmul("q4_k", blocks, 2, x, "sse9")
     with pytest.raises(ValueError, match=r"q4_k: 288 bytes for a weight of \[3, 256\]"):
         _native.matmul("q4_k", blocks, 3, x, "scalar")

@@ -32,12 +32,11 @@ struct ScaledGrid {
 
 // Of weights as they are stored, up to kFewTokens are prepared and multiplied as for formats with
 // float scales: row by row is the best stream of memory. Interleaved rows take tiles of 1, 2, 4 and 6
-// tokens. Up to kMostFewScaled, codes lie as they are unpacked; for more, where registers are enough
-// for it, those of two groups side by side, or multiplied by their scales.
+// tokens. Up to kMostFewScaled, codes lie as they are unpacked; for more, where dots are so cheap that
+// scales count, those of two groups side by side, or multiplied by their scales.
 inline constexpr std::int64_t kMostFewScaled = kLanes == 16 ? 16 : 8;
-inline constexpr bool kPairsGroups = kLanes == 16;
-// Dot products must take any unsigned byte for it.
-inline constexpr bool kFoldsScales = kLanes == 16;
+inline constexpr bool kPairsGroups = simd::kDotsAnyByte;
+inline constexpr bool kFoldsScales = simd::kDotsAnyByte;
 inline constexpr int kScaledTile = kLanes == 16 ? 8 : 4;
 
 // How the inputs of many tokens lie, as their kernel wants them; those of few lie plainly.

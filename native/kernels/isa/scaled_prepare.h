@@ -196,24 +196,26 @@ void put_starts(const Int* sums, Tile& to) {
   }
 }
 
-// Codes are transposed 128 columns at a time; sums of groups come by the way.
+// Codes are transposed a square of vectors at a time; sums of groups come by the way.
 template <ScaledGrid grid, Arrangement arrangement>
 void put_tile(const Quantized (&from)[kScaledTile],
               ScaledTile<grid.group_size, kScaledTile, kHasStarts<grid>>& to) {
+  static_assert(arrangement == Arrangement::plain || 2 * kScaledTile == kLanes);
   constexpr int kQuads = grid.group_size / 4;
   const Int one_bytes = simd::broadcast(0x01010101);
   Int sums[kSegment / grid.group_size / 2] = {};
-  for (int half = 0; half < 2; ++half) {
-    Int lines[2 * kScaledTile];
+  // Quads of two groups at a time, of which 64 columns lie in a row, twice.
+  for (int first = 0; first < kSegment / 8; first += kLanes) {
+    Int lines[kLanes];
     for (int token = 0; token < kScaledTile; ++token) {
-      const std::int8_t* codes = from[token].codes + kSegment / 2 * half;
+      const std::int8_t* codes = from[token].codes + first / 16 * (kSegment / 2) + first % 16 * 4;
       lines[2 * token] = simd::load_int(codes);
       lines[2 * token + 1] = simd::load_int(codes + kSegment / 4);
     }
     simd::transpose(lines);
-    for (int i = 0; i < 2 * kScaledTile; ++i) {
-      const int line = 2 * kScaledTile * half + i;
-      simd::store_int(to.codes + 2 * kScaledTile * line, lines[i]);
+    for (int i = 0; i < kLanes; ++i) {
+      const int line = first + i;
+      simd::store_int(to.codes + kLanes * line, lines[i]);
       Int& sum = sums[line / kQuads];
       sum = simd::dot_unsigned(sum, one_bytes, lines[i]);
     }

@@ -28,7 +28,7 @@ def command(
     instruction_set: Annotated[
         str,
         typer.Option(
-            "--instruction-set", help="Kernels to run: scalar, avx2, avx512_vnni, neon_dotprod; default the best."
+            "--instruction-set", help="Kernels: scalar, avx2, avx_vnni, avx512_vnni, neon_dotprod; default the best."
         ),
     ] = "",
     repeat: Annotated[int, typer.Option("--repeat", metavar="<number>", min=1, help="Timed repetitions.")] = 5,

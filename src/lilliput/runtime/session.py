@@ -44,7 +44,7 @@ class EngineOptions:
     repack: interleave the rows of quantized weights in memory of the process, each when it is first used, which is
         faster at every number of tokens; otherwise weights stay where the file is mapped, shared between processes.
     kv_format: of the cache of keys and values; q8_0 and q4_0 rotate them first, plain ones do not.
-    instruction_set: "scalar", "avx2", "avx512_vnni", "neon_dotprod", or None for the best.
+    instruction_set: "scalar", "avx2", "avx_vnni", "avx512_vnni", "neon_dotprod", or None for the best.
     """
 
     threads: int | None = None
