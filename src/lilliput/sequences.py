@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -15,6 +15,7 @@ from lilliput.architectures.architecture import Json, Task
 from lilliput.calibration.builtin_mix import builtin_texts
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import EvaluationError, RuntimeModelError, TextError
+from lilliput.evaluation.divergence import FEWEST_FOR_ERROR
 from lilliput.evaluation.model_logits import EvaluationOptions
 from lilliput.evaluation.sequences import (
     AnswerScores,
@@ -40,6 +41,7 @@ from lilliput.text.tokenizer import Tokenizer
 SHORTEST_LINE = 20
 # All pairs of so many texts are a million similarities.
 MOST_TEXTS = 1_500
+_ERROR = "_stderr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,25 @@ class SequenceEvaluation:
         return {"task": self.task, "base": {"path": self.base_name}, "texts": self.texts, "files": files}
 
     def to_text(self) -> str:
-        """A table, best read with the definitions in docs/encoders.md."""
-        lines = [f"{self.task.replace('_', ' ')}, {self.texts} texts, compared with {self.base_name}"]
-        for file in self.files:
-            words = ", ".join(
-                f"{name.replace('_', ' ')} {value:.6g}"
-                for name, value in _numbers(file.scores).items()
-                if value is not None
-            )
-            lines.append(f"{file.name}: {file.bytes:,} bytes, {file.bits_per_weight:.3f} bits per weight; {words}")
+        """A line a file, best read with the definitions in docs/encoders.md."""
+        numbers = [_numbers(file.scores) for file in self.files]
+        has_errors = any(value for each in numbers for name, value in each.items() if name.endswith(_ERROR))
+        few = "" if has_errors or self.texts >= FEWEST_FOR_ERROR else "; too few for a standard error"
+        lines = [f"{self.task.replace('_', ' ')}, {self.texts} texts{few}, compared with {self.base_name}"]
+        for file, each in zip(self.files, numbers, strict=True):
+            shown = f"{file.bytes:,} bytes, {file.bits_per_weight:.3f} bits per weight; {', '.join(_words(each))}"
+            lines.append(f"{file.name}: {shown}")
         return "\n".join(lines)
+
+
+def _words(numbers: Mapping[str, float | None]) -> Iterator[str]:
+    """Each number with its name, and with its standard error where it has one."""
+    for name, value in numbers.items():
+        if value is None or name.endswith(_ERROR):
+            continue
+        error = numbers.get(name + _ERROR)
+        shown = f"{name.replace('_', ' ').replace('kld', 'KL')} {value:.6g}"
+        yield f"{shown} ± {error:.2g}" if error else shown
 
 
 def evaluate(

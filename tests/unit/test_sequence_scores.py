@@ -6,7 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lilliput.evaluation.sequences import Answers, Classes, Vectors, spearman
+from lilliput.evaluation.divergence import Estimate
+from lilliput.evaluation.sequences import Answers, Classes, Vectors, VectorScores, spearman
+from lilliput.sequences import SequenceEvaluation, SequenceFile
 
 
 def test_ranks_agree_whatever_the_scale_and_ties_share_theirs() -> None:
@@ -51,3 +53,15 @@ def test_answers_are_exact_or_not_and_followed_token_by_token() -> None:
     assert found.wanted == 1.0
     # One of four rows differs: ln((3 + e) / 4) - 1/4.
     assert found.kld.value == pytest.approx((np.log((3 + np.e) / 4) - 0.25) / 4, rel=1e-6)
+
+
+def test_a_line_a_file_shows_errors_beside_their_means_and_says_where_texts_are_too_few() -> None:
+    def text(count: int, error: float) -> str:
+        file = SequenceFile("a.gguf", 1000, 8.5, VectorScores(Estimate(0.99, error), 0.98, float("nan")))
+        return SequenceEvaluation("embedding", "base", count, (file,)).to_text()
+
+    assert text(100, 0.001) == (
+        "embedding, 100 texts, compared with base\n"
+        "a.gguf: 1,000 bytes, 8.500 bits per weight; mean cosine 0.99 ± 0.001, lowest cosine 0.98"
+    )
+    assert text(3, 0.0).startswith("embedding, 3 texts; too few for a standard error, compared with base")

@@ -352,12 +352,8 @@ def _rows_of(array: Array, rows: RowRange, name: str) -> Array:
 @cache
 def say_decoded(names: str, megabytes: int) -> None:
     """Tell it the first time; opening the same file again, as comparisons do, says nothing new."""
-    _LOG.warning(
-        "the native engine has no kernels for %s: these tensors run as plain floats of the same values, "
-        "%d MB of memory more",
-        names,
-        megabytes,
-    )
+    # Formats without kernels, and integers whose inputs were asked for as floats.
+    _LOG.warning("multiplied as plain floats of the same values: %s; %d MB of memory more", names, megabytes)
 
 
 def plain_tensor(tensor: QuantizedTensor) -> QuantizedTensor:
