@@ -27,10 +27,9 @@ class ModuleRow:
     stored_bytes: int
     resident_bytes: int
 
-    def line(self) -> str:
+    def cells(self) -> tuple[str, ...]:
         """Of the table."""
-        scheme = self.scheme or "float"
-        return f"{self.name:40} {self.kind:20} {scheme:28} {self.stored_bytes:12,}  {self.note}".rstrip()
+        return self.name, self.kind, self.scheme or "float", f"{self.stored_bytes:,}", self.note
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,10 @@ class ModuleReport:
         return tuple(row for row in self.rows if row.note and not row.scheme)
 
     def __str__(self) -> str:
-        lines = [f"{'module':40} {'kind':20} {'scheme':28} {'bytes':>12}"]
-        lines += [row.line() for row in self.rows if row.scheme or row.note]
+        cells = [("module", "kind", "scheme", "bytes", "")]
+        cells += [row.cells() for row in self.rows if row.scheme or row.note]
+        name, kind, scheme, size, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
+        lines = [f"{a:{name}}  {b:{kind}}  {c:{scheme}}  {d:>{size}}  {e}".rstrip() for a, b, c, d, e in cells]
         share = self.stored_bytes / max(self.float_bytes, 1)
         lines.append(
             f"{self.stored_bytes:,} bytes stored, {share:.3f} of float32's {self.float_bytes:,}; "

@@ -174,6 +174,8 @@ def test_quantize_replaces_linear_and_embedding_modules_and_says_what_they_cost(
     assert report.stored_bytes == sum(tensor.nbytes for tensor in model.state_dict().values())
     assert report.float_bytes == sum(4 * parameter.numel() for parameter in network().parameters())
     assert "int8_channel/int8_token" in str(report)
+    heading, *lines, _ = str(report).splitlines()
+    assert {line.index("Quantized") for line in lines if "Quantized" in line} == {heading.index("kind")}
 
 
 def test_what_stays_float_is_in_the_report_with_its_reason() -> None:
