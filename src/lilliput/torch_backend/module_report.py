@@ -27,7 +27,7 @@ class ModuleRow:
     stored_bytes: int
     resident_bytes: int
 
-    def cells(self) -> tuple[str, ...]:
+    def cells(self) -> tuple[str, str, str, str, str]:
         """Of the table."""
         return self.name, self.kind, self.scheme or "float", f"{self.stored_bytes:,}", self.note
 
