@@ -15,6 +15,8 @@ using kernels::AttentionTask;
 // Rows (tokens x heads of a group) of one task: 8 tiles of 6, the widest register tile; its floats
 // stay in L2.
 constexpr std::int64_t kTaskRows = 48;
+// Of one task in words, which are made of each block of keys once: 5 % of its time.
+constexpr std::int64_t kWordTaskRows = 192;
 // Up to so many tokens there are too few tiles to share out, so that keys are cut into ranges.
 constexpr std::int64_t kFewTokens = 8;
 // Ranges of all kv heads together that keep threads busy, where they need not be shorter than
@@ -32,12 +34,18 @@ AttentionPartial cut_partial(float* memory, std::int64_t rows) {
   return {memory, memory + rows, memory + 2 * rows};
 }
 
+std::int64_t tokens_of_task(std::int64_t group, bool in_words) {
+  return std::max<std::int64_t>(1, (in_words ? kWordTaskRows : kTaskRows) / group);
+}
+
 }  // namespace
 
-AttentionTiling::AttentionTiling(const Attention& attention, std::int64_t tokens,
-                                 std::int64_t key_end, bool separate)
-    : group(attention.heads / attention.kv_heads),
-      tile_tokens(separate ? 1 : std::min(tokens, std::max<std::int64_t>(1, kTaskRows / group))),
+AttentionTiling::AttentionTiling(const Attention& attention, std::int64_t tokens, AttentionWay way,
+                                 std::int64_t key_end)
+    : in_words(way.takes_words && !way.separate && tokens > kFewTokens &&
+               attention.head_dim % 2 == 0),
+      group(attention.heads / attention.kv_heads),
+      tile_tokens(way.separate ? 1 : std::min(tokens, tokens_of_task(group, in_words))),
       tiles((tokens + tile_tokens - 1) / tile_tokens),
       range_length(kernels::round_up(key_end, kernels::kKeyBlock)),
       ranges(1),
@@ -56,10 +64,14 @@ std::size_t AttentionTiling::row_floats() const {
   return static_cast<std::size_t>(2 + kernels::round_up(attention_.head_dim, kernels::kKeyGroup));
 }
 
+std::size_t AttentionTiling::kernel_floats(std::int64_t tokens) const {
+  const std::int64_t head_dim = attention_.head_dim;
+  return in_words ? kernels::word_attention_floats(tokens, group, head_dim)
+                  : kernels::attention_scratch_floats(tokens * group, head_dim);
+}
+
 std::size_t AttentionTiling::thread_scratch_floats() const {
-  const std::int64_t rows = tile_tokens * group;
-  return kernels::attention_scratch_floats(rows, attention_.head_dim) +
-         static_cast<std::size_t>(rows) * row_floats();
+  return kernel_floats(tile_tokens) + static_cast<std::size_t>(tile_tokens * group) * row_floats();
 }
 
 std::size_t AttentionTiling::partial_floats(std::int64_t batch) const {
@@ -81,8 +93,8 @@ struct Engine::AttentionRun {
   Engine& engine;
   const Pass& pass;
   const Attention& operation;
+  bool separate;  // each token reads the cache of its own sequence
   AttentionTiling tiling;
-  bool separate;         // each token reads the cache of its own sequence
   std::int64_t key_end;  // positions in the cache, those of this pass included
   std::int64_t head_dim;
   std::int64_t padded_dim;
@@ -93,9 +105,9 @@ struct Engine::AttentionRun {
       : engine(engine),
         pass(pass),
         operation(operation),
-        tiling(operation, pass.rows, keys(engine, pass, operation),
-               pass.abreast && !operation.reads_shared()),
         separate(pass.abreast && !operation.reads_shared()),
+        tiling(operation, pass.rows, {engine.takes_words(cache().format()), separate},
+               keys(engine, pass, operation)),
         key_end(keys(engine, pass, operation)),
         head_dim(operation.head_dim),
         padded_dim(kernels::round_up(operation.head_dim, kernels::kKeyGroup)),
@@ -142,10 +154,8 @@ struct Engine::AttentionRun {
     const Tile here = tile(task / tiling.ranges);
     const std::int64_t rows = here.tokens * tiling.group;
     auto* scratch = reinterpret_cast<float*>(engine.thread_scratch(thread));
-    const AttentionPartial partial =
-        cut_partial(tiling.ranges > 1 ? range_memory(task)
-                                      : scratch + kernels::attention_scratch_floats(rows, head_dim),
-                    rows);
+    const AttentionPartial partial = cut_partial(
+        tiling.ranges > 1 ? range_memory(task) : scratch + tiling.kernel_floats(here.tokens), rows);
     const std::int64_t q_stride = operation.heads * head_dim;
     const AttentionTask work{
         q + here.token_begin * q_stride + here.kv_head * tiling.group * head_dim,
@@ -163,7 +173,11 @@ struct Engine::AttentionRun {
         operation.scale,
         operation.softcap,
         cache().head(operation.layer, here.kv_head, separate ? here.token_begin : 0)};
-    engine.vector_kernels_.attend(work, cache().format(), partial, scratch);
+    if (tiling.in_words) {
+      engine.vector_kernels_.attend_words(work, partial, scratch);
+    } else {
+      engine.vector_kernels_.attend(work, cache().format(), partial, scratch);
+    }
     if (tiling.ranges > 1) return;
     for (std::int64_t row = 0; row < rows; ++row) join(here, row, &partial);
   }
@@ -201,6 +215,11 @@ struct Engine::AttentionRun {
     if (kernels::is_rotated(cache().format())) engine.vector_kernels_.rotate(y, head_dim, y);
   }
 };
+
+// Words are as exact as F16 is: where keys are, and nobody asked for exact products.
+bool Engine::takes_words(kernels::CacheFormat format) const {
+  return !options_.exact_input && format == kernels::CacheFormat::f16;
+}
 
 void Engine::run(Pass& pass, const Attention& operation) {
   if (whole_attention_keys(operation, pass.rows) > 0) return run_whole(pass, operation);

@@ -87,9 +87,12 @@ void Engine::measure_scratch() {
       rounds_inputs_ = !options_.exact_input;
     }
     if (const auto* attention = std::get_if<Attention>(&step.operation)) {
-      const AttentionTiling tiling(*attention, options_.batch);
+      const AttentionTiling tiling(*attention, options_.batch, {false});
+      const AttentionTiling words(*attention, options_.batch,
+                                  {takes_words(kernels::CacheFormat::f16)});
       thread_scratch_bytes_ =
-          std::max(thread_scratch_bytes_, tiling.thread_scratch_floats() * sizeof(float));
+          std::max({thread_scratch_bytes_, tiling.thread_scratch_floats() * sizeof(float),
+                    words.thread_scratch_floats() * sizeof(float)});
       partial_floats = std::max(partial_floats, tiling.partial_floats(options_.batch));
       thread_scratch_bytes_ = std::max(thread_scratch_bytes_, whole_attention_bytes(*attention));
     }

@@ -142,6 +142,7 @@ class Engine {
 
   std::int64_t whole_attention_keys(const Attention& operation, std::int64_t tokens) const;
   std::size_t whole_attention_bytes(const Attention& operation) const;
+  bool takes_words(kernels::CacheFormat format) const;
   void run_whole(Pass& pass, const Attention& operation);
   void attend_whole(const Pass& pass, const Attention& operation, std::int64_t head,
                     std::int64_t begin, std::int64_t end, int thread);

@@ -72,20 +72,27 @@ struct Engine::LinearPlan {
   std::int64_t chunks = 0;
 };
 
+// What decides how attention is cut, beside shapes and positions.
+struct AttentionWay {
+  bool takes_words;       // where tokens are many
+  bool separate = false;  // each token is a tile of its own: its keys are those of another sequence
+};
+
 // How attention is cut into tasks: by kv head, by tile of tokens, and for few tokens by range of
 // keys too. It follows from shapes and positions alone, never from the number of threads.
 class AttentionTiling {
  public:
   // tokens: of the batch; key_end: positions up to the last token's, its own included.
-  // separate: each token is a tile of its own, as its keys are those of another sequence.
-  AttentionTiling(const Attention& attention, std::int64_t tokens, std::int64_t key_end = 1,
-                  bool separate = false);
+  AttentionTiling(const Attention& attention, std::int64_t tokens, AttentionWay way,
+                  std::int64_t key_end = 1);
 
   std::int64_t tasks() const { return attention_.kv_heads * tiles * ranges; }
   std::size_t row_floats() const;                        // of one row of a partial result
+  std::size_t kernel_floats(std::int64_t tokens) const;  // scratch of a kernel
   std::size_t thread_scratch_floats() const;             // for one task
   std::size_t partial_floats(std::int64_t batch) const;  // for all tasks of the largest cut
 
+  bool in_words;             // for VectorKernels::attend_words
   std::int64_t group;        // query heads of one kv head
   std::int64_t tile_tokens;  // tokens of one task
   std::int64_t tiles;

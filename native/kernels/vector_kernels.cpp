@@ -23,6 +23,16 @@ std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim) {
   return static_cast<std::size_t>(round_up(floats, kKeyGroup) + codes);
 }
 
+std::size_t word_attention_floats(std::int64_t tokens, std::int64_t group, std::int64_t head_dim) {
+  // Words of a block's keys and values, scores of a part, three factors of each key; words and factor
+  // of each row; step and correction of each row of a part.
+  const std::int64_t pairs = head_dim / 2;
+  const std::int64_t part_rows = word_part_tokens(group) * group;
+  return static_cast<std::size_t>(kKeyBlock *
+                                      (pairs + round_up(head_dim, kKeyGroup) / 2 + part_rows + 3) +
+                                  tokens * group * (pairs + 1) + 2 * part_rows);
+}
+
 std::size_t whole_attention_floats(std::int64_t queries, std::int64_t keys, std::int64_t head_dim) {
   // Keys, values, scores, and for each query its words and two factors.
   const std::int64_t padded = round_up(keys, kWholeKeys);

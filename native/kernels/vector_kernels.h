@@ -87,6 +87,10 @@ struct VectorKernels {
   // Of a rotated cache `weighted` is rotated too.
   void (*attend)(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
                  float* scratch);
+  // The same over a cache of F16 with numbers rounded to 13 bits or more, for many tokens; head_dim is
+  // even, `scratch` has word_attention_floats(tokens, group, head_dim) floats. What a token gets does
+  // not depend on those beside it.
+  void (*attend_words)(const AttentionTask& task, const AttentionPartial& partial, float* scratch);
   // `scratch` has whole_attention_floats(queries, keys, head_dim) floats of this thread's own.
   void (*attend_whole)(const WholeAttention& task, float* scratch);
   // The same with numbers rounded to 12 bits or more; head_dim is a multiple of 32.
@@ -99,6 +103,12 @@ struct VectorKernels {
 // What keys of whole attention are filled up to.
 inline constexpr std::int64_t kWholeKeys = 32;
 std::size_t whole_attention_floats(std::int64_t queries, std::int64_t keys, std::int64_t head_dim);
+// Tokens that attend_words takes through a block of keys together: 8 tiles of 6 rows, whose scores stay
+// in the first-level cache.
+static inline std::int64_t word_part_tokens(std::int64_t group) {
+  return group < 48 ? 48 / group : 1;
+}
+std::size_t word_attention_floats(std::int64_t tokens, std::int64_t group, std::int64_t head_dim);
 std::size_t attention_scratch_floats(std::int64_t rows, std::int64_t head_dim);
 
 const VectorKernels& vector_kernels(Isa isa);

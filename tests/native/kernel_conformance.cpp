@@ -517,11 +517,15 @@ struct Attended {
   std::vector<float> maximum, sum, weighted;
 };
 
+enum class Arithmetic : std::uint8_t { floats, codes, words };
+
 Attended attended(Isa isa, kernels::CacheFormat format, const AttentionCase& c,
-                  const std::vector<float>& q, const Cache& cache) {
+                  const std::vector<float>& q, const Cache& cache, Arithmetic arithmetic) {
   const std::int64_t rows = c.tokens * c.group;
   const std::int64_t padded = kernels::round_up(c.head_dim, kernels::kKeyGroup);
-  const Memory scratch(kernels::attention_scratch_floats(rows, c.head_dim) * sizeof(float));
+  const Memory scratch((kernels::attention_scratch_floats(rows, c.head_dim) +
+                        kernels::word_attention_floats(c.tokens, c.group, c.head_dim)) *
+                       sizeof(float));
   Attended result{std::vector<float>(rows, NAN), std::vector<float>(rows, NAN),
                   std::vector<float>(rows * padded, NAN)};
   kernels::AttentionTask task{};
@@ -537,17 +541,24 @@ Attended attended(Isa isa, kernels::CacheFormat format, const AttentionCase& c,
   task.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   task.softcap = c.softcap;
   task.cache = {cache.keys.data(), cache.values.data()};
-  kernels::vector_kernels(isa).attend(
-      task, format, {result.maximum.data(), result.sum.data(), result.weighted.data()},
-      scratch.as<float>());
+  const kernels::AttentionPartial partial{result.maximum.data(), result.sum.data(),
+                                          result.weighted.data()};
+  const kernels::VectorKernels& kernels = kernels::vector_kernels(isa);
+  if (arithmetic == Arithmetic::words) {
+    kernels.attend_words(task, partial, scratch.as<float>());
+  } else {
+    kernels.attend(task, format, partial, scratch.as<float>());
+  }
   return result;
 }
 
 // Outputs are means of values with positive weights: an error of every weight by a share e moves
 // them by at most 2 e times the largest value. Scores err by their roundings times their terms;
-// codes of probabilities by a step of 2^-14 of a block's largest, where one rounds the other way.
-double attention_error(const AttentionCase& c, bool has_codes, const Attended& a,
+// codes of probabilities by a step of 2^-14 of a block's largest, where one rounds the other way; words
+// by a step of 1 / 32767 of a norm, or of a sum of weights.
+double attention_error(const AttentionCase& c, Arithmetic arithmetic, const Attended& a,
                        const Attended& b) {
+  const bool has_codes = arithmetic == Arithmetic::codes;
   const std::int64_t rows = c.tokens * c.group;
   const std::int64_t padded = kernels::round_up(c.head_dim, kernels::kKeyGroup);
   const double dims = static_cast<double>(c.head_dim);
@@ -555,6 +566,7 @@ double attention_error(const AttentionCase& c, bool has_codes, const Attended& a
   // Terms of a score: normal numbers below 6 in size, times 1 / sqrt(dims).
   double e = 2 * dims * kUnit * 36.0 * std::sqrt(dims) + kExponential + 2 * keys * kUnit;
   if (has_codes) e += keys * 0x1p-14;
+  if (arithmetic == Arithmetic::words) e += (36.0 * dims + 64.0) / 32767;
   double worst = 0.0;
   for (std::int64_t row = 0; row < rows; ++row) {
     worst = std::max(worst, share(std::abs(a.maximum[row] - b.maximum[row]), e));
@@ -595,10 +607,14 @@ void check_attention(Isa isa, Tally& tally) {
         tally.take_bytes(title + " values", plain.values.data(), fast.values.data(),
                          plain.values.size());
       }
-      const Attended wanted = attended(Isa::scalar, format, c, q, plain);
-      const Attended found = attended(isa, format, c, q, fast);
-      tally.take(title + " x" + std::to_string(c.tokens * c.group),
-                 attention_error(c, kernels::code_bits(format) != 0, wanted, found));
+      const auto compare = [&](const std::string& what, Arithmetic arithmetic) {
+        const Attended wanted = attended(Isa::scalar, format, c, q, plain, arithmetic);
+        const Attended found = attended(isa, format, c, q, fast, arithmetic);
+        tally.take(what + " x" + std::to_string(c.tokens * c.group),
+                   attention_error(c, arithmetic, wanted, found));
+      };
+      compare(title, kernels::code_bits(format) != 0 ? Arithmetic::codes : Arithmetic::floats);
+      if (format == CacheFormat::f16) compare(title + " in words", Arithmetic::words);
     }
   }
 }

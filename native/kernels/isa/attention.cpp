@@ -20,13 +20,9 @@ template <typename Cache>
 void attend_over(const AttentionTask& task, CacheFormat format, Block block,
                  const AttentionPartial& partial, const Scratch& scratch) {
   Cache cache(task, format, block, scratch);
-  const std::int64_t last = task.first_position + task.tokens;
-  const std::int64_t key_end = task.causal && last < task.key_end ? last : task.key_end;
-  std::int64_t key_begin = task.key_begin;
-  const std::int64_t oldest = task.window > 0 ? task.first_position - task.window + 1 : 0;
-  if (oldest > key_begin) key_begin = oldest / kKeyBlock * kKeyBlock;
-  for (; key_begin < key_end; key_begin += kKeyBlock) {
-    block.keys = key_end - key_begin < kKeyBlock ? key_end - key_begin : kKeyBlock;
+  const KeyRange range = seen_keys(task);
+  for (std::int64_t key_begin = range.begin; key_begin < range.end; key_begin += kKeyBlock) {
+    block.keys = range.end - key_begin < kKeyBlock ? range.end - key_begin : kKeyBlock;
     cache.score(block, key_begin);
     softmax_block<Cache::kSharesOfBlock>(task, block, key_begin, partial, scratch,
                                          [&] { cache.ask_for_more(); });

@@ -14,5 +14,6 @@ void attend_whole(const WholeAttention& task, float* scratch);
 void attend_whole_words(const WholeAttention& task, float* scratch);
 void attend(const AttentionTask& task, CacheFormat format, const AttentionPartial& partial,
             float* scratch);
+void attend_words(const AttentionTask& task, const AttentionPartial& partial, float* scratch);
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA

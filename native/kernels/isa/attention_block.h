@@ -151,6 +151,32 @@ inline Visible visible_keys(const AttentionTask& task, const Block& block, std::
   return {within(oldest), task.causal ? within(position + 1) : block.keys};
 }
 
+// Products of a row with keys -> its scores, minus infinity for keys that it does not see, and the
+// largest of them. Returns what it sees.
+inline Visible prepare_scores(const AttentionTask& task, const Block& block, std::int64_t key_begin,
+                              std::int64_t row, float* scores, float& maximum) {
+  const std::int64_t position = task.first_position + row / task.group;
+  if (task.bias != nullptr) {
+    add_bias(task.bias + row % task.group * task.bias_stride + key_begin - position, scores);
+  }
+  if (task.softcap > 0.0f) cap_scores(scores, task.softcap);
+  const Visible visible = visible_keys(task, block, key_begin, position);
+  maximum = mask_and_maximum(scores, visible);
+  return visible;
+}
+
+// Keys that any token of a task sees, from a multiple of kKeyBlock on.
+struct KeyRange {
+  std::int64_t begin;
+  std::int64_t end;
+};
+inline KeyRange seen_keys(const AttentionTask& task) {
+  const std::int64_t last = task.first_position + task.tokens;
+  const std::int64_t oldest = task.window > 0 ? task.first_position - task.window + 1 : 0;
+  return {oldest > task.key_begin ? oldest / kKeyBlock * kKeyBlock : task.key_begin,
+          task.causal && last < task.key_end ? last : task.key_end};
+}
+
 // Scores -> probabilities; keys that a row does not see get 0. meanwhile(): called a few times,
 // while memory has nothing to do.
 template <bool kOfBlock, typename Meanwhile>
@@ -162,15 +188,8 @@ inline void softmax_block(const AttentionTask& task, const Block& block, std::in
     float* scores = scratch.scores + first * kKeyBlock;
     SoftmaxSteps steps;
     for (std::int64_t i = 0; i < rows; ++i) {
-      float* row_scores = scores + i * kKeyBlock;
-      const std::int64_t position = task.first_position + (first + i) / task.group;
-      if (task.bias != nullptr) {
-        add_bias(task.bias + (first + i) % task.group * task.bias_stride + key_begin - position,
-                 row_scores);
-      }
-      if (task.softcap > 0.0f) cap_scores(row_scores, task.softcap);
-      steps.block_maximum[i] =
-          mask_and_maximum(row_scores, visible_keys(task, block, key_begin, position));
+      prepare_scores(task, block, key_begin, first + i, scores + i * kKeyBlock,
+                     steps.block_maximum[i]);
       meanwhile();
     }
     float* correction = scratch.correction + first;

@@ -182,7 +182,7 @@ void rope(float* x, std::int64_t heads, std::int64_t head_dim, const float* cosi
 
 extern const VectorKernels kVectorKernels;
 const VectorKernels kVectorKernels = {
-    rms_norm, layer_norm,      add_rows, activate,     scale_rows,         softcap, glu,
-    rope,     store_key_value, attend,   attend_whole, attend_whole_words, rotate};
+    rms_norm,        layer_norm, add_rows,     activate,     scale_rows,         softcap, glu, rope,
+    store_key_value, attend,     attend_words, attend_whole, attend_whole_words, rotate};
 
 }  // namespace lilliput::kernels::LILLIPUT_ISA
