@@ -29,6 +29,9 @@ Advance = Callable[[int, int], None]
 GAP = "  "
 # Characters of a line below which prose is cut by the terminal and not wrapped further.
 LEAST_PROSE = 16
+# Characters of a line below which progress is words and numbers alone.
+LEAST_FOR_BAR = 60
+MOST_STEPS = 100_000
 
 
 def console(*, to_stdout: bool = False) -> Console:
@@ -162,17 +165,26 @@ def human_seconds(seconds: float) -> str:
 @contextmanager
 def progress(label: str) -> Iterator[Advance]:
     """A progress bar on stderr with a remaining time; silent off a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
     shown = console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), TextColumn("{task.fields[done]}")]
+    # rich would cut the numbers to keep a bar of four characters.
+    if shown.width >= LEAST_FOR_BAR:
+        columns[1:1] = [BarColumn()]
+        columns.append(TimeRemainingColumn())
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(label, total=None, done="")
 
         def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total, done=_share(done, total))
 
         yield advance
+
+
+def _share(done: int, total: int) -> str:
+    """3/12; a percentage where steps are too many to mean something, such as weights."""
+    return f"{done}/{total}" if total < MOST_STEPS else f"{100 * done // total} %"
 
 
 @contextmanager
