@@ -228,6 +228,13 @@ def test_a_folder_has_its_own_formats_and_sizes_and_keeps_what_its_readers_want_
         RUNTIMES["onnxruntime"].container(Path("a.gguf"))
 
 
+@pytest.mark.parametrize(("ffn", "advice"), [(96, "add Q8_0"), (84, "add F16")])
+def test_rows_that_no_candidate_divides_are_refused_with_one_that_does(ffn: int, advice: str, tmp_path: Path) -> None:
+    source = open_model(write_tiny_llama(tmp_path, hidden=256, ffn=ffn))
+    with pytest.raises(RecipeError, match=rf"ffn_down.weight: rows of {ffn} weights fit none.*{advice}"):
+        choices_of(source, RUNTIMES["llama.cpp"], ("q4_k", "q6_k"))
+
+
 def test_a_tied_head_is_one_choice_and_vectors_are_none(tmp_path: Path) -> None:
     tied = choices_of(open_model(write_tiny_llama(tmp_path / "a", is_tied=True)), RUNTIMES["llama.cpp"])
     untied = choices_of(open_model(write_tiny_llama(tmp_path / "b")), RUNTIMES["llama.cpp"])

@@ -194,9 +194,10 @@ def _choice(headers: Sequence[TensorHeader], names: Sequence[str], sizes: _Sizes
     fitting = [set(candidate_formats(header.columns, names)) for header in headers]
     shared = [item for item in candidate_formats(headers[0].columns, names) if all(item in found for found in fitting)]
     if not shared:
+        fits = "Q8_0, whose blocks have 32 weights" if headers[0].columns % 32 == 0 else "F16, which fits every row"
         raise RecipeError(
             f"{headers[0].name}: rows of {headers[0].columns} weights fit none of the formats "
-            f"{', '.join(name.upper() for name in names)}; add one with blocks of 32, such as Q8_0, or F16"
+            f"{', '.join(name.upper() for name in names)}; add {fits}"
         )
     sized = sorted(
         ((sum(sizes.of(header, item) for header in headers), item) for item in shared),
