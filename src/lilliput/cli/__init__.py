@@ -54,8 +54,6 @@ app.command("formats")(formats.command)
 
 INTERRUPTED = 130
 USAGE = 2
-# Commands that keep what they have done in a work folder.
-RESUMED = ("quantize", "fit")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # every failure leaves through one door, as one line and an exit code
         return report_failure(error, as_json="--json" in words, usage_code=USAGE)
     if code == INTERRUPTED:
-        goes_on = words[0] in RESUMED
-        print("interrupted" + ("; the same command goes on from what is done" if goes_on else ""), file=sys.stderr)
+        kept = "; the same command goes on from what its work folder holds" if words[0] == "fit" else ""
+        print(f"interrupted{kept}", file=sys.stderr)
         if "--json" in words:
             print_json({"error": {"type": "KeyboardInterrupt", "message": "interrupted"}})
     return code if isinstance(code, int) else 0
