@@ -7,7 +7,7 @@ Twice: by the reference interpreter in float64, which says what a program means,
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from reference_program import ProgramSource, float_tensor, run_program
 
 from lilliput.architectures import architecture_for_gguf, architecture_for_huggingface
 from lilliput.architectures.architecture import Json, ModelConfig, TensorEntry
-from lilliput.architectures.program import Linear, RopeFrequencies
+from lilliput.architectures.program import Attention, Linear, RopeFrequencies, SelectOutputRows
 from lilliput.architectures.program_blocks import named_tensors
 from lilliput.architectures.sources import Computed, arranged, chosen_source
 from lilliput.records import QuantizedTensor
@@ -254,6 +254,22 @@ def test_logits_of_our_program_are_those_of_transformers(case: Case) -> None:
         [session.forward(theirs.tokens[:split], "all"), session.forward(theirs.tokens[split:], "all")]
     )
     assert np.abs(engine - theirs.logits).max() <= 2 * limit
+    session.truncate(0)
+    assert np.abs(session.forward(theirs.tokens) - theirs.logits[-1:]).max() <= 2 * limit
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_rows_that_nobody_asked_for_end_with_the_last_attention(case: Case) -> None:
+    source = {**SIZES, **case.fields, "model_type": case.model_type}
+    architecture = architecture_for_huggingface(source)
+    program = architecture.program(architecture.config_from_huggingface(source))
+    place = max(index for index, each in enumerate(program.operations) if isinstance(each, Attention))
+    selected: set[str] = set()
+    for operation in program.operations[place + 1 :]:
+        words = {part.name: getattr(operation, part.name) for part in fields(operation)}
+        read = {word for name, word in words.items() if name != "out" and word in program.buffers}
+        assert isinstance(operation, SelectOutputRows) or read <= selected
+        selected.add(words.get("out", words.get("x")))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

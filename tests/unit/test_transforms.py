@@ -10,7 +10,17 @@ import pytest
 from random_models import CONFIGS, RandomModel, random_model, with_tensor
 
 from lilliput.architectures.foldable_edges import foldable_edges, residual_stream
-from lilliput.architectures.program import Add, Attention, Glu, Linear, Operation, Program, RmsNorm, Rope
+from lilliput.architectures.program import (
+    Add,
+    Attention,
+    Glu,
+    Linear,
+    Operation,
+    Program,
+    RmsNorm,
+    Rope,
+    SelectOutputRows,
+)
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.errors import CalibrationError, RecipeError, UnsupportedModelError
 from lilliput.formats import get_format
@@ -143,7 +153,7 @@ class _LayerNorm:
 
 
 def _program(*operations: Operation) -> Program:
-    buffers = dict.fromkeys(("r", "n", "q", "k", "v", "a", "o", "p", "gate", "up", "g", "logits"), 8)
+    buffers = dict.fromkeys(("r", "n", "q", "k", "v", "a", "o", "p", "gate", "up", "g", "s", "b", "logits"), 8)
     return Program(buffers, (), operations, "logits")
 
 
@@ -169,6 +179,18 @@ def test_a_norm_after_a_layer_makes_the_stream_unturnable_and_says_which() -> No
     found = foldable_edges(_program(*_block(post_norm=True)))
     assert [edge.name for edge in found.edges] == ["norm", "v"]
     assert found.refused == {"post_norm": "operation Add reads it, which is not linear in it"}
+
+
+def test_rows_that_are_dropped_on_the_way_change_no_edge() -> None:
+    steps = list(_block())
+    place = next(index for index, each in enumerate(steps) if isinstance(each, Attention)) + 1
+    end = [Linear("o", "b", "o.weight"), Add("s", "s", "o"), RmsNorm("n", "s", "last.weight", 1e-5)]
+    end.append(Linear("logits", "n", "head.weight"))
+    program = _program(*steps[:place], SelectOutputRows("s", "r"), SelectOutputRows("b", "a"), *end)
+    assert [(edge.name, edge.readers) for edge in foldable_edges(program).edges] == [
+        ("norm", ("q.weight", "k.weight", "v.weight")), ("v", ("o.weight",)), ("last", ("head.weight",))
+    ]  # fmt: skip
+    assert residual_stream(program).writers == ("o.weight",)
 
 
 def test_an_operation_that_nobody_knows_is_refused_not_ignored() -> None:

@@ -28,7 +28,7 @@ from lilliput.architectures.program import (
 
 
 def program(config: ModelConfig, layout: Layout) -> Program:
-    """The forward pass. Rows whose logits nobody asked for are dropped before the last ffn, where it stands alone."""
+    """The forward pass. Rows whose logits nobody asked for are dropped once the last attention has seen them all."""
     builder = _Builder(config, layout)
     builder.embed()
     for layer in range(config.layers):
@@ -69,29 +69,27 @@ class _Builder:
             case "sequential":
                 self._attention(layer, self._norm("normed", "residual", layer, "attn_norm"))
                 self._add_branch(layer, "attention_output", "post_attention_norm")
-                if layer == self.config.layers - 1:
-                    self._select()
                 self._ffn(layer, self._norm("normed", self.stream, layer, "ffn_norm"))
                 self._add_branch(layer, "ffn_output", "post_ffw_norm")
             case "parallel":
                 normed = self._norm("normed", "residual", layer, "attn_norm")
                 self._attention(layer, normed)
                 if self.layout.has("ffn_norm"):
-                    normed = self._norm("ffn_input", "residual", layer, "ffn_norm")
+                    normed = self._norm("ffn_input", self.stream, layer, "ffn_norm")
+                elif self._is_last(layer):
+                    normed = self._select("selected_normed", normed)
                 self._ffn(layer, normed)
                 self._add_branch(layer, "attention_output", None)
                 self._add_branch(layer, "ffn_output", None)
             case "norm_after":
                 self._attention(layer, "residual")
                 self._norm_of_sum(layer, "attention_output", "attn_norm")
-                self._ffn(layer, "residual")
+                self._ffn(layer, self.stream)
                 self._norm_of_sum(layer, "ffn_output", "ffn_norm")
 
     def head(self) -> None:
         """Last norm and logits."""
         config = self.config
-        if self.stream != "selected":
-            self._select()
         x = self.stream
         if config.has_output_norm:
             x = self._apply_norm("normed", x, "output_norm", config.hidden_size)
@@ -121,7 +119,11 @@ class _Builder:
                 self._head_norm(layer, part, heads[part])
             self._rotate(layer, part, heads[part])
         self._emit(self._attend(layer), config.heads * config.head_dim)
-        self._linear("attention_output", "attention", layer, "attn_output", width=config.hidden_size)
+        attention = "attention"
+        if self._is_last(layer):
+            self.stream = self._select("selected", self.stream)
+            attention = self._select("selected_attention", attention)
+        self._linear("attention_output", attention, layer, "attn_output", width=config.hidden_size)
 
     def _head_norm(self, layer: int, part: str, heads: int) -> None:
         weight, epsilon = f"blk.{layer}.attn_{part}_norm.weight", self.config.norm_epsilon
@@ -206,8 +208,8 @@ class _Builder:
         return out
 
     def _norm_of_sum(self, layer: int, branch: str, part: str) -> None:
-        self._emit(Add("sum", "residual", branch), self.config.hidden_size)
-        self._norm("residual", "sum", layer, part)
+        self._emit(Add("sum", self.stream, branch), self.config.hidden_size)
+        self._norm(self.stream, "sum", layer, part)
 
     def _add_branch(self, layer: int, branch: str, post_norm: str | None) -> None:
         """Add what a branch gives to the stream, through its own norm where the family has one."""
@@ -215,9 +217,12 @@ class _Builder:
             branch = self._norm(f"{branch}_normed", branch, layer, post_norm)
         self._emit(Add(self.stream, self.stream, branch), self.config.hidden_size)
 
-    def _select(self) -> None:
-        self._emit(SelectOutputRows("selected", self.stream), self.config.hidden_size)
-        self.stream = "selected"
+    def _is_last(self, layer: int) -> bool:
+        return layer == self.config.layers - 1
+
+    def _select(self, out: str, x: str) -> str:
+        self._emit(SelectOutputRows(out, x), self.buffers[x])
+        return out
 
     def _emit(self, operation: Operation, width: int) -> None:
         out = getattr(operation, "out", None)

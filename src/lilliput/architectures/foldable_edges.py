@@ -97,8 +97,6 @@ def residual_stream(program: Program) -> ResidualStream:
                     others = [value for value in step.inputs.values() if not value.is_stream]
                     writers.extend(name for value in others for name in _written(value))
                     step.output.is_stream = True
-            case Select():
-                step.output.is_stream = bool(read)
             case RmsNorm(weight=weight, groups=1):
                 if read:
                     norms[weight] = step.output.reading_weights()
@@ -141,6 +139,10 @@ class _Flow:
         self._uses: dict[str, set[object]] = defaultdict(set)
         present: dict[str, _Value] = {}
         for operation in program.operations:
+            if isinstance(operation, Select):
+                # Fewer rows, the same channels.
+                present[operation.out] = present.setdefault(operation.x, _Value())
+                continue
             inputs: dict[str, _Value] = {}
             for part in fields(operation):
                 word = getattr(operation, part.name)
