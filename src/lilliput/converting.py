@@ -245,7 +245,7 @@ def _planned(source: ModelSource, target: Path, options: ConvertOptions, stack: 
     notes += reading_warnings(container.name, formats, has_experts=_has_experts(moves))
     notes += _unused(options, moves, container)
     parts = container.layout(contents, target.name, options.split)
-    notes += _larger(source, sum(part.size for part in parts))
+    notes += _larger(source, target.name, sum(part.size for part in parts))
     check_target(target, parts, overwrite=options.force)
     return Conversion(target, container, moves, contents, (*files.notes, *notes), options)
 
@@ -327,14 +327,14 @@ def _unused(options: ConvertOptions, moves: Sequence[TensorMove], container: Con
     return [f"{container.name}: {given.name} is not used: no codes are chosen anew"]
 
 
-def _larger(source: ModelSource, size: int) -> list[str]:
+def _larger(source: ModelSource, name: str, size: int) -> list[str]:
     """A remark where the output takes more room than the input."""
     before = sum(path.stat().st_size for path in source.weight_files)
     if size <= before * LARGER:
         return []
     return [
-        f"the output takes {size / before:.2f} times the bytes of the input ({size:,} over {before:,}): some tensors "
-        "are in wider formats there; --format names others"
+        f"{name} takes {size / before:.2f} times the bytes of the input ({size:,} over {before:,}): some tensors are "
+        "in wider formats there; --format names others"
     ]
 
 

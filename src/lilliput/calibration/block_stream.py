@@ -43,13 +43,14 @@ class Watched(Generic[Sums]):
 
 
 def require_torch() -> None:
-    """Raise CalibrationError that names the extra to install where torch is missing."""
+    """Raise CalibrationError that says what to install where torch is missing."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise CalibrationError(
             f"calibration runs the model with PyTorch, and {error.name} is not installed; "
-            "install it with: pip install 'lilliput[quantize]', or give ready statistics (--statistics, --imatrix)"
+            "install it with: pip install torch transformers sentencepiece, or give ready statistics (--statistics, "
+            "--imatrix)"
         ) from error
 
 
