@@ -22,6 +22,15 @@ FAMILIES: dict[str, dict[str, Json]] = {
     "gpt_neox": {},
     "phi": {"num_key_value_heads": 4, "intermediate_size": 256},
     "phi3": {"num_key_value_heads": 2, "original_max_position_embeddings": 256},
+    "gptj": {"n_inner": 96, "rotary_dim": 8},
+    "gemma": {"num_key_value_heads": 2, "head_dim": 16},
+    "granite": {
+        "num_key_value_heads": 2, "embedding_multiplier": 12.0, "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22, "logits_scaling": 8.0,
+    },
+    "olmo2": {"num_key_value_heads": 2},
+    "stablelm": {"num_key_value_heads": 2},
+    "starcoder2": {"num_key_value_heads": 2},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
     "gemma3_text": {
         "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8,
@@ -32,8 +41,9 @@ FAMILIES: dict[str, dict[str, Json]] = {
         "num_key_value_heads": 2, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True,
         "moe_intermediate_size": 96,
     },
+    "olmoe": {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 3},
 }  # fmt: skip
-SENTENCEPIECE = ("phi3", "gemma2", "gemma3_text")
+SENTENCEPIECE = ("phi3", "gemma", "gemma2", "gemma3_text")
 
 
 def write_family(folder: Path, model_type: str) -> Path:

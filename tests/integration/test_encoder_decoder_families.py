@@ -32,6 +32,7 @@ BART: dict[str, Json] = {
     "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 80, "max_position_embeddings": 64,
     "init_std": 0.08, "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0, "decoder_start_token_id": 2,
 }  # fmt: skip
+PEGASUS: dict[str, Json] = {"pad_token_id": 0, "eos_token_id": 1, "forced_eos_token_id": 1, "decoder_start_token_id": 0}
 T5: dict[str, Json] = {
     "vocab_size": 130, "d_model": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "d_kv": 24, "d_ff": 96,
     "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "n_positions": 64, "initializer_factor": 1.0,
@@ -49,7 +50,7 @@ class Case:
 
     @property
     def config(self) -> dict[str, Json]:
-        sizes = T5 if self.model_type in ("t5", "mt5") else BART
+        sizes = T5 if self.model_type in ("t5", "mt5", "umt5") else BART
         return {**sizes, **self.fields, "model_type": self.model_type}
 
 
@@ -60,6 +61,12 @@ CASES = [
     Case("bart-untied", "bart", {"tie_word_embeddings": False}),
     Case("mbart", "mbart", {"scale_embedding": True}),
     Case("marian", "marian", {"scale_embedding": True, "activation_function": "swish", "decoder_vocab_size": 130}),
+    Case("pegasus", "pegasus", PEGASUS),
+    Case("pegasus-scaled", "pegasus", {**PEGASUS, "scale_embedding": True}, {"embedding_scale": 1.0}),
+    Case("m2m100", "m2m_100", {}, {"embedding_scale": 1.0}),
+    Case("m2m100-gelu", "m2m_100", {"activation_function": "gelu", "scale_embedding": False}, {"activation": "relu"}),
+    Case("blenderbot", "blenderbot", {"activation_function": "relu"}, {"activation": "gelu"}),
+    Case("umt5", "umt5", {}, {"relative_in_every_block": False}),
     Case("t5", "t5", {}, {"output_scale": 1.0}),
     Case("t5-gated", "t5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     Case("t5-gated-relu", "t5", {"feed_forward_proj": "gated-relu"}, {"activation": "gelu_tanh"}),
@@ -155,10 +162,12 @@ SEARCHES = {
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("model_type", ["bart", "mbart", "marian", "t5"])
+@pytest.mark.parametrize("model_type", ["bart", "mbart", "marian", "pegasus", "m2m_100", "t5"])
 def test_answers_are_the_tokens_that_transformers_generates(model_type: str, search: str, tmp_path: Path) -> None:
     # The cache of transformers' T5 is made for as many blocks in the decoder as in the encoder.
-    fields = {"marian": {"decoder_vocab_size": 130}, "t5": {"num_decoder_layers": 2}}.get(model_type, {})
+    fields = {"marian": {"decoder_vocab_size": 130}, "t5": {"num_decoder_layers": 2}, "pegasus": PEGASUS}.get(
+        model_type, {}
+    )
     model = saved_model(Case(model_type, model_type, fields), tmp_path)
     theirs, ours = SEARCHES[search]
     source = open_model(tmp_path)
@@ -192,7 +201,7 @@ def test_forced_and_banned_tokens_of_generation_config_are_kept(tmp_path: Path) 
 def test_files_hold_the_same_model(case: Case, suffix: str, tmp_path: Path) -> None:
     saved_model(case, tmp_path / "folder")
     file = tmp_path / f"model{suffix}"
-    if suffix == ".gguf" and case.name not in ("t5", "t5-gated"):
+    if suffix == ".gguf" and case.name not in ("t5", "t5-gated", "umt5"):
         with pytest.raises(LilliputError, match="GGUF has no"):
             workflows.quantize(tmp_path / "folder", "F32", file)
         return
@@ -208,7 +217,7 @@ def test_files_hold_the_same_model(case: Case, suffix: str, tmp_path: Path) -> N
 
 
 def test_t5_metadata_gives_the_same_program_back() -> None:
-    config = CASES[6].config
+    config = next(case for case in CASES if case.name == "t5").config
     architecture = architecture_for_huggingface(config)
     found = architecture.config_from_huggingface(config)
     shapes = {entry.name: entry.shape for entry in architecture.tensor_table(found) if entry.tied_to is None}
@@ -250,6 +259,18 @@ def test_a_second_copy_of_the_embedding_is_read_as_one(tmp_path: Path) -> None:
     save_file(stored, tmp_path / "model.safetensors")
     with pytest.raises(LilliputError, match="differ; bart shares one embedding"):
         open_model(tmp_path)
+
+
+def test_computed_positions_that_a_checkpoint_holds_too_are_read(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    case = next(case for case in CASES if case.name == "marian")
+    saved_model(case, tmp_path)
+    computed = open_model(tmp_path).tensor("enc.position_embd.weight").dequantize()
+    stored = load_file(tmp_path / "model.safetensors")
+    stored |= {f"model.{half}.embed_positions.weight": 2 * computed for half in ("encoder", "decoder")}
+    save_file(stored, tmp_path / "model.safetensors")
+    assert np.array_equal(open_model(tmp_path).tensor("enc.position_embd.weight").dequantize(), 2 * computed)
 
 
 def test_a_session_says_what_it_cannot_do(tmp_path: Path) -> None:

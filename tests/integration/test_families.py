@@ -70,6 +70,9 @@ GEMMA3: dict[str, Json] = {
 MIXTURE: dict[str, Json] = {
     "head_dim": 16, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
 }  # fmt: skip
+GRANITE: dict[str, Json] = {
+    "embedding_multiplier": 12.0, "attention_multiplier": 0.5, "residual_multiplier": 0.22, "logits_scaling": 8.0,
+}  # fmt: skip
 GEMMA_FREE: dict[str, object] = {"attention_softcap": None, "output_softcap": None}
 CASES = [
     Case("llama", "llama"),
@@ -169,6 +172,25 @@ CASES = [
         },
         {"sliding_window": None},
     ),
+    Case("gemma1", "gemma", {"head_dim": 32}, {"activation": "relu"}),
+    Case("gemma1-old", "gemma", {"head_dim": 16, "hidden_act": "gelu", "attention_bias": True}, NO_BIAS),
+    Case("granite", "granite", GRANITE, {"branch_scale": 1.0}),
+    Case("granite-embedding", "granite", GRANITE, {"embedding_scale": 1.0}),
+    Case("granite-logits", "granite", GRANITE, {"logit_divisor": 1.0}),
+    Case("granite-scores", "granite", {**GRANITE, "tie_word_embeddings": True}, {"attention_scale": None}),
+    Case("granite-bias", "granite", {"attention_bias": True, "mlp_bias": True}, NO_BIAS),
+    Case("olmo2", "olmo2"),
+    Case("olmo2-bias", "olmo2", {"attention_bias": True, "num_key_value_heads": None}, NO_BIAS),
+    Case("stablelm", "stablelm", {}, {"residual": "parallel"}),
+    Case("stablelm-parallel", "stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}, NO_BIAS),
+    Case("stablelm-rotary", "stablelm", {"partial_rotary_factor": 0.5}, PLAIN_ROPE),
+    Case("starcoder2", "starcoder2", {"tie_word_embeddings": False}, {"activation": "relu"}),
+    Case("starcoder2-window", "starcoder2", {"sliding_window": 8}, {"sliding_window": None}),
+    Case("starcoder2-no-bias", "starcoder2", {"use_bias": False, "hidden_act": "gelu"}),
+    Case("gptj", "gptj", {"rotary_dim": 8, "n_inner": 96}, {"activation": "relu"}),
+    Case("gptj-whole", "gptj", {"rotary_dim": 16, "n_inner": None}, {"residual": "sequential"}),
+    Case("olmoe", "olmoe", MIXTURE, {"normalizes_experts": True}),
+    Case("olmoe-shares", "olmoe", {**MIXTURE, "norm_topk_prob": True}, {"normalizes_experts": False}),
     Case("mixtral", "mixtral", MIXTURE, {"used_experts": 1}),
     Case("mixtral-window", "mixtral", {**MIXTURE, "sliding_window": 8}, {"sliding_window": None}),
     Case("qwen3moe", "qwen3_moe", {**MIXTURE, "norm_topk_prob": True}, {"normalizes_experts": False}),

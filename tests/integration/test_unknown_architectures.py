@@ -28,10 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 MODELS: dict[str, dict[str, object]] = {
     "falcon": {"num_attention_heads": 4, "bias": True, "multi_query": True, "alibi": False},
     "mamba": {"state_size": 8, "time_step_rank": 16, "intermediate_size": 128},
-    "stablelm": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96},
+    "helium": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96},
 }
 # How many kinds of linear layers a block of each has, and whether there is a head.
-LINEARS = {"falcon": 4, "mamba": 4, "stablelm": 7}
+LINEARS = {"falcon": 4, "mamba": 4, "helium": 7}
 TOKENS = torch.arange(3, 35).reshape(2, 16) * 7 % 300
 
 
@@ -77,7 +77,7 @@ def test_transformers_runs_the_folder_and_computes_what_our_decoded_weights_say(
     # The code of Falcon and Mamba reads the weights of its layers, which the default path packs away.
     options = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
     found, float_logits = logits(made, **options), logits(folders[name])
-    if name == "stablelm":
+    if name == "helium":
         np.testing.assert_array_equal(found, logits(made))
     np.testing.assert_array_equal(found, logits(folders[name], decoded(made)))
     # Eight bits a row: near the float model, and not the float model.
@@ -120,7 +120,7 @@ def test_a_plan_says_in_one_table_what_was_assumed(folders: dict[str, Path]) -> 
 
 
 def test_presets_find_roles_and_the_ledger_keeps_the_assumptions(folders: dict[str, Path], tmp_path: Path) -> None:
-    result = workflows.quantize(folders["stablelm"], "INT8_EMBEDDINGS_ATTENTION", tmp_path / "made.safetensors")
+    result = workflows.quantize(folders["helium"], "INT8_EMBEDDINGS_ATTENTION", tmp_path / "made.safetensors")
     formats = {name: header.format.name for name, header in open_model(result.output[0]).headers.items()}
     assert formats["model.layers.0.self_attn.q_proj.weight"] == "int8_channel"
     assert formats["model.layers.1.self_attn.o_proj.weight"] == "int8_channel"
@@ -137,11 +137,11 @@ def test_importance_is_taken_by_the_names_of_the_checkpoint(folders: dict[str, P
     squares = np.linspace(1.0, 500.0, 96) ** 2
     inputs = {name: InputStatistics(10, squares, np.sqrt(squares).astype(np.float32))}
     write_statistics(tmp_path / "s.safetensors", Statistics(inputs, 1, 10, ("t",), ""))
-    stored = load_file(folders["stablelm"] / "model.safetensors")[name]
+    stored = load_file(folders["helium"] / "model.safetensors")[name]
     errors = {}
     for guidance in (Guidance(), Guidance(statistics=tmp_path / "s.safetensors")):
         output = tmp_path / f"{guidance.is_given}.safetensors"
-        workflows.quantize(folders["stablelm"], "int4_g32", output, guidance=guidance)
+        workflows.quantize(folders["helium"], "int4_g32", output, guidance=guidance)
         errors[guidance.is_given] = float(((decoded(output)[name] - stored) ** 2 @ squares).sum())
     assert errors[True] < errors[False]
 

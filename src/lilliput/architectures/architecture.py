@@ -61,7 +61,8 @@ class DecoderTraits:
     end_token_ids: an answer ends with one of them.  forced_*: what its second and last token must be, or None.
     banned_token_ids: never part of an answer.
     activation, is_gated: of the ffn in both halves.  embedding_scale: factor on tokens' vectors.  output_scale: on
-    hidden states before the head.  relative_*: of T5's positions, 0 buckets for other families.
+    hidden states before the head.  relative_*: of T5's positions, 0 buckets for other families; UMT5 has a table of
+    biases in every block, T5 one in the first.
     """
 
     layers: int
@@ -78,6 +79,7 @@ class DecoderTraits:
     output_scale: float = 1.0
     relative_buckets: int = 0
     relative_max_distance: int = 128
+    relative_in_every_block: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class ModelConfig:
     experts, used_experts: of each ffn, and of each token; 0 where the ffn is one.  normalizes_experts: the shares of a
     token's experts sum to 1.
     attention_scale: factor on scores, None for 1 / sqrt(head_dim).  *_softcap: c tanh(x / c), or None.
+    embedding_scale, branch_scale: factors on tokens' vectors, and on what attention and ffn add to the stream.
     """
 
     family: str
@@ -140,6 +143,10 @@ class ModelConfig:
     attention_scale: float | None = None
     # Scores of layer n are divided by n + 1 as well (GPT-2's scale_attn_by_inverse_layer_idx).
     divides_scores_by_layer: bool = False
+    embedding_scale: float = 1.0
+    branch_scale: float = 1.0
+    # Of the logits.
+    logit_divisor: float = 1.0
     attention_softcap: float | None = None
     output_softcap: float | None = None
     sliding_window: int | None = None

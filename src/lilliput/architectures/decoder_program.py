@@ -22,6 +22,7 @@ from lilliput.architectures.program import (
     Program,
     RmsNorm,
     Rope,
+    Scale,
     SelectOutputRows,
     Softcap,
 )
@@ -51,7 +52,8 @@ class _Builder:
     def embed(self) -> None:
         """Tokens, and positions where these are learned."""
         config, outer = self.config, self.layout.outer
-        scale = math.sqrt(config.hidden_size) if self.layout.embedding_scale == "root_of_width" else 1.0
+        is_scaled = self.layout.embedding_scale == "root_of_width"
+        scale = math.sqrt(config.hidden_size) if is_scaled else config.embedding_scale
         table_width = config.embedding_size or config.hidden_size
         is_projected = table_width != config.hidden_size
         first = "embedded" if is_projected else "residual"
@@ -98,6 +100,8 @@ class _Builder:
             x = "projected"
         weight = EMBEDDING if config.tied else OUTPUT
         self._emit(Linear("logits", x, weight, "output.bias" if config.head_bias else None), config.vocab_size)
+        if config.logit_divisor != 1.0:
+            self._emit(Scale("logits", "logits", 1.0 / config.logit_divisor), config.vocab_size)
         if config.output_softcap is not None:
             self._emit(Softcap("logits", "logits", config.output_softcap), config.vocab_size)
 
@@ -127,7 +131,8 @@ class _Builder:
 
     def _head_norm(self, layer: int, part: str, heads: int) -> None:
         weight, epsilon = f"blk.{layer}.attn_{part}_norm.weight", self.config.norm_epsilon
-        norm = RmsNorm(part, f"{part}_projected", weight, epsilon, groups=heads)
+        groups = 1 if self.layout.norms_whole_projections else heads
+        norm = RmsNorm(part, f"{part}_projected", weight, epsilon, groups=groups)
         self._emit(norm, heads * self.config.head_dim)
 
     def _rotate(self, layer: int, part: str, heads: int) -> None:
@@ -197,6 +202,9 @@ class _Builder:
         self._emit(Linear(out, x, f"{name}.weight", bias, rows), width if rows is None else rows[1] - rows[0])
 
     def _norm(self, out: str, x: str, layer: int, part: str) -> str:
+        """The buffer that holds x after this norm; x itself where the family has none."""
+        if not self.layout.has(part):
+            return x
         return self._apply_norm(out, x, f"blk.{layer}.{part}", self.config.hidden_size)
 
     def _apply_norm(self, out: str, x: str, name: str, width: int) -> str:
@@ -215,6 +223,8 @@ class _Builder:
         """Add what a branch gives to the stream, through its own norm where the family has one."""
         if post_norm is not None and self.layout.has(post_norm):
             branch = self._norm(f"{branch}_normed", branch, layer, post_norm)
+        if self.config.branch_scale != 1.0:
+            self._emit(Scale(branch, branch, self.config.branch_scale), self.config.hidden_size)
         self._emit(Add(self.stream, self.stream, branch), self.config.hidden_size)
 
     def _is_last(self, layer: int) -> bool:

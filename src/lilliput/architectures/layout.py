@@ -72,6 +72,8 @@ class Layout:
     optional_prefix: what checkpoints saved without a head leave out of every name.
     experts: names of what takes the place of ffn_gate, ffn_up and ffn_down, which `parts` then lacks.
     norm: root mean square, or mean and variance with weight and bias.  rope: None where positions are learned.
+    keeps_pairs: with adjacent rope, rows lie so in the checkpoint too.
+    norms_whole_projections: attn_q_norm and attn_k_norm are over all heads together.
     position_offset: row of the first position.  norm_shift: what the checkpoint's norms leave out (1 in Gemma).
     is_transposed: linears lie as [in, out].  interleaves_heads: rows of attn_qkv lie head by head.
     fuses_gate: ffn_up holds the rows of the gate before its own.  embedding_scale: of the tokens' vectors.
@@ -86,6 +88,8 @@ class Layout:
     experts: ExpertNames | None = None
     norm: Literal["rms", "layer"] = "rms"
     rope: RopeStyle | None = None
+    keeps_pairs: bool = False
+    norms_whole_projections: bool = False
     position_offset: int = 0
     norm_shift: float = 0.0
     is_transposed: bool = False
@@ -209,8 +213,7 @@ class _Table:
         name = f"blk.{layer}.{part}"
         theirs = f"{self.layout.block.format(layer)}.{self.layout.parts[part]}"
         if part.endswith("norm"):
-            is_of_heads = part in ("attn_q_norm", "attn_k_norm")
-            yield from self._norm(name, theirs, self.config.head_dim if is_of_heads else self.config.hidden_size)
+            yield from self._norm(name, theirs, self._norm_width(part))
             return
         yield TensorEntry(
             f"{name}.weight",
@@ -252,9 +255,15 @@ class _Table:
         if self.layout.norm == "layer":
             yield TensorEntry(f"{name}.bias", Named(f"{theirs}.bias"), (width,), Role.BIAS)
 
+    def _norm_width(self, part: str) -> int:
+        if part not in ("attn_q_norm", "attn_k_norm"):
+            return self.config.hidden_size
+        is_whole = self.layout.norms_whole_projections
+        return self.widths[part.removesuffix("_norm")] if is_whole else self.config.head_dim
+
     def _linear_source(self, part: str, theirs: str) -> Named | PermutedHeads | InterleavedHeads | Transposed:
         config, layout = self.config, self.layout
-        if layout.rope == "adjacent" and part in ("attn_q", "attn_k"):
+        if layout.rope == "adjacent" and not layout.keeps_pairs and part in ("attn_q", "attn_k"):
             return PermutedHeads(theirs, config.heads if part == "attn_q" else config.kv_heads)
         if layout.interleaves_heads and part == "attn_qkv":
             return InterleavedHeads(theirs, config.heads)
@@ -271,7 +280,8 @@ class _Table:
             return f"{block}.attn_input"
         if part in ("ffn_gate", "ffn_up"):
             # Phi's ffn reads what attention reads.
-            return f"{block}.ffn_input" if self.layout.has("ffn_norm") else f"{block}.attn_input"
+            shares = self.config.residual == "parallel" and not self.layout.has("ffn_norm")
+            return f"{block}.attn_input" if shares else f"{block}.ffn_input"
         return f"{block}.{part}_input"
 
 

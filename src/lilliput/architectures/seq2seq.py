@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder-decoder that BART, mBART, Marian and T5 share: two stacks of blocks, and attention from one to the other.
+"""The encoder-decoder that BART, its kin and T5 share: two stacks of blocks, and attention from one to the other.
 
 A family states its `Style`: where its norms are, what it adds for positions, and how its checkpoint spells names. The
 program of the encoder ends in keys and values for every block of the decoder, so that they are computed once a text.
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypedDict
+
+import numpy as np
 
 from lilliput.architectures.architecture import DecoderTraits, ModelConfig, TensorEntry
 from lilliput.architectures.config_fields import ConfigFields
@@ -64,7 +66,8 @@ class Style:
 
     is_pre_norm: norms before each sublayer, and one after the last block; otherwise after each sum.
     uses_rms: norms without mean and bias, linears without bias.  norms_embeddings: a norm before the first block.
-    positions: learned, with `first_position` rows before position 0; computed; or relative, as biases on scores.
+    positions: learned, with `first_position` rows before position 0; computed, as fairseq does (from `first_position`
+    on) or otherwise; or relative, as biases on scores.
     has_output_bias: on the logits.
     names: canonical part -> the checkpoint's; `enc`, `dec` and their parts with {} for the block's number.
     """
@@ -72,7 +75,7 @@ class Style:
     is_pre_norm: bool
     uses_rms: bool
     norms_embeddings: bool
-    positions: Literal["learned", "sinusoidal", "relative"]
+    positions: Literal["learned", "sinusoidal", "fairseq", "relative"]
     has_output_bias: bool
     embeddings: tuple[str, ...]
     head: str
@@ -171,6 +174,20 @@ def sinusoids(rows: int, width: int) -> tuple[float, ...]:
     return tuple(values)
 
 
+@cache
+def fairseq_sinusoids(rows: int, width: int, first: int) -> tuple[float, ...]:
+    """M2M100's positions from `first` on, in float32 like its own: the angle at 1,000 has an error of 3e-5 there.
+
+    Frequencies run from 1 to 1 / 10,000, both included.
+    """
+    half = width // 2
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-math.log(10000) / (half - 1)))
+    angles = np.arange(first, first + rows, dtype=np.float32)[:, None] * frequencies
+    values = np.zeros((rows, width), np.float32)
+    values[:, :half], values[:, half : 2 * half] = np.sin(angles), np.cos(angles)
+    return tuple(values.ravel().tolist())
+
+
 def tensor_table(config: ModelConfig, style: Style) -> tuple[TensorEntry, ...]:
     """Every tensor, in file order. Copies of the shared embedding that a checkpoint may hold are tied to it."""
     hidden = config.hidden_size
@@ -197,7 +214,10 @@ def _half_entries(config: ModelConfig, style: Style, half: Half) -> Iterator[Ten
         shape = (config.context_length, hidden)
         source: Source
         if style.positions == "sinusoidal":
-            source = Computed(sinusoids(*shape))
+            # Some checkpoints hold them all the same.
+            source = FirstOf((Named(style.names[f"{half}.position_embd"]), Computed(sinusoids(*shape))))
+        elif style.positions == "fairseq":
+            source = Computed(fairseq_sinusoids(*shape, style.first_position))
         else:
             total = config.context_length + style.first_position
             source = Rows(style.names[f"{half}.position_embd"], style.first_position, total, total)
@@ -238,7 +258,7 @@ def _block_entries(config: ModelConfig, style: Style, half: Half, layer: int) ->
             yield from linear(f"{prefix}_{part}", shape, role, owner)
 
     yield from attention("attn", config.heads if half == "enc" else traits.heads, _ATTENTION_ROLES)
-    if style.positions == "relative" and layer == 0:
+    if style.positions == "relative" and (layer == 0 or traits.relative_in_every_block):
         shape = (traits.relative_buckets, config.heads if half == "enc" else traits.heads)
         name = f"{block}.{RELATIVE_BIAS}"
         yield TensorEntry(name, Named(f"{theirs('attn_rel_b')}.weight"), shape, Role.RELATIVE_BIAS)
@@ -350,7 +370,7 @@ class _Builder:
                 head_dim=self._config.head_dim,
                 scale=self._scale(),
                 causal=not is_encoder,
-                bias=self._bias(),
+                bias=self._bias(layer),
             )
         )
         self.operations.append(self.linear("output", "attention", f"{block}.attn_o"))
@@ -419,10 +439,11 @@ class _Builder:
         # T5 leaves the scale to its initialization.
         return 1.0 if self._style.positions == "relative" else 1.0 / math.sqrt(self._config.head_dim)
 
-    def _bias(self) -> RelativeBias | None:
+    def _bias(self, layer: int) -> RelativeBias | None:
         if self._style.positions != "relative":
             return None
-        traits, name = self._traits, f"{self._half}.blk.0.{RELATIVE_BIAS}"
+        traits = self._traits
+        name = f"{self._half}.blk.{layer if traits.relative_in_every_block else 0}.{RELATIVE_BIAS}"
         return RelativeBias(
             name, traits.relative_buckets, traits.relative_max_distance, bidirectional=self._half == "enc"
         )

@@ -76,9 +76,9 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class FirstOf:
-    """Different layouts of the same tensor: the first whose tensors the checkpoint has."""
+    """Different layouts of the same tensor: the first whose tensors the checkpoint has. A computed one may end them."""
 
-    sources: tuple[StoredSource, ...]
+    sources: tuple[StoredSource | Computed, ...]
 
 
 StoredSource = Named | PermutedHeads | InterleavedHeads | Transposed | Shifted | Rows | Stacked

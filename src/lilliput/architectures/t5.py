@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5 and Flan-T5: relative positions as biases on scores, RMS norms before each sublayer.
+"""T5, Flan-T5, mT5 and UMT5: relative positions as biases on scores, RMS norms before each sublayer.
 
-Only the first block of each half has biases, which all its blocks share. Where the head is the embedding, hidden states
-are scaled before it; llama.cpp does not do so.  Sources: arXiv 1910.10683, 2210.11416.
+Only the first block of each half has biases, which all its blocks share; UMT5 has them in every block. Where the head
+is the embedding, hidden states are scaled before it; llama.cpp does not do so.
+Sources: arXiv 1910.10683, 2210.11416, 2304.09151.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lilliput.architectures.program import Activation, Program
 from lilliput.architectures.seq2seq import Style
 
 family = "t5"
-huggingface_types: tuple[str, ...] = ("t5", "mt5")
+huggingface_types: tuple[str, ...] = ("t5", "mt5", "umt5")
 # llama.cpp has this number in its code.
 _GGUF_MAX_DISTANCE = 128
 _SELF, _CROSS, _FFN = {"enc": 0, "dec": 0}, {"dec": 1}, {"enc": 1, "dec": 2}
@@ -52,6 +53,7 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
     """Read config.json."""
     fields = ConfigFields(config, "config.json")
     seq2seq.refuse_other_heads(fields)
+    is_umt5 = fields.value("model_type") == "umt5"
     answers = seq2seq.answer_tokens(fields, default_start=_start(fields), default_end=1, forced_end=None)
     activation, is_gated = _feed_forward(fields)
     # In transformers a config that says nothing ties, and one that ties scales unless it says otherwise.
@@ -82,6 +84,7 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
             output_scale=hidden_size**-0.5 if is_scaled else 1.0,
             relative_buckets=fields.integer("relative_attention_num_buckets", 32),
             relative_max_distance=fields.integer("relative_attention_max_distance", 128),
+            relative_in_every_block=is_umt5,
             **answers.as_traits(),
         ),
     )
@@ -94,7 +97,9 @@ def _start(fields: ConfigFields) -> int:
 
 
 def _feed_forward(fields: ConfigFields) -> tuple[Activation, bool]:
-    words = fields.text("feed_forward_proj", "relu")
+    # What the family's config class assumes.
+    usual = "relu" if fields.value("model_type") == "t5" else "gated-gelu"
+    words = fields.text("feed_forward_proj", usual)
     name = words.removeprefix("gated-")
     is_gated = name != words
     # transformers takes the old name of the gated one for the approximation.
@@ -138,6 +143,7 @@ def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[in
             output_scale=hidden_size**-0.5 if is_tied else 1.0,
             relative_buckets=fields.integer("attention.relative_buckets_count"),
             relative_max_distance=_GGUF_MAX_DISTANCE,
+            relative_in_every_block=f"enc.blk.1.{seq2seq.RELATIVE_BIAS}" in shapes,
         ),
     )
 

@@ -61,7 +61,8 @@ _FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f32", "F8_E5
 _WHOLE_NUMBERS = {"I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8"}
 # Buffers that old checkpoints saved and every runtime recomputes.
 _IGNORED = re.compile(
-    r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|attn\.bias|embeddings\.(position|token_type)_ids)$"
+    r"(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias|attn\.bias|embeddings\.(position|token_type)_ids"
+    r"|embed_positions\.weights)$"
 )
 
 
