@@ -318,6 +318,30 @@ void bind_program(nb::module_& module) {
           nb::kw_only(), "buffers"_a, "weights"_a, "activation"_a, "used"_a, "normalizes"_a,
           "buffers: out, x, router.  weights: gate, up, down, stacks of [experts * out, in].")
       .def(
+          "integer_experts",
+          [](BoundProgram& self, std::tuple<int, int, int> buffers,
+             std::tuple<int, int, int> integers,
+             std::tuple<kernels::IntegerInput, kernels::IntegerInput> inputs,
+             const std::string& activation, std::int64_t used, bool normalizes) {
+            const auto [out, x, router] = buffers;
+            const auto [gate, up, down] = integers;
+            const auto& [wide, inner] = inputs;
+            self.program->add(engine::Experts{out,
+                                              x,
+                                              router,
+                                              engine::kNone,
+                                              engine::kNone,
+                                              engine::kNone,
+                                              by_name(kActivations, activation, "activation"),
+                                              used,
+                                              normalizes,
+                                              {{gate, wide}, {up, wide}, {down, inner}}});
+          },
+          nb::kw_only(), "buffers"_a, "integers"_a, "inputs"_a, "activation"_a, "used"_a,
+          "normalizes"_a,
+          "As experts, of matrices of integers: the first expert's gate, up and down, those of the "
+          "others after each.  inputs: of gate and up, of down.")
+      .def(
           "activate",
           [](BoundProgram& self, int out, int x, const std::string& activation) {
             self.program->add(

@@ -101,14 +101,14 @@ void Engine::measure_scratch() {
   for (const Step& step : program_->steps()) {
     const auto* experts = std::get_if<Experts>(&step.operation);
     if (experts == nullptr) continue;
-    std::int64_t ffn = 0;
-    std::int64_t hidden = 0;
+    const std::int64_t hidden = program_->buffers()[static_cast<std::size_t>(experts->x)];
+    const std::int64_t ffn = program_->ffn_of(*experts);
     for (const WeightIndex index : {experts->gate, experts->up, experts->down}) {
-      const std::int64_t columns = matrices_[index].weight.columns;
+      if (index == kNone) continue;  // of integers
       const kernels::MatmulKernel& kernel = *matrices_[index].kernel;
+      const std::int64_t columns = matrices_[index].weight.columns;
       thread_scratch_bytes_ =
           std::max(thread_scratch_bytes_, kernel.scratch_bytes(columns, options_.batch));
-      (index == experts->down ? ffn : hidden) = columns;
     }
     const std::int64_t floats = options_.batch * experts->used * (hidden + 2 * ffn);
     expert_floats = std::max(expert_floats, static_cast<std::size_t>(floats));

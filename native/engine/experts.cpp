@@ -41,6 +41,11 @@ struct Engine::ExpertsRun {
     WeightIndex weight;
     float* y;
   };
+  // The same of matrices of integers.
+  struct IntegerProduct {
+    const IntegerStack* stack;
+    float* y;
+  };
 
   Engine& engine;
   Pass& pass;
@@ -58,7 +63,7 @@ struct Engine::ExpertsRun {
     const auto& buffers = engine.program_->buffers();
     experts = buffers[static_cast<std::size_t>(operation.router)];
     hidden = buffers[static_cast<std::size_t>(operation.x)];
-    ffn = engine.program_->weights()[static_cast<std::size_t>(operation.down)].columns;
+    ffn = engine.program_->ffn_of(operation);
   }
 
   std::int64_t assignments() const { return pass.rows * operation.used; }
@@ -155,11 +160,8 @@ struct Engine::ExpertsRun {
                                                        group.count, memory + offsets[index]);
                     });
     const auto runs = static_cast<std::int64_t>(products.size() * groups.size());
-    const std::int64_t wanted = shares ? engine.options_.threads * kChunksPerThread : 1;
-    const std::int64_t pieces = std::max<std::int64_t>(1, (wanted + runs - 1) / runs);
-    const std::int64_t fewest = std::max(kFewestRows, (outputs + pieces - 1) / pieces);
     const std::int64_t row_tile = kernels.size() == 1 ? kernels[0]->row_tile : common_tile(kernels);
-    const std::int64_t chunk_rows = kernels::round_up(fewest, row_tile);
+    const std::int64_t chunk_rows = rows_of_chunks(runs, outputs, row_tile, shares);
     const std::int64_t chunks = (outputs + chunk_rows - 1) / chunk_rows;
     pass.for_chunks(runs * chunks, shares, [&](std::int64_t chunk, int thread) {
       const auto run = static_cast<std::size_t>(chunk / chunks);
@@ -173,6 +175,79 @@ struct Engine::ExpertsRun {
                        group.count, products[product].y + group.first * outputs, outputs, begin,
                        std::min(outputs, begin + chunk_rows), engine.thread_scratch(thread));
     });
+  }
+
+  // Rows that one chunk of a product takes, a multiple of `row_tile`, of `runs` such products.
+  std::int64_t rows_of_chunks(std::int64_t runs, std::int64_t outputs, std::int64_t row_tile,
+                              bool shares) const {
+    const std::int64_t wanted = shares ? engine.options_.threads * kChunksPerThread : 1;
+    const std::int64_t pieces = std::max<std::int64_t>(1, (wanted + runs - 1) / runs);
+    const std::int64_t fewest = std::max(kFewestRows, (outputs + pieces - 1) / pieces);
+    return kernels::round_up(fewest, row_tile);
+  }
+
+  const IntegerMatrix& matrix_of(const IntegerStack& stack, std::int64_t expert) const {
+    return engine.program_->integers()[static_cast<std::size_t>(stack.first + expert)];
+  }
+
+  // As `multiply`; the products have inputs alike.
+  void multiply_integers(const float* x, std::int64_t columns, std::int64_t outputs, bool is_shared,
+                         std::span<const IntegerProduct> products) {
+    const bool shares = shares_work(columns, outputs * static_cast<std::int64_t>(products.size()));
+    const kernels::IntegerKernel& kernel = engine.integer_kernel_;
+    const kernels::IntegerInput& input = products[0].stack->input;
+    const std::int64_t scales = std::max(matrix_of(*products[0].stack, 0).groups(), input.groups);
+    const std::size_t inputs = is_shared ? 1 : groups.size();
+    std::vector<std::size_t> offsets{0};
+    for (std::size_t i = 0; i < inputs; ++i) {
+      offsets.push_back(offsets.back() + cache_line_aligned(kernel.prepared_bytes(
+                                             groups[i].count, columns, scales)));
+    }
+    std::uint8_t* memory = engine.expert_inputs(offsets.back());
+    pass.for_chunks(
+        static_cast<std::int64_t>(inputs), shares && inputs > 1, [&](std::int64_t chunk, int) {
+          const auto index = static_cast<std::size_t>(chunk);
+          const Group& group = groups[index];
+          const kernels::Activations rows{is_shared ? x : x + group.first * columns,
+                                          kernels::NumberType::f32, group.count, columns, columns};
+          kernel.prepare(rows, input, scales, 0, group.count, memory + offsets[index]);
+        });
+    const auto runs = static_cast<std::int64_t>(products.size() * groups.size());
+    const std::int64_t chunk_rows = rows_of_chunks(runs, outputs, kernel.row_tile, shares);
+    const std::int64_t chunks = (outputs + chunk_rows - 1) / chunk_rows;
+    pass.for_chunks(runs * chunks, shares, [&](std::int64_t chunk, int) {
+      const auto run = static_cast<std::size_t>(chunk / chunks);
+      const IntegerProduct& product = products[run / groups.size()];
+      const std::size_t index = run % groups.size();
+      const Group& group = groups[index];
+      const kernels::Output y{product.y + group.first * outputs, kernels::NumberType::f32, outputs,
+                              nullptr};
+      const std::int64_t begin = chunk % chunks * chunk_rows;
+      kernel.multiply(matrix_of(*product.stack, group.expert).weight(), input,
+                      product.stack->sums[static_cast<std::size_t>(group.expert)].data(),
+                      memory + offsets[is_shared ? 0 : index], group.count, y, begin,
+                      std::min(outputs, begin + chunk_rows));
+    });
+  }
+
+  // Gate and up of every assignment, and down.
+  void multiply_up(const float* x, bool is_shared, float* gate, float* up) {
+    if (operation.integers.empty()) {
+      multiply(x, hidden, ffn, is_shared,
+               std::array<Product, 2>{{{operation.gate, gate}, {operation.up, up}}});
+      return;
+    }
+    multiply_integers(x, hidden, ffn, is_shared,
+                      std::array<IntegerProduct, 2>{
+                          {{&operation.integers[0], gate}, {&operation.integers[1], up}}});
+  }
+  void multiply_down(const float* x, float* y) {
+    if (operation.integers.empty()) {
+      multiply(x, ffn, hidden, false, std::array<Product, 1>{{{operation.down, y}}});
+      return;
+    }
+    multiply_integers(x, ffn, hidden, false,
+                      std::array<IntegerProduct, 1>{{{&operation.integers[2], y}}});
   }
 
   static std::int64_t common_tile(const std::vector<const kernels::MatmulKernel*>& kernels) {
@@ -194,8 +269,7 @@ struct Engine::ExpertsRun {
         std::copy_n(x + token_of[static_cast<std::size_t>(i)] * hidden, hidden, rows + i * hidden);
       }
     }
-    multiply(is_shared ? x : rows, hidden, ffn, is_shared,
-             std::array<Product, 2>{{{operation.gate, gate}, {operation.up, up}}});
+    multiply_up(is_shared ? x : rows, is_shared, gate, up);
     constexpr std::int64_t kStep = 8;
     pass.for_chunks((total + kStep - 1) / kStep, total > kStep && pass.lease.threads() > 1,
                     [&](std::int64_t chunk, int) {
@@ -205,7 +279,7 @@ struct Engine::ExpertsRun {
                                                  operation.activation, floats, gate + first * ffn);
                     });
     // Gathered inputs are used up: their memory takes the outputs.
-    multiply(gate, ffn, hidden, false, std::array<Product, 1>{{{operation.down, rows}}});
+    multiply_down(gate, rows);
     join(rows);
   }
 

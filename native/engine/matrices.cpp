@@ -28,6 +28,7 @@ std::vector<std::int64_t> rows_of_matrices(const Program& program) {
       const auto& buffers = program.buffers();
       const std::int64_t n = buffers[static_cast<std::size_t>(experts->router)];
       for (const WeightIndex index : {experts->gate, experts->up, experts->down}) {
+        if (index == kNone) continue;  // of integers
         rows_of(index) = program.weights()[static_cast<std::size_t>(index)].rows / n;
       }
     }

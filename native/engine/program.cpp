@@ -277,7 +277,30 @@ void Program::add(const Glu& operation) {
   append(operation, rows_of(operation.up), operation.out);
 }
 
-void Program::add(const Experts& operation) {
+void Program::add(Experts operation) {
+  const std::int64_t experts = width(operation.router);
+  if (operation.used < 1 || operation.used > experts) {
+    refuse("experts: " + std::to_string(operation.used) + " of " + std::to_string(experts) +
+           " cannot be used");
+  }
+  check_width("experts", operation.out, width(operation.x));
+  if (operation.integers.empty()) {
+    check_stacks(operation);
+  } else {
+    check_integers(operation);
+  }
+  if (rows_of(operation.x) != rows_of(operation.router)) {
+    refuse("experts: inputs hold different rows");
+  }
+  if (operation.out == operation.x || operation.out == operation.router) {
+    refuse("experts: output buffer is one of its inputs");
+  }
+  const BufferIndex x = operation.x;
+  const BufferIndex out = operation.out;
+  append(std::move(operation), rows_of(x), out);
+}
+
+void Program::check_stacks(const Experts& operation) const {
   const std::int64_t experts = width(operation.router);
   const kernels::Weight& gate = at(weights_, operation.gate, "weight");
   const kernels::Weight& up = at(weights_, operation.up, "weight");
@@ -285,13 +308,8 @@ void Program::add(const Experts& operation) {
   const auto name = [&](WeightIndex index) {
     return weight_names_[static_cast<std::size_t>(index)];
   };
-  if (operation.used < 1 || operation.used > experts) {
-    refuse("experts: " + std::to_string(operation.used) + " of " + std::to_string(experts) +
-           " cannot be used");
-  }
   check_width((name(operation.gate) + " input").c_str(), operation.x, gate.columns);
   check_width((name(operation.up) + " input").c_str(), operation.x, up.columns);
-  check_width("experts", operation.out, width(operation.x));
   if (gate.rows != experts * down.columns || up.rows != gate.rows) {
     refuse(name(operation.gate) + ": " + std::to_string(gate.rows) + " rows, must be " +
            std::to_string(experts) + " times the " + std::to_string(down.columns) + " columns of " +
@@ -301,13 +319,44 @@ void Program::add(const Experts& operation) {
     refuse(name(operation.down) + ": " + std::to_string(down.rows) + " rows, must be " +
            std::to_string(experts * width(operation.out)));
   }
-  if (rows_of(operation.x) != rows_of(operation.router)) {
-    refuse("experts: inputs hold different rows");
+}
+
+std::int64_t Program::ffn_of(const Experts& operation) const {
+  return operation.integers.empty()
+             ? weights_[static_cast<std::size_t>(operation.down)].columns
+             : integers_[static_cast<std::size_t>(operation.integers.back().first)].columns();
+}
+
+// Lays the matrices out too.
+void Program::check_integers(Experts& operation) {
+  constexpr std::size_t kDown = 2;
+  if (operation.integers.size() != kDown + 1) refuse("experts: gate, up and down are needed");
+  const std::int64_t experts = width(operation.router);
+  const IntegerIndex last = operation.integers[kDown].first;
+  const std::int64_t ffn = at(integers_, last, "matrix of integers").columns();
+  std::int64_t groups = 0;
+  for (std::size_t which = 0; which <= kDown; ++which) {
+    IntegerStack& stack = operation.integers[which];
+    const std::int64_t rows = which == kDown ? width(operation.x) : ffn;
+    const std::int64_t columns = which == kDown ? ffn : width(operation.x);
+    stack.sums.clear();
+    for (std::int64_t expert = 0; expert < experts; ++expert) {
+      const IntegerIndex index = stack.first + static_cast<IntegerIndex>(expert);
+      at(integers_, index, "matrix of integers");
+      IntegerMatrix& matrix = integers_[static_cast<std::size_t>(index)];
+      if (matrix.rows() != rows || matrix.columns() != columns) {
+        refuse(matrix.name() + ": [" + std::to_string(matrix.rows()) + ", " +
+               std::to_string(matrix.columns()) + "], must be [" + std::to_string(rows) + ", " +
+               std::to_string(columns) + "]");
+      }
+      const std::int64_t own = std::max(matrix.groups(), stack.input.groups);
+      if ((expert > 0 || which == 1) && own != groups) {
+        refuse(matrix.name() + ": experts of one input need the same groups");
+      }
+      groups = own;
+      stack.sums.push_back(matrix.sums_for(stack.input, arena_));
+    }
   }
-  if (operation.out == operation.x || operation.out == operation.router) {
-    refuse("experts: output buffer is one of its inputs");
-  }
-  append(operation, rows_of(operation.x), operation.out);
 }
 
 void Program::add(const Activate& operation) {

@@ -124,6 +124,14 @@ struct Glu {
   kernels::Activation activation;
 };
 
+// One matrix of integers an expert, `first` and those after it, whose inputs become integers too.
+// sums: of each, see kernels::integer_sums.
+struct IntegerStack {
+  IntegerIndex first;
+  kernels::IntegerInput input;
+  std::vector<std::vector<std::int32_t>> sums = {};
+};
+
 // Stacks of matrices, one an expert; the router's buffer has a logit for each.
 struct Experts {
   BufferIndex out;
@@ -135,6 +143,8 @@ struct Experts {
   kernels::Activation activation;
   std::int64_t used;
   bool normalizes;
+  // In place of the weights, which are kNone then: gate, up and down. The first two have inputs alike.
+  std::vector<IntegerStack> integers = {};
 };
 
 struct Activate {
@@ -221,7 +231,7 @@ class Program {
   void add(const Rope& operation);
   void add(const Attention& operation);
   void add(const Glu& operation);
-  void add(const Experts& operation);
+  void add(Experts operation);
   void add(const Activate& operation);
   void add(const Scale& operation);
   void add(const Softcap& operation);
@@ -234,6 +244,8 @@ class Program {
   const std::vector<std::int64_t>& buffers() const { return buffers_; }
   const std::vector<kernels::Weight>& weights() const { return weights_; }
   const std::vector<IntegerMatrix>& integers() const { return integers_; }
+  // Columns of the matrices that lead back from the inside of a mixture's experts.
+  std::int64_t ffn_of(const Experts& operation) const;
   // Of integers as the kernel has them.
   std::size_t integer_bytes() const { return arena_.bytes(); }
   bool is_mapped(WeightIndex weight) const { return is_mapped_[static_cast<std::size_t>(weight)]; }
@@ -264,6 +276,8 @@ class Program {
                           BufferIndex x);
   void check_part(const std::string& name, BufferIndex x, const LinearPart& part, std::int64_t rows,
                   std::int64_t columns) const;
+  void check_stacks(const Experts& operation) const;
+  void check_integers(Experts& operation);
   void append_linears(Operation operation, BufferIndex x, const std::vector<LinearPart>& parts);
   void check_vector(const char* what, VectorIndex vector, std::int64_t expected) const;
   void append(Operation operation, Rows rows, BufferIndex out);

@@ -108,6 +108,16 @@ class Program:
         used: int,
         normalizes: bool,
     ) -> None: ...
+    def integer_experts(
+        self,
+        *,
+        buffers: tuple[int, int, int],
+        integers: tuple[int, int, int],
+        inputs: tuple[IntegerInput, IntegerInput],
+        activation: str,
+        used: int,
+        normalizes: bool,
+    ) -> None: ...
     def activate(self, *, out: int, x: int, activation: str) -> None: ...
     def scale(self, *, out: int, x: int, factor: float) -> None: ...
     def softcap(self, *, out: int, x: int, limit: float) -> None: ...

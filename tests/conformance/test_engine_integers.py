@@ -11,7 +11,16 @@ from reference_program import ProgramSource, encoded_tensor, float_tensor, run_p
 
 from lilliput import _native
 from lilliput.activations import FixedScale, IntegerInputs, get_input_format
-from lilliput.architectures.program import Activate, Embed, Linear, Operation, Program, SelectOutputRows
+from lilliput.architectures.program import (
+    Activate,
+    Embed,
+    Experts,
+    Glu,
+    Linear,
+    Operation,
+    Program,
+    SelectOutputRows,
+)
 from lilliput.errors import RuntimeModelError
 from lilliput.formats.integer_lines import integer_lines
 from lilliput.records import QuantizedTensor
@@ -162,3 +171,86 @@ def test_formats_with_kernels_of_their_own_keep_them_and_floats_stay_floats():
     assert input_choice(random_weight("w", "q8_0"), "engine") is None
     assert input_choice(random_weight("w", "int8_channel"), "f32") is None
     assert input_choice(random_weight("w", "f16"), "int8_token") is None
+
+
+EXPERTS, INNER = 4, 48
+
+
+def mixture_source(format_name: str, *, down: str | None = None) -> ProgramSource:
+    """One expert a token, so that its share is 1. Expert 3 is chosen by few tokens."""
+    rng = np.random.default_rng(4)
+    router = rng.standard_normal((VOCABULARY, EXPERTS)).astype(np.float32) - np.array([0, 0, 0, 1], np.float32)
+    shapes = {"gate": (EXPERTS, INNER, COLUMNS), "up": (EXPERTS, INNER, COLUMNS), "down": (EXPERTS, COLUMNS, INNER)}
+    stacks = [
+        encoded_tensor(name, rng.standard_normal(shape).astype(np.float32), (down or format_name) if name == "down" else
+                       format_name)
+        for name, shape in shapes.items()
+    ]  # fmt: skip
+    return program_of(
+        [Embed("x", "table"), Embed("r", "router"), Experts("y", "x", "r", "gate", "up", "down", "silu", 1, True)],
+        {"x": COLUMNS, "r": EXPERTS, "y": COLUMNS}, [table(), float_tensor("router", router), *stacks], "y",
+    )  # fmt: skip
+
+
+def one_expert(source: ProgramSource, expert: int) -> ProgramSource:
+    """Every token through this expert's matrices, as linears."""
+
+    def matrix(name: str) -> QuantizedTensor:
+        stack = source.tensors[name]
+        rows = stack.shape[1]
+        part = stack.format.row_range(stack.planes, expert * rows, (expert + 1) * rows)
+        return QuantizedTensor(name, stack.shape[1:], stack.format, part)
+
+    return program_of(
+        [Embed("x", "table"), Linear("g", "x", "gate"), Linear("u", "x", "up"), Glu("a", "g", "u", "silu"),
+         Linear("y", "a", "down")],
+        {"x": COLUMNS, "g": INNER, "u": INNER, "a": INNER, "y": COLUMNS},
+        [table(), *(matrix(name) for name in ("gate", "up", "down"))], "y",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize(
+    ("format_name", "activations"),
+    [
+        ("int8_channel", "engine"),
+        ("int8_channel_asym", "int8_token"),
+        ("int6_channel", "engine"),
+        ("int8_channel", "int8_g16"),
+        ("int8_g16", "engine"),
+    ],
+)
+def test_experts_of_integers_have_the_bits_of_their_linears(instruction_set, format_name, activations):
+    source = mixture_source(format_name)
+    chosen = source.tensors["router"].dequantize()[TOKENS].argmax(axis=1)
+    exact = np.stack([run(one_expert(source, expert), activations, instruction_set) for expert in range(EXPERTS)])
+    wanted = exact[chosen, np.arange(len(TOKENS))]
+    for threads in (1, 2):
+        assert np.array_equal(run(source, activations, instruction_set, threads), wanted)
+    # A token alone takes another way: its inputs become integers once for all its experts.
+    options = EngineOptions(
+        threads=1, activations=activations, kv_format="f32", instruction_set=instruction_set, context=64
+    )
+    session = Session(source, options)
+    alone = np.concatenate([session.forward(TOKENS[at : at + 1], "all") for at in range(3)])
+    assert np.array_equal(alone, wanted[:3])
+
+
+def test_experts_of_which_only_some_are_such_integers_run_as_the_values_of_the_file():
+    source = mixture_source("int8_channel", down="f32")
+    wanted = run_program(source, TOKENS, range(len(TOKENS)))
+    found = run(source, "engine")
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_experts_of_integers_whose_sizes_do_not_fit_are_refused():
+    source = mixture_source("int8_channel")
+    operations = list(source.program.operations)
+    for change, message in (
+        ({"gate": "down"}, r"\[96, 48\], must be \[48, 96\]"),
+        ({"used": 5}, "5 of 4 cannot be used"),
+        ({"down": "up"}, "must be"),
+    ):
+        changed = [*operations[:-2], replace(operations[-2], **change), operations[-1]]
+        with pytest.raises(RuntimeModelError, match=message):
+            run(replace(source, program=replace(source.program, operations=tuple(changed))), "engine")

@@ -23,7 +23,6 @@ from lilliput.methods import MASKS, METHODS
 from lilliput.recipes.assumptions import Assumption, assumptions
 from lilliput.recipes.recipe import Condition, Method, Recipe, Rule, find_recipe
 from lilliput.records import Role, TensorHeader, TensorPlan, TransformPlan
-from lilliput.runtime.integer_weights import runs_as_floats
 from lilliput.transforms.transformed_source import original_of
 
 PLAIN_FLOATS = ("f32", "f16", "bf16", "f64")
@@ -222,8 +221,6 @@ class _Resolver:
             if self._serves_as_output(entry) and entry.role is Role.TOKEN_EMBEDDING:
                 reason += "; shared with the output head"
             method, note = self._method_of(rule, number_format, header, entry)
-            if len(header.shape) > 2 and runs_as_floats(number_format, header.columns):
-                reason += "; experts of this format run as floats here, INT8_G32 and INT4_G32 in integers"
             reason += note if inputs is None else f"{note}; inputs {inputs.name}"
         if entry.assumed:
             reason = f"{entry.assumed}; {reason}"

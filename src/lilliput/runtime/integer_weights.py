@@ -68,15 +68,6 @@ def block_form(number_format: NumberFormat, columns: int) -> NumberFormat | None
     return next((target for target in held if fit(number_format, target, columns) is Fit.EXACT), None)
 
 
-def runs_as_floats(number_format: NumberFormat, columns: int) -> bool:
-    """Whether experts of integers are decoded: their scales are finer than those of blocks."""
-    return (
-        has_integer_form(number_format)
-        and number_format.name not in _native.formats()
-        and block_form(number_format, columns) is None
-    )
-
-
 def in_blocks(tensor: QuantizedTensor) -> QuantizedTensor | None:
     """The same values in `block_form`."""
     target = block_form(tensor.format, tensor.columns)
@@ -109,6 +100,21 @@ def input_choice(tensor: QuantizedTensor, activations: str) -> InputChoice | Non
             "kind; quantize with calibration data, or choose int8_token"
         )
     return stored
+
+
+def expert_inputs(
+    stacks: tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor], activations: str
+) -> tuple[InputChoice, InputChoice] | None:
+    """What the inputs of a mixture's gate and up become, and those of down; None where these run otherwise.
+
+    Stacks that blocks hold as they are run in those (`block_form`). Raises as `input_choice` does.
+    """
+    if not all(has_integers(stack) and block_form(stack.format, stack.columns) is None for stack in stacks):
+        return None
+    gate, up, down = (input_choice(stack, activations) for stack in stacks)
+    if gate is None or down is None or up != gate or scales_of_a_row(stacks[0]) != scales_of_a_row(stacks[1]):
+        return None
+    return gate, down
 
 
 def named_inputs(activations: str) -> IntegerInputs:
@@ -145,7 +151,8 @@ def integer_weight(tensor: QuantizedTensor) -> IntegerWeight:
         codes = np.asarray(tensor.planes["codes"])  # where it lies
     else:
         codes = np.asarray(tensor.format.unpack(tensor.planes, tensor.columns).codes)
-    return IntegerWeight(np.ascontiguousarray(codes, dtype=np.uint8), _lines(tensor))
+    codes = np.ascontiguousarray(codes, dtype=np.uint8).reshape(tensor.rows, tensor.columns)
+    return IntegerWeight(codes, _lines(tensor))
 
 
 def scales_of_a_row(tensor: QuantizedTensor) -> int:

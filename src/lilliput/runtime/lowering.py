@@ -45,6 +45,8 @@ from lilliput.formats.native_decode import decode
 from lilliput.records import QuantizedTensor
 from lilliput.runtime.integer_weights import (
     InputChoice,
+    IntegerWeight,
+    expert_inputs,
     has_integers,
     in_blocks,
     input_choice,
@@ -208,15 +210,39 @@ class _Lowering:
                 raise RuntimeModelError(f"the native engine has no operation for {type(operation).__name__}")
 
     def _experts(self, operation: Experts) -> None:
-        out, x, router = (self.buffers[name] for name in (operation.out, operation.x, operation.router))
-        gate, up, down = (self._weight(name) for name in (operation.gate, operation.up, operation.down))
-        self.native.experts(
-            buffers=(out, x, router),
-            weights=(gate, up, down),
+        buffers = (self.buffers[operation.out], self.buffers[operation.x], self.buffers[operation.router])
+        gate, up, down = (self.tensor(name) for name in (operation.gate, operation.up, operation.down))
+        inputs = expert_inputs((gate, up, down), self.activations)
+        if inputs is None:
+            self.native.experts(
+                buffers=buffers,
+                weights=(self._weight(gate.name), self._weight(up.name), self._weight(down.name)),
+                activation=operation.activation,
+                used=operation.used,
+                normalizes=operation.normalizes,
+            )
+            return
+        wide, inner = inputs
+        self.native.integer_experts(
+            buffers=buffers,
+            integers=(self._integer_stack(gate), self._integer_stack(up), self._integer_stack(down)),
+            inputs=(
+                native_input(wide.inputs, gate.columns, wide.fixed),
+                native_input(inner.inputs, down.columns, inner.fixed),
+            ),
             activation=operation.activation,
             used=operation.used,
             normalizes=operation.normalizes,
         )
+
+    def _integer_stack(self, stack: QuantizedTensor) -> int:
+        """The first expert's matrix of integers; the others follow it."""
+        experts, rows = stack.shape[0], stack.shape[1]
+        weight = integer_weight(stack)
+        found = [
+            self._integer_rows(stack.name, weight, (expert * rows, (expert + 1) * rows)) for expert in range(experts)
+        ]
+        return found[0]
 
     def _attention(self, operation: Attention) -> None:
         names = (operation.out, operation.q, operation.k, operation.v)
@@ -273,16 +299,18 @@ class _Lowering:
 
     def _integers(self, name: str, rows: RowRange = None) -> int:
         if (name, rows) not in self.integers:
-            weight = integer_weight(self.tensor(name))
-            lines, points = weight.lines, weight.lines.zero_point
-            self.integers[name, rows] = self.native.add_integers(
-                name,
-                _rows_of(weight.codes, rows, name),
-                lines.levels,
-                _rows_of(lines.scale, rows, name),
-                None if points is None else _rows_of(points, rows, name),
-            )
+            self.integers[name, rows] = self._integer_rows(name, integer_weight(self.tensor(name)), rows)
         return self.integers[name, rows]
+
+    def _integer_rows(self, name: str, weight: IntegerWeight, rows: RowRange) -> int:
+        lines, points = weight.lines, weight.lines.zero_point
+        return self.native.add_integers(
+            name,
+            _rows_of(weight.codes, rows, name),
+            lines.levels,
+            _rows_of(lines.scale, rows, name),
+            None if points is None else _rows_of(points, rows, name),
+        )
 
     def _weight(self, name: str, rows: RowRange = None) -> int:
         if (name, rows) not in self.weights:
