@@ -45,6 +45,8 @@ class Case:
     margin: float = 20.0
 
 
+# Its config class knows the usual names of most sizes, and has no segments.
+DISTILBERT: dict[str, Json] = {"hidden_dim": 96, "type_vocab_size": 1}
 LABELS: dict[str, Json] = {
     "id2label": {"0": "bad", "1": "fair", "2": "good"},
     "label2id": {"bad": 0, "fair": 1, "good": 2},
@@ -69,11 +71,31 @@ CASES = [
     Case("roberta-tags", "roberta", {"type_vocab_size": 1, **LABELS}, "ForTokenClassification"),
     Case("roberta-spans", "roberta", {"type_vocab_size": 1}, "ForQuestionAnswering"),
     Case("roberta-masked", "roberta", {"type_vocab_size": 1}, "ForMaskedLM"),
+    Case("distilbert", "distilbert", DISTILBERT),
+    Case("distilbert-relu", "distilbert", {**DISTILBERT, "activation": "relu"}, ignored={"activation": "gelu"}),
+    Case(
+        "distilbert-classes",
+        "distilbert",
+        {**DISTILBERT, **LABELS},
+        "ForSequenceClassification",
+        {"pooler_activation": "tanh"},
+    ),
+    Case("distilbert-tags", "distilbert", {**DISTILBERT, **LABELS}, "ForTokenClassification"),
+    Case("distilbert-spans", "distilbert", DISTILBERT, "ForQuestionAnswering"),
+    Case(
+        "distilbert-masked", "distilbert", {**DISTILBERT, "activation": "relu"}, "ForMaskedLM", {"activation": "gelu"}
+    ),
     Case("xlm-roberta", "xlm-roberta", {"type_vocab_size": 1}),
     Case("camembert", "camembert", {"type_vocab_size": 1}),
 ]
 OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-IN_GGUF = [case for case in CASES if case.fields.get("hidden_act", "gelu") == "gelu" and case.head not in OF_TOKENS]
+IN_GGUF = [
+    case
+    for case in CASES
+    if case.fields.get("hidden_act", case.fields.get("activation", "gelu")) == "gelu"
+    and case.head not in OF_TOKENS
+    and case.name != "distilbert-classes"
+]
 CLASSES = {
     "Model": "AutoModel", "ForSequenceClassification": "AutoModelForSequenceClassification",
     **{head: f"AutoModel{head}" for head in OF_TOKENS},
@@ -95,7 +117,9 @@ def saved_model(case: Case, folder: Path):
 
 def their_output(model, case: Case, tokens: list[int], segments: list[int]):
     with torch.no_grad():
-        found = model(torch.tensor([tokens]), token_type_ids=torch.tensor([segments]))
+        # DistilBERT has none.
+        given = {} if case.model_type == "distilbert" else {"token_type_ids": torch.tensor([segments])}
+        found = model(torch.tensor([tokens]), **given)
     if case.head == "ForQuestionAnswering":
         return torch.stack((found.start_logits[0], found.end_logits[0]), -1).double().numpy()
     if case.head in OF_TOKENS:
@@ -218,6 +242,16 @@ def test_what_would_change_the_arithmetic_is_refused_by_name(fields: dict[str, J
     config = {**SIZES, "model_type": "bert", **fields}
     with pytest.raises(LilliputError, match=named):
         architecture_for_huggingface(config).config_from_huggingface(config)
+
+
+def test_gguf_has_no_key_for_the_relu_before_distilberts_classes(tmp_path: Path) -> None:
+    saved_model(next(case for case in CASES if case.name == "distilbert-classes"), tmp_path / "folder")
+    with pytest.raises(LilliputError, match="before a BERT's classes, which is relu here"):
+        workflows.quantize(tmp_path / "folder", "Q8_0", tmp_path / "model.gguf")
+    file = tmp_path / "model.safetensors"
+    workflows.quantize(tmp_path / "folder", "int8_channel", file)
+    with workflows.opened(file) as source:
+        assert source.config.encoder.pooler_activation == "relu"
 
 
 def test_roberta_with_another_padding_token_is_refused() -> None:

@@ -9,6 +9,7 @@ from lilliput.architectures import (
     bart,
     bert,
     blenderbot,
+    distilbert,
     gemma1,
     gemma2,
     gemma3,
@@ -58,6 +59,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     smollm3,
     bert,
     roberta,
+    distilbert,
     gpt2,
     opt,
     gptneox,
@@ -105,7 +107,7 @@ def is_known(config: Mapping[str, Json]) -> bool:
     found = next((item for item in ARCHITECTURES if model_type in item.huggingface_types), None)
     if found is None:
         return not model_type
-    return found in (bert, roberta) or unknown.head_for_classes(config) is None
+    return found in (bert, roberta, distilbert) or unknown.head_for_classes(config) is None
 
 
 def architecture_of(family: str) -> Architecture:

@@ -40,7 +40,7 @@ class EncoderTraits:
     """What only models have whose tokens see each other in both directions.
 
     segments: rows of the segment embedding, 0 for none.
-    has_pooler: before the classes are told apart, the first token goes through a dense layer and tanh.
+    has_pooler: before the classes are told apart, the first token goes through a dense layer and pooler_activation.
     is_normalized: sentence vectors have length 1.  labels: names of the classes, empty without such a head.
     head: what the labels are told of.
     """
@@ -50,6 +50,7 @@ class EncoderTraits:
     pooling: Pooling = "mean"
     is_normalized: bool = False
     has_pooler: bool = False
+    pooler_activation: Activation = "tanh"
     labels: tuple[str, ...] = ()
     head: EncoderHead = "text"
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder that BERT and RoBERTa share: post-norm blocks of attention in both directions, an ungated ffn, a head.
+"""The encoder that BERT and its kin share: post-norm blocks of attention in both directions, an ungated ffn, a head.
 
 A family's file says what its config.json means and how its checkpoint spells names; the rest is here. GGUF calls all
-of them "bert". The pooler and RoBERTa's classification layer are one thing, `cls`: dense and tanh on the first token.
+of them "bert". The pooler and the layer before RoBERTa's and DistilBERT's classes are one thing, `cls`: dense and an
+activation on the first token.
 """
 
 from __future__ import annotations
@@ -78,10 +79,12 @@ NEXT_SENTENCE = "cls.seq_relationship"
 Spelled = Callable[[str], Source]
 
 
-def read_huggingface(config: Mapping[str, Json], *, first_position: int) -> ModelConfig:
+def read_huggingface(
+    config: Mapping[str, Json], *, first_position: int, pooler_activation: Activation = "tanh"
+) -> ModelConfig:
     """Read a config.json. Raises UnsupportedModelError naming the field that has no equivalent here.
 
-    first_position: row of the position embedding that the first token takes.
+    first_position: row of the position embedding that the first token takes.  pooler_activation: see EncoderTraits.
     """
     fields = ConfigFields(config, "config.json")
     for name, neutral in _NEUTRAL_VALUES.items():
@@ -98,7 +101,9 @@ def read_huggingface(config: Mapping[str, Json], *, first_position: int) -> Mode
         activation=activation_of(fields, "hidden_act"),
         pooling="cls" if labels else pooling,
         is_normalized=is_normalized and not labels and head == "text",
-        has_pooler=head == "text",
+        # DistilBERT has the layer with its classes alone.
+        has_pooler=head == "text" and (bool(labels) or pooler_activation == "tanh"),
+        pooler_activation=pooler_activation if head == "text" and labels else "tanh",
         labels=labels,
         head=head,
     )
@@ -217,6 +222,11 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
         raise UnsupportedModelError(
             f"GGUF has no key for a BERT's activation, which is {traits.activation} here and gelu to its readers; "
             "give -o NAME.safetensors for lilliput's own layout"
+        )
+    if traits.labels and traits.pooler_activation != "tanh":
+        raise UnsupportedModelError(
+            f"GGUF has no key for the activation before a BERT's classes, which is {traits.pooler_activation} here and "
+            "tanh to its readers; give -o NAME.safetensors for lilliput's own layout"
         )
     metadata: dict[str, Json] = {
         "bert.vocab_size": config.vocab_size,
@@ -346,7 +356,10 @@ def program(config: ModelConfig) -> Program:
     if traits.labels:
         if traits.has_pooler:
             buffers |= {"pooled": hidden}
-            operations += [Linear("pooled", result, "cls.weight", "cls.bias"), Activate("pooled", "pooled", "tanh")]
+            operations += [
+                Linear("pooled", result, "cls.weight", "cls.bias"),
+                Activate("pooled", "pooled", traits.pooler_activation),
+            ]
             result = "pooled"
         buffers |= {"logits": len(traits.labels)}
         operations.append(Linear("logits", result, "cls.output.weight", "cls.output.bias"))
