@@ -129,14 +129,14 @@ def quantize_stack(
         return quantize_tensor(tensor, row, NO_INPUTS, threads=threads)
     results = [
         quantize_tensor(expert, replace(row, shape=expert.shape), each, threads=threads)
-        for expert, each in zip(_experts(tensor), with_prior(inputs), strict=True)
+        for expert, each in zip(experts_of_stack(tensor), with_prior(inputs), strict=True)
     ]
     planes = row.format.joined_rows([part.planes for part, _ in results])
     entry = _joined([entry for _, entry in results], row, inputs)
     return QuantizedTensor(row.name, row.shape, row.format, planes), entry
 
 
-def _experts(tensor: QuantizedTensor) -> Iterator[QuantizedTensor]:
+def experts_of_stack(tensor: QuantizedTensor) -> Iterator[QuantizedTensor]:
     """The matrices of a stack, one at a time."""
     planes = tensor.planes
     if isinstance(tensor.format, BlockFormat):

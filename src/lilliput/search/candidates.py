@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from lilliput.architectures.architecture import TensorEntry
 from lilliput.arrays import FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
+from lilliput.calibration.expert_inputs import with_prior
 from lilliput.calibration.input_sums import HessianSums
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.formats import NumberFormat
@@ -28,7 +29,7 @@ from lilliput.formats.native_decode import decode
 from lilliput.methods import METHODS
 from lilliput.methods.torch_threads import torch_threads
 from lilliput.pipeline.quantize_blocks import with_lookups
-from lilliput.pipeline.quantize_tensors import quantize_tensor
+from lilliput.pipeline.quantize_tensors import experts_of_stack, quantize_stack, quantize_tensor
 from lilliput.pipeline.work_folder import WorkFolder
 from lilliput.progress import Progress
 from lilliput.recipes.plan import PLAIN_FLOATS
@@ -142,14 +143,18 @@ class _Maker:
         with self._stream.block(layer) as block, ExitStack() as watching:
             groups = []
             if is_missing:
-                groups = watching.enter_context(self._stream.watching(block, layer, HessianSums, HessianSums.add))
+                watched = self._stream.watching(block, layer, HessianSums, HessianSums.add, by_expert=True)
+                groups = watching.enter_context(watched)
             for index in range(len(self._chunks)):
                 hidden[index] = self._stream.forward(block, layer, index, torch.from_numpy(hidden[index]), arguments)
             watching.close()
             while groups:
-                group = groups.pop(0)
-                inputs = group.sums.layer_inputs()
-                self._make([entry.name for entry in group.entries], inputs, inputs)
+                entries = groups[0].entries
+                # Of a stack, those of every expert.
+                inputs = []
+                while groups and groups[0].entries is entries:
+                    inputs.append(groups.pop(0).sums.layer_inputs())
+                self._make([entry.name for entry in entries], inputs, inputs)
 
     def _outside(self, names: Sequence[str], hidden: FloatArray) -> None:
         """Embedding and output head."""
@@ -164,10 +169,13 @@ class _Maker:
         for name in names:
             is_head = is_tied or name != self._stream.embedding
             fitted = with_lookups(inputs) if is_tied else inputs
-            self._make([name], fitted if is_head else NO_INPUTS, inputs if is_head else NO_INPUTS)
+            self._make([name], [fitted if is_head else NO_INPUTS], [inputs if is_head else NO_INPUTS])
 
-    def _make(self, names: Sequence[str], inputs: LayerInputs, judged: LayerInputs) -> None:
-        """Candidates of tensors that share an input. judged: the inputs that losses are for."""
+    def _make(self, names: Sequence[str], inputs: Sequence[LayerInputs], judged: Sequence[LayerInputs]) -> None:
+        """Candidates of tensors that share an input, or of stacks. judged: the inputs that losses are for.
+
+        Of stacks, inputs are those of each expert.
+        """
         for name in names:
             if name not in self._formats:
                 continue
@@ -176,8 +184,13 @@ class _Maker:
                 if (name, number_format.name) in self._made:
                     continue
                 row = self._row(name, number_format)
-                tensor, entry = quantize_tensor(stored, row, inputs, threads=self._threads)
-                losses = row_losses(stored, tensor, judged, threads=self._threads)
+                if len(row.shape) > 2:
+                    tensor, entry = quantize_stack(stored, row, inputs, threads=self._threads)
+                    used = self._source.config.used_experts
+                    losses = stack_losses(stored, tensor, judged, used=used, threads=self._threads)
+                else:
+                    tensor, entry = quantize_tensor(stored, row, inputs[0], threads=self._threads)
+                    losses = row_losses(stored, tensor, judged[0], threads=self._threads)
                 place = f"{name}.{number_format.name}"
                 _save(self._losses_path(place), losses)
                 self._folder.finish(place, {name: (tensor, entry)})
@@ -245,18 +258,42 @@ def row_losses(
 ) -> FloatArray:
     """[rows] float32: d H d^T of each row's error d, H the held-out Hessian where there is one.
 
-    Without inputs (a table of lookups) plain sums of squares.
+    Where only mean squares are known (starved experts), H is their diagonal.  Without inputs (a table of lookups) plain
+    sums of squares.
     """
     import torch
 
     hessian = inputs.held_out if inputs.held_out is not None else inputs.hessian
     matrix = None if hessian is None else torch.as_tensor(hessian, dtype=torch.float32).cpu()
+    squares = None if inputs.mean_square is None else torch.as_tensor(inputs.mean_square, dtype=torch.float32).cpu()
     found = np.empty(original.rows, dtype=np.float32)
     for part, error in error_slabs(original, candidate, threads=threads):
         difference = torch.from_numpy(error)
-        spread = difference if matrix is None else difference @ matrix
+        spread = difference if squares is None else difference * squares
+        spread = spread if matrix is None else difference @ matrix
         found[part] = (spread * difference).sum(1).numpy()
     return found
+
+
+def stack_losses(
+    original: QuantizedTensor,
+    candidate: QuantizedTensor,
+    inputs: Sequence[LayerInputs],
+    *,
+    used: int,
+    threads: int = 1,
+) -> FloatArray:
+    """[experts * rows] float32: row losses of each expert for what it sees, times the share of tokens that it sees.
+
+    inputs: of each expert; starved ones get the neutral prior.  used: experts of a token.
+    """
+    seen = sum(each.tokens for each in inputs)
+    pairs = zip(experts_of_stack(original), experts_of_stack(candidate), with_prior(inputs), strict=True)
+    losses = [
+        row_losses(*matrices, each, threads=threads) * np.float32(used * each.tokens / seen if seen else 1.0)
+        for *matrices, each in pairs
+    ]
+    return np.concatenate(losses)
 
 
 def error_slabs(

@@ -26,6 +26,7 @@ import numpy as np
 from lilliput.architectures.architecture import TensorEntry
 from lilliput.arrays import DoubleArray, FloatArray, IntArray
 from lilliput.calibration.block_stream import BlockStream
+from lilliput.calibration.expert_inputs import STARVED_BELOW
 from lilliput.calibration.mapped_file import mapped_floats
 from lilliput.checkpoints.model_source import ModelSource
 from lilliput.containers.part_writer import disk_error
@@ -45,7 +46,8 @@ LOGIT_NUMBERS = 1 << 24
 class Sensitivity:
     """Second moments of the gradient of the log-likelihood of sampled tokens.
 
-    outputs: tensor name -> [rows] float64, mean over tokens of g^2 at the output of that linear, canonical row order.
+    outputs: tensor name -> [rows] float64, mean over tokens of g^2 at the output of that linear, canonical row order;
+    of stacks [experts * rows], over the tokens that each expert sees.
     lookups: [hidden_size], the same where the embedding's rows enter.  counts: [vocab_size], how often each was read.
     """
 
@@ -89,6 +91,8 @@ class _Backward:
         self._progress = progress
         self._stream = BlockStream(source)
         self._sums: dict[str, DoubleArray] = {}
+        # Tokens that each expert of a stack saw.
+        self._seen: dict[str, DoubleArray] = {}
         self._lookups = np.zeros(source.config.hidden_size)
         self._steps = 2 * (self._stream.layers + 1) * len(chunks)
         self._steps_done = 0
@@ -104,7 +108,7 @@ class _Backward:
             self._lookups += np.square(gradients, dtype=np.float64).sum(axis=0)
         tokens = self._chunks.size
         counts = np.bincount(self._chunks.reshape(-1), minlength=self._source.config.vocab_size).astype(np.int32)
-        return Sensitivity({name: total / tokens for name, total in self._sums.items()}, self._lookups / tokens, counts)
+        return Sensitivity({name: self._mean(name) for name in self._sums}, self._lookups / tokens, counts)
 
     def _forward(self, arguments: list[dict[str, object]]) -> None:
         import torch
@@ -167,25 +171,42 @@ class _Backward:
         for entries in self._stream.linears(layer).values():
             for entry in entries:
                 module = block.get_submodule(self._stream.module_name(layer, entry.name))
-                handles.append(module.register_full_backward_hook(self._adding_to(entry)))
+                handles.append(module.register_forward_hook(self._adding_to(entry)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _adding_to(
-        self, entry: TensorEntry
-    ) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]], None]:
-        rows = entry.shape[0]
-        total = self._sums.setdefault(entry.name, np.zeros(rows))
+    def _adding_to(self, entry: TensorEntry) -> Callable[..., None]:
+        """A hook on what a linear gives, or an expert of a stack, which is called with its number."""
+        rows, is_stack = entry.shape[-2], len(entry.shape) > 2
+        total = self._sums.setdefault(entry.name, np.zeros(entry.shape[:-1]))
+        seen = self._seen.setdefault(entry.name, np.zeros(entry.shape[0])) if is_stack else None
 
-        def hook(
-            _module: torch.nn.Module, _inputs: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...]
-        ) -> None:
-            np.add(total, outputs[0].reshape(-1, rows).square().sum(0).numpy(), out=total)
+        def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, int], output: torch.Tensor) -> None:
+            own = total
+            if seen is not None:
+                own = total[arguments[1]]
+                seen[arguments[1]] += len(output)
+
+            def add(gradient: torch.Tensor) -> None:
+                np.add(own, gradient.reshape(-1, rows).square().sum(0).numpy(), out=own)
+
+            output.register_hook(add)
 
         return hook
+
+    def _mean(self, name: str) -> DoubleArray:
+        """Of all tokens; of a stack, of those that each expert saw, mixed with the mean of all where these are few."""
+        total = self._sums[name]
+        seen = self._seen.get(name)
+        if seen is None:
+            return total / self._chunks.size
+        common = total.sum(axis=0) / max(seen.sum(), 1.0)
+        prior = np.where(seen < STARVED_BELOW, float(STARVED_BELOW), 0.0)
+        mixed: DoubleArray = (total + prior[:, None] * common) / (seen + prior)[:, None]
+        return mixed.reshape(-1)
 
     def _keep(self, layer: int, index: int, hidden: torch.Tensor) -> None:
         assert hidden.grad is not None
