@@ -290,8 +290,8 @@ def stack_losses(
     seen = sum(each.tokens for each in inputs)
     pairs = zip(experts_of_stack(original), experts_of_stack(candidate), with_prior(inputs), strict=True)
     losses = [
-        row_losses(*matrices, each, threads=threads) * np.float32(used * each.tokens / seen if seen else 1.0)
-        for *matrices, each in pairs
+        row_losses(matrix, found, each, threads=threads) * np.float32(used * each.tokens / seen if seen else 1.0)
+        for matrix, found, each in pairs
     ]
     return np.concatenate(losses)
 

@@ -193,7 +193,7 @@ class _Backward:
             def add(gradient: torch.Tensor) -> None:
                 np.add(own, gradient.reshape(-1, rows).square().sum(0).numpy(), out=own)
 
-            output.register_hook(add)
+            output.register_hook(add)  # type: ignore[no-untyped-call]  # torch says nothing of it
 
         return hook
 
