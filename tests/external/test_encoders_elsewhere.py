@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our GGUF files of encoders in the consumers' own code: llama.cpp's llama-embedding, transformers' reader of T5."""
+"""Our GGUF files of encoders in the consumers' own code: llama.cpp's tools, transformers' reader of T5."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from tiny_tokenizers import unigram, wordpiece, write_folder
 
 from lilliput import workflows
+from lilliput.runtime.answers import AnswerOptions, answer
+from lilliput.runtime.encoder_decoder import EncoderDecoderSession
 from lilliput.runtime.encoder_session import EncoderSession
 from lilliput.runtime.session import EngineOptions
 from lilliput.text.tokenizer import Tokenizer
@@ -60,6 +62,62 @@ def test_llama_embedding_gives_our_vector(llama_cpp: Path, bert: Path, tmp_path:
         ours = EncoderSession(source, EngineOptions(threads=1, activations="f32")).embed(tokens)
     # llama.cpp looks GELU up in a table of 16 bits and rounds inputs of Q8_0 to 8.
     assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > bound
+
+
+# llama.cpp looks GELU up in a table of 16 bits and keeps keys and values in 16: tokens this near are a matter of luck.
+NARROW = 0.02
+
+
+@pytest.mark.external
+@pytest.mark.parametrize("model_type", ["t5", "umt5"])
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+def test_llama_completion_answers_as_our_engine_does(
+    llama_cpp: Path, tmp_path: Path, model_type: str, feed_forward: str
+) -> None:
+    tool = llama_cpp / "llama-completion"
+    if not tool.is_file():
+        pytest.skip("llama-completion is not built")
+    folder, file = write_t5(tmp_path / "t5", model_type, feed_forward), tmp_path / "t5.gguf"
+    workflows.quantize(folder, "F32", file)
+    compared = 0
+    with workflows.opened(file) as source:
+        tokenizer = Tokenizer(source.vocabulary())
+        session = EncoderDecoderSession(source, EngineOptions(threads=1, activations="f32", kv_format="f32"))
+        for prompt in (TEXT, "a little model", "Once upon a time", "42 heads; it said: hello!", "layers"):
+            text = tokenizer.encode(prompt, add_special=True)
+            found = list(answer(session, text, AnswerOptions(max_length=16)).token_ids)
+            session.encode(text)
+            logits = np.sort(session.forward(found[:-1], "all"), axis=1)
+            is_narrow = logits[:, -1] - logits[:, -2] < NARROW * (logits[:, -1] - logits[:, 0])
+            sure = found[1 : 1 + int(np.argmax([*is_narrow, True]))]
+            compared += len(sure)
+            words = [tool, "-m", file, "-p", prompt, "-n", "15", "--temp", "0", "-t", "1", "-no-cnv", "--no-warmup"]
+            done = subprocess.run([str(word) for word in words], capture_output=True, timeout=120)
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert done.stdout.decode(errors="replace").strip().startswith(tokenizer.decode(sure).strip())
+    assert compared >= 10
+
+
+def write_t5(folder: Path, model_type: str, feed_forward: str) -> Path:
+    """A tiny model whose answers vary, with a tokenizer of its kind."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizer = unigram()
+    torch.manual_seed(3)
+    settings = transformers.AutoConfig.for_model(
+        model_type, vocab_size=tokenizer.get_vocab_size(), d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4,
+        feed_forward_proj=feed_forward, pad_token_id=tokenizer.token_to_id("<pad>"),
+        eos_token_id=tokenizer.token_to_id("</s>"), decoder_start_token_id=tokenizer.token_to_id("<pad>"),
+    )  # fmt: skip
+    model = transformers.AutoModelForSeq2SeqLM.from_config(settings, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "relative" in name:
+                parameter.copy_(torch.randn(parameter.shape))
+            elif parameter.ndim > 1:
+                parameter.mul_(3.0)
+    model.save_pretrained(folder)
+    return write_folder(folder, tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
 
 @pytest.mark.filterwarnings("ignore")

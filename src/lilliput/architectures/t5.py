@@ -81,7 +81,7 @@ def config_from_huggingface(config: Mapping[str, Json]) -> ModelConfig:
             ffn_size=ffn_size,
             activation=activation,
             is_gated=is_gated,
-            output_scale=hidden_size**-0.5 if is_scaled else 1.0,
+            output_scale=_usual_scale(hidden_size, is_tied=is_scaled),
             relative_buckets=fields.integer("relative_attention_num_buckets", 32),
             relative_max_distance=fields.integer("relative_attention_max_distance", 128),
             relative_in_every_block=is_umt5,
@@ -140,7 +140,7 @@ def config_from_gguf(metadata: Mapping[str, Json], shapes: Mapping[str, tuple[in
             end_token_ids=(end if isinstance(end, int) else 1,),
             activation="gelu_tanh" if is_gated else "relu",
             is_gated=is_gated,
-            output_scale=hidden_size**-0.5 if is_tied else 1.0,
+            output_scale=fields.number("decoder_output_scale", _usual_scale(hidden_size, is_tied=is_tied)),
             relative_buckets=fields.integer("attention.relative_buckets_count"),
             relative_max_distance=_GGUF_MAX_DISTANCE,
             relative_in_every_block=f"enc.blk.1.{seq2seq.RELATIVE_BIAS}" in shapes,
@@ -154,14 +154,17 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
     usual: Activation = "gelu_tanh" if traits.is_gated else "relu"
     for what, found, allowed in (
         ("activation", traits.activation, usual),
-        ("scale before the head", traits.output_scale, config.hidden_size**-0.5 if config.tied else 1.0),
         ("relative_attention_max_distance", traits.relative_max_distance, _GGUF_MAX_DISTANCE),
         ("forced tokens", (traits.forced_first_token_id, traits.forced_last_token_id), (None, None)),
         ("banned tokens", traits.banned_token_ids, ()),
     ):
         if found != allowed:
             raise seq2seq.not_in_gguf("T5", what, found, allowed)
-    return {
+    own: dict[str, Json] = {}
+    if traits.output_scale != _usual_scale(config.hidden_size, is_tied=config.tied):
+        # A key of our own: llama.cpp never scales, which changes no order of the logits.
+        own["t5.decoder_output_scale"] = traits.output_scale
+    return own | {
         "t5.vocab_size": config.vocab_size,
         "t5.context_length": config.context_length,
         "t5.embedding_length": config.hidden_size,
@@ -176,6 +179,11 @@ def gguf_metadata(config: ModelConfig) -> dict[str, Json]:
         "t5.attention.relative_buckets_count": traits.relative_buckets,
         "t5.decoder_start_token_id": traits.start_token_id,
     }
+
+
+def _usual_scale(hidden_size: int, *, is_tied: bool) -> float:
+    """On hidden states before a head that is the embedding."""
+    return hidden_size**-0.5 if is_tied else 1.0
 
 
 def tensor_table(config: ModelConfig) -> tuple[TensorEntry, ...]:
