@@ -41,7 +41,7 @@ FAMILIES: dict[str, dict[str, Json]] = {
         "num_key_value_heads": 2, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True,
         "moe_intermediate_size": 96,
     },
-    "olmoe": {"num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 3},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
 }  # fmt: skip
 SENTENCEPIECE = ("phi3", "gemma", "gemma2", "gemma3_text")
 
