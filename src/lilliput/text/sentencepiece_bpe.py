@@ -24,6 +24,14 @@ REMEMBERED_CHUNKS = 1 << 16
 _LONGEST_REMEMBERED = 64
 
 
+def piece_bytes(vocabulary: Vocabulary, token_id: int) -> bytes:
+    """What a token of ordinary text stands for in vocabularies that spell spaces and bytes as SentencePiece does."""
+    token = vocabulary.tokens[token_id]
+    if vocabulary.token_types[token_id] == TokenType.BYTE:
+        return bytes([int(token[3:5], 16)])
+    return token_bytes(token.replace(SPACE, " "))
+
+
 class SentencePieceBpe:
     """Encodes text that holds no special tokens, and spells tokens as bytes."""
 
@@ -58,10 +66,7 @@ class SentencePieceBpe:
 
     def piece(self, token_id: int) -> bytes:
         """The bytes that a token of ordinary text stands for."""
-        token = self._vocabulary.tokens[token_id]
-        if self._vocabulary.token_types[token_id] == TokenType.BYTE:
-            return bytes([int(token[3:5], 16)])
-        return token_bytes(token.replace(SPACE, " "))
+        return piece_bytes(self._vocabulary, token_id)
 
     def _merge(self, chunk: str) -> list[int]:
         """Token ids of one chunk."""

@@ -14,8 +14,8 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from lilliput.errors import TokenizerError
-from lilliput.text.sentencepiece_bpe import SPACE
-from lilliput.text.vocabulary import TokenType, Vocabulary, token_bytes
+from lilliput.text.sentencepiece_bpe import SPACE, piece_bytes
+from lilliput.text.vocabulary import TokenType, Vocabulary
 
 # Below every score of a token that text is spelled with.
 _NEVER = -1e6
@@ -50,10 +50,7 @@ class Unigram:
 
     def piece(self, token_id: int) -> bytes:
         """The bytes that a token of ordinary text stands for."""
-        token = self._vocabulary.tokens[token_id]
-        if self._vocabulary.token_types[token_id] == TokenType.BYTE:
-            return bytes([int(token[3:5], 16)])
-        return token_bytes(token.replace(SPACE, " "))
+        return piece_bytes(self._vocabulary, token_id)
 
 
 def _normalizer(vocabulary: Vocabulary) -> normalizers.Normalizer:
