@@ -20,6 +20,21 @@ inline Int dot_unsigned(Int accumulator, Int weights0, Int inputs0, Int weights1
                    _mm256_add_epi16(_mm256_maddubs_epi16(raw(weights0), raw(inputs0)),
                                     _mm256_maddubs_epi16(raw(weights1), raw(inputs1))));
 }
+// Two words, as vpmaddubsw gives them: what is to be multiplied by a word need not become one before.
+inline constexpr int kPartsOfDots = 2;
+inline Int dot_parts(Int parts, Int weights0, Int inputs0, Int weights1, Int inputs1) {
+  const __m256i first = _mm256_maddubs_epi16(raw(weights0), raw(inputs0));
+  const __m256i second = _mm256_maddubs_epi16(raw(weights1), raw(inputs1));
+  Int sum = as_int(_mm256_add_epi16(raw(parts), _mm256_add_epi16(first, second)));
+  // Otherwise GCC makes trees of the sums of a group, which need more registers than there are.
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+inline Int part_factor(Int factor) {
+  const __m256i low_words =
+      _mm256_broadcastsi128_si256(_mm_set_epi8(13, 12, 13, 12, 9, 8, 9, 8, 5, 4, 5, 4, 1, 0, 1, 0));
+  return as_int(_mm256_shuffle_epi8(raw(factor), low_words));
+}
 // |weight| * (sign(weight) * input): exact because 2 * 128 * 127 fits int16 and no input is -128.
 inline constexpr int kSignedBias = 0;
 inline Int signed_codes(Int codes) { return codes; }

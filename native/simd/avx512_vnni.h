@@ -75,6 +75,12 @@ inline Int dot_signed(Int accumulator, Int weights, Int inputs) {
 inline Int dot_unsigned(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
   return dot_unsigned(dot_unsigned(accumulator, weights0, inputs0), weights1, inputs1);
 }
+// One part: the dot itself.
+inline constexpr int kPartsOfDots = 1;
+inline Int dot_parts(Int parts, Int weights0, Int inputs0, Int weights1, Int inputs1) {
+  return dot_unsigned(parts, weights0, inputs0, weights1, inputs1);
+}
+inline Int part_factor(Int factor) { return factor & broadcast(0xffff); }
 inline constexpr int kInputBias = 0;
 inline Int dot_bytes(Int accumulator, Int inputs, Int weights) {
   return as_int(_mm512_dpbusd_epi32(raw(accumulator), raw(inputs), raw(weights)));

@@ -36,6 +36,12 @@ inline Int dot_unsigned(Int accumulator, Int weights, Int inputs) {
 inline Int dot_unsigned(Int accumulator, Int weights0, Int inputs0, Int weights1, Int inputs1) {
   return dot_unsigned(dot_unsigned(accumulator, weights0, inputs0), weights1, inputs1);
 }
+// One part: the dot itself.
+inline constexpr int kPartsOfDots = 1;
+inline Int dot_parts(Int parts, Int weights0, Int inputs0, Int weights1, Int inputs1) {
+  return dot_unsigned(parts, weights0, inputs0, weights1, inputs1);
+}
+inline Int part_factor(Int factor) { return factor & broadcast(0xffff); }
 // vpdpbusd wants unsigned weights: signed codes are stored with 128 added.
 inline constexpr int kSignedBias = 128;
 inline Int signed_codes(Int codes) {

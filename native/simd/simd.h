@@ -12,6 +12,9 @@
 //                      unsigned up to 63 (127 where one product at a time is given), or signed
 //                      codes as `signed_codes` returns them; inputs are int8 within -127..127
 //   kDotsAnyByte       whether weights may be any uint8, and a dot is one instruction
+//   dot_parts          as dot_unsigned, for sums that fit int16: each in kPartsOfDots words of a lane,
+//                      which dot_words adds when it multiplies them by a part_factor: a word, the low
+//                      one of a lane, where the parts are (of one part, nothing beside it)
 //   dot_bytes          per lane: accumulator + the sum of four products of any uint8 input, stored
 //                      less kInputBias, and any int8 weight, exact
 //   kSignedBias        what `signed_codes` adds to each code: a dot holds kSignedBias * sum(inputs)

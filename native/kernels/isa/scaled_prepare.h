@@ -79,7 +79,16 @@ void put_starts(const Quantized& from, int token,
   for (int group = 0; group < kSegment / grid.group_size; ++group) {
     std::int32_t sum = 0;
     for (int i = 0; i < kParts; ++i) sum += from.sum16[kParts * group + i];
-    to.starts[group * tile + token] = kHalfOfDropped<grid> - grid.zero_point * sum;
+    std::int32_t& start = to.starts[group * tile + token];
+    start = kHalfOfDropped<grid> - grid.zero_point * sum;
+    if constexpr (simd::kPartsOfDots == 2) {
+      // Of either word what its columns need, or it might not fit.
+      std::int32_t upper = 0;
+      for (int i = 2; i < 16; i += 4)
+        upper += from.codes[16 * group + i] + from.codes[16 * group + i + 1];
+      upper *= -grid.zero_point;
+      start = two_words(start - upper, upper);
+    }
   }
 }
 
@@ -92,7 +101,8 @@ void put(const Quantized& from, int token,
   if constexpr (grid.group_size == 32) {
     to.scale[token] = from.step * kLostFactor<grid>;
     for (int group = 0; group < 8; ++group) {
-      to.scale_codes[group * tile + token] = from.scale_codes[group];
+      const std::int32_t code = from.scale_codes[group];
+      to.scale_codes[group * tile + token] = simd::kPartsOfDots == 2 ? two_words(code, code) : code;
     }
   } else {
     for (int i = 0; i < 4; ++i) to.scale[i * tile + token] = from.scale[2 * i];

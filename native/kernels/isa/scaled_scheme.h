@@ -109,6 +109,7 @@ struct ScaledScheme {
       lanes.finish();
     } else {
       Format::unpack_rows(words, panel);
+      finish_lanes<kKind>(panel);
     }
   }
 

@@ -130,7 +130,7 @@ inline Int dot_minimums(const Int* pairs,
 
 inline Int two_words(Int low, Int high) { return (low & simd::broadcast(0xffff)) | (high << 16); }
 
-// dots[t] = sum over one group of (code - zero point) * input, exact; fits int16.
+// Parts of dots[t] = sum over one group of (code - zero point) * input, exact; fits int16.
 template <ScaledKind kind, int tile>
 inline void dot_group(const Int* codes,
                       const ScaledTile<kind.group_size, tile, kInputHasStarts<kind>>& input,
@@ -140,13 +140,29 @@ inline void dot_group(const Int* codes,
   for (int t = 0; t < tile; ++t) {
     dots[t] = kind.has_zero_point ? simd::broadcast(input.starts[group * tile + t]) : Int{};
   }
+  // Counted from a constant: GCC 12 does not see two or four turns otherwise.
 #pragma GCC unroll 4
-  for (int quad = group * kQuads; quad < (group + 1) * kQuads; quad += 2) {
+  for (int i = 0; i < kQuads; i += 2) {
+    const int quad = group * kQuads + i;
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
       const std::int32_t* inputs = input.codes + quad * tile;
-      dots[t] = simd::dot_unsigned(dots[t], codes[quad], simd::broadcast_one<tile>(inputs, t),
-                                   codes[quad + 1], simd::broadcast_one<tile>(inputs + tile, t));
+      dots[t] = simd::dot_parts(dots[t], codes[quad], simd::broadcast_one<tile>(inputs, t),
+                                codes[quad + 1], simd::broadcast_one<tile>(inputs + tile, t));
+    }
+  }
+}
+
+// Scales become factors of parts of dots, minimums of two groups two words.
+template <ScaledKind kind>
+inline void finish_lanes(simd::RowLanes& rows) {
+  constexpr int kGroups = kSegment / kind.group_size;
+#pragma GCC unroll 16
+  for (int i = 0; i < kGroups; ++i) rows.scale[i] = simd::part_factor(rows.scale[i]);
+  if constexpr (kind.has_minimum) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kGroups / 2; ++i) {
+      rows.minimum[i] = two_words(rows.minimum[2 * i], rows.minimum[2 * i + 1]);
     }
   }
 }
@@ -163,9 +179,8 @@ inline void multiply_lanes(const simd::RowLanes& rows,
     Int dots[2][tile];
     dot_group<kind>(rows.codes, input, 2 * pair, dots[0]);
     dot_group<kind>(rows.codes, input, 2 * pair + 1, dots[1]);
-    // A dot fits int16: of its two words the upper one meets a zero.
-    const Int scale0 = rows.scale[2 * pair] & simd::broadcast(0xffff);
-    const Int scale1 = rows.scale[2 * pair + 1] & simd::broadcast(0xffff);
+    const Int scale0 = rows.scale[2 * pair];
+    const Int scale1 = rows.scale[2 * pair + 1];
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
       if constexpr (kind.group_size == 32) {
@@ -181,15 +196,9 @@ inline void multiply_lanes(const simd::RowLanes& rows,
       }
     }
   }
-  Int minimums[kPairs];
-  if constexpr (kind.has_minimum) {
-    for (int i = 0; i < kPairs; ++i) {
-      minimums[i] = two_words(rows.minimum[2 * i], rows.minimum[2 * i + 1]);
-    }
-  }
 #pragma GCC unroll 8
   for (int t = 0; t < tile; ++t) {
-    const Int minimum = dot_minimums<kind>(minimums, input, t);
+    const Int minimum = dot_minimums<kind>(rows.minimum, input, t);
     const Float share =
         finish<kind>(input, t, rows.factor, -rows.minimum_factor, totals[t].value(), minimum);
     add_to(sums + t * stride, share);
@@ -225,8 +234,8 @@ class LaneProduct {
 #pragma GCC unroll 8
       for (int t = 0; t < tile; ++t) {
         const std::int32_t* inputs = input_.codes + (quad + i) * tile;
-        dots[t] = simd::dot_unsigned(dots[t], codes[i], simd::broadcast_one<tile>(inputs, t),
-                                     codes[i + 1], simd::broadcast_one<tile>(inputs + tile, t));
+        dots[t] = simd::dot_parts(dots[t], codes[i], simd::broadcast_one<tile>(inputs, t),
+                                  codes[i + 1], simd::broadcast_one<tile>(inputs + tile, t));
       }
     }
     if (group % 2 == 1 && quad % kQuads == kQuads - 4) finish_pair(group / 2);
@@ -253,8 +262,8 @@ class LaneProduct {
   static constexpr int kPairs = kSegment / kind.group_size / 2;
 
   [[gnu::always_inline]] void finish_pair(int pair) {
-    const Int scale0 = scale[2 * pair] & simd::broadcast(0xffff);
-    const Int scale1 = scale[2 * pair + 1] & simd::broadcast(0xffff);
+    const Int scale0 = simd::part_factor(scale[2 * pair]);
+    const Int scale1 = simd::part_factor(scale[2 * pair + 1]);
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
       if constexpr (kind.scales_dots) {
