@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def suffix(name: str) -> str:
-    return ".safetensors" if name == "opt" else ".gguf"
+    return ".safetensors" if name in ("opt", "gptj") else ".gguf"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
