@@ -45,6 +45,14 @@ def test_a_statistics_file_gives_back_every_number_and_which_entries_are_shared(
     assert list(tmp_path.iterdir()) == [tmp_path / "s.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.gguf"])
+def test_a_statistics_file_may_be_read_by_whom_other_new_files_may(name: str, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    write_statistics(tmp_path / name, made())
+    assert (tmp_path / name).stat().st_mode == plain.stat().st_mode
+
+
 def test_merged_statistics_are_those_of_both_texts() -> None:
     first, second = made(0), made(1)
     both = merge(first, second)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from lilliput.arrays import Array
 from lilliput.calibration.imatrix import is_imatrix, read_imatrix, write_imatrix
@@ -142,7 +142,8 @@ def _save(path: Path, statistics: Statistics) -> None:
         "model": statistics.model,
         "shared": json.dumps(shared, sort_keys=True),
     }
-    save_file(arrays, path, metadata=metadata)
+    # save_file makes files that their owner alone may read.
+    path.write_bytes(save(arrays, metadata=metadata))
 
 
 def _load(file: SafetensorsFile, where: str) -> Statistics:
