@@ -28,6 +28,13 @@ void add_bias(const std::vector<float>& bias, std::int64_t row_begin, std::int64
   }
 }
 
+// What the kernel of integers does with its results itself.
+kernels::Finish finish_of(std::optional<kernels::Activation> activation) {
+  if (activation == kernels::Activation::gelu) return kernels::Finish::gelu;
+  if (activation == kernels::Activation::relu) return kernels::Finish::relu;
+  return kernels::Finish::none;
+}
+
 }  // namespace
 
 bool Engine::shares_linears(const Pass& pass, BufferIndex x,
@@ -148,10 +155,10 @@ void Engine::multiply_rows(const Pass& pass, const IntegerGroup& group, std::siz
                           ? nullptr
                           : program_->vectors()[static_cast<std::size_t>(part.bias)].data();
   const kernels::Output y{buffer(pass, part.out) + share.begin * weight.rows,
-                          kernels::NumberType::f32, weight.rows, bias};
+                          kernels::NumberType::f32, weight.rows, bias, finish_of(part.activation)};
   integer_kernel_.multiply(weight, group.input, group.sums[index].data(), share.prepared,
                            share.tokens(), y, begin, end);
-  finish_part(pass, part, begin, end, share, true);
+  if (y.finish == kernels::Finish::none) finish_part(pass, part, begin, end, share, true);
 }
 
 }  // namespace lilliput::engine

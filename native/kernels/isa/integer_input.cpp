@@ -25,7 +25,6 @@ struct Span {
 struct Range {
   float low;
   float high;
-  float magnitude;
   bool is_finite;
 };
 
@@ -67,25 +66,49 @@ template <NumberType type, typename Take>
   }
 }
 
-template <NumberType type, bool is_symmetric>
-Range range_of(const Span& span) {
+template <NumberType type>
+bool is_finite(const Span& span) {
   // As bits, magnitudes are ordered as the numbers are, and what is not finite comes last.
   Int largest{};
-  Float low = simd::zero(), high = simd::zero();
   each_vector<type>(span, [&](std::int64_t, std::int64_t, Float x) {
     const Int bits = (Int)simd::absolute(x);
     largest = bits > largest ? bits : largest;
-    if constexpr (!is_symmetric) {
-      low = simd::min(low, x);
-      high = simd::max(high, x);
-    }
   });
   std::int32_t lanes[kLanes];
   simd::store_int(lanes, largest);
-  const std::int32_t bits = *std::max_element(lanes, lanes + kLanes);
-  float magnitude;
-  std::memcpy(&magnitude, &bits, sizeof(magnitude));
-  return {-simd::max_lane(-low), simd::max_lane(high), magnitude, bits < kInfinityBits};
+  return *std::max_element(lanes, lanes + kLanes) < kInfinityBits;
+}
+
+// Of a symmetric range `high` alone counts, the largest magnitude.
+template <NumberType type, bool is_symmetric>
+Range range_of(const Span& span) {
+  constexpr int kApart = 4;  // each operation waits for the one before
+  Float low[kApart] = {}, high[kApart] = {}, sums[kApart] = {};
+  const auto take = [&](Float x, int i) {
+    if constexpr (is_symmetric) {
+      high[i] = simd::max(high[i], simd::absolute(x));
+    } else {
+      low[i] = simd::min(low[i], x);
+      high[i] = simd::max(high[i], x);
+    }
+    sums[i] += x;
+  };
+  Span rest = span;
+  for (; rest.begin + kApart * kLanes <= rest.end; rest.begin += kApart * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kApart; ++i) {
+      take(load_values<type>(span.row, rest.begin + i * kLanes), i);
+    }
+  }
+  each_vector<type>(rest, [&](std::int64_t, std::int64_t, Float x) { take(x, 0); });
+  for (int i = 1; i < kApart; ++i) {
+    low[0] = simd::min(low[0], low[i]);
+    high[0] = simd::max(high[0], high[i]);
+    sums[0] += sums[i];
+  }
+  // A sum of finite numbers may be infinite; one with an infinity or a NaN is never finite.
+  return {-simd::max_lane(-low[0]), simd::max_lane(high[0]),
+          std::isfinite(simd::sum(sums[0])) || is_finite<type>(span)};
 }
 
 Line line_of(const IntegerInput& input, const Range& range) {
@@ -95,7 +118,7 @@ Line line_of(const IntegerInput& input, const Range& range) {
   }
   Line line{input.scale, 0.0f, input.zero_point};
   if (!input.is_static) {
-    const float width = input.is_symmetric ? range.magnitude : range.high - range.low;
+    const float width = range.high - range.low;
     line.scale = width / input.top;
   }
   if (line.scale > kSmallestScale) {
@@ -109,8 +132,9 @@ Line line_of(const IntegerInput& input, const Range& range) {
   return line;
 }
 
-// Codes of a span to the place of its token in a tile; returns their sum.
-template <NumberType type>
+// Codes of a span to the place of its token in a tile; returns their sum. Only given ranges have
+// numbers below them: of a dynamic one the lowest number's code is exact.
+template <NumberType type, bool is_static>
 std::int32_t put_codes(const Span& span, const IntegerInput& input, const Line& line,
                        std::uint32_t* tile) {
   const Float inverse = simd::broadcast(line.inverse);
@@ -124,8 +148,9 @@ std::int32_t put_codes(const Span& span, const IntegerInput& input, const Line& 
   std::int32_t uncounted = 0;
   // Cutting before rounding is cutting after it: the limits are whole numbers.
   const auto code_of = [&](Float x) {
-    const Float cut = simd::min(simd::max(x * inverse, lowest), highest);
-    return simd::round_to_int(cut) + zero_point;
+    Float code = x * inverse;
+    if constexpr (is_static) code = simd::max(code, lowest);
+    return simd::round_to_int(simd::min(code, highest)) + zero_point;
   };
   const auto place_of = [&](std::int64_t column) {
     return bytes + column / kBlockColumns * (kBlockColumns * kInputTile) + column % kBlockColumns;
@@ -167,6 +192,7 @@ void prepare_tokens(const Activations& x, const IntegerInput& input, const Prepa
   const std::int64_t together = to.groups == 1 ? x.columns : x.columns / to.groups;
   constexpr std::int64_t kBytes = type == NumberType::f32 ? 4 : 2;
   const auto range = input.is_symmetric ? range_of<type, true> : range_of<type, false>;
+  const auto put = input.is_static ? put_codes<type, true> : put_codes<type, false>;
   for (std::int64_t token = token_begin; token < token_end; ++token) {
     const std::uint8_t* row =
         static_cast<const std::uint8_t*>(x.values) + token * x.stride * kBytes;
@@ -181,7 +207,7 @@ void prepare_tokens(const Activations& x, const IntegerInput& input, const Prepa
       const std::int64_t index = (tile * to.groups + group) * kInputTile + place;
       to.scale[index] = line.scale;
       to.zero_point[index] = static_cast<std::int32_t>(line.zero_point) - simd::kInputBias;
-      to.sums[index] = put_codes<type>(span, input, line, codes);
+      to.sums[index] = put(span, input, line, codes);
     }
   }
 }

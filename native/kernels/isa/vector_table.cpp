@@ -37,28 +37,29 @@ inline void map(const float* x, std::int64_t width, float* y, Body body) {
   for (std::int64_t j = i; j < width; ++j) y[j] = rest[j - i];
 }
 
-float row_sum(const float* x, std::int64_t width) {
-  Lanes sums = zero();
+// Adds body(lanes of x, sum so far) over a row, four sums side by side, as each addition waits for
+// the one before. What fills up the last lanes is `pad`.
+template <typename Body>
+float row_sum(const float* x, std::int64_t width, float pad, Body body) {
+  constexpr int kApart = 4;
+  Lanes sums[kApart] = {zero(), zero(), zero(), zero()};
   std::int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) sums = add(sums, load(x + i));
-  float rest = 0.0f;
-  for (; i < width; ++i) rest += x[i];
-  return sum(sums) + rest;
-}
-
-float row_sum_of_squares(const float* x, std::int64_t width) {
-  Lanes squares = zero();
-  std::int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes)
-    squares = multiply_add(load(x + i), load(x + i), squares);
-  float rest = 0.0f;
-  for (; i < width; ++i) rest += x[i] * x[i];
-  return sum(squares) + rest;
+  for (; i + kApart * kLanes <= width; i += kApart * kLanes) {
+    for (int j = 0; j < kApart; ++j) sums[j] = body(load(x + i + j * kLanes), sums[j]);
+  }
+  for (; i + kLanes <= width; i += kLanes) sums[0] = body(load(x + i), sums[0]);
+  if (i < width) {
+    float rest[kLanes];
+    for (int j = 0; j < kLanes; ++j) rest[j] = i + j < width ? x[i + j] : pad;
+    sums[1] = body(load(rest), sums[1]);
+  }
+  return sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, std::int64_t width, float* y) {
-  const float mean = row_sum_of_squares(x, width) / static_cast<float>(width);
-  const float factor = 1.0f / std::sqrt(mean + epsilon);
+  const float squares =
+      row_sum(x, width, 0.0f, [](Lanes v, Lanes sum) { return multiply_add(v, v, sum); });
+  const float factor = 1.0f / std::sqrt(squares / static_cast<float>(width) + epsilon);
   map2(x, weight, width, y,
        [factor](Lanes v, Lanes w) { return multiply(multiply(v, broadcast(factor)), w); });
 }
@@ -69,19 +70,26 @@ void add_rows(const float* a, const float* b, std::int64_t width, float* y) {
 
 void layer_norm(const float* x, const float* weight, const float* bias, float epsilon,
                 std::int64_t width, float* y) {
-  const float mean = row_sum(x, width) / static_cast<float>(width);
+  const float count = static_cast<float>(width);
+  const float mean =
+      row_sum(x, width, 0.0f, [](Lanes v, Lanes sum) { return add(v, sum); }) / count;
+  const Lanes means = broadcast(mean);
   // Two passes: the mean of squares less the square of the mean cancels where the mean is large.
-  map(x, width, y, [mean](Lanes v) { return subtract(v, broadcast(mean)); });
-  const float variance = row_sum_of_squares(y, width) / static_cast<float>(width);
-  const Lanes factor = broadcast(1.0f / std::sqrt(variance + epsilon));
-  const auto scaled = [factor](Lanes v, Lanes w) { return multiply(multiply(v, factor), w); };
-  if (bias == nullptr) return map2(y, weight, width, y, scaled);
+  const float squares = row_sum(x, width, mean, [means](Lanes v, Lanes sum) {
+    const Lanes distance = subtract(v, means);
+    return multiply_add(distance, distance, sum);
+  });
+  const Lanes factor = broadcast(1.0f / std::sqrt(squares / count + epsilon));
+  const auto scaled = [means, factor](Lanes v, Lanes w) {
+    return multiply(multiply(subtract(v, means), factor), w);
+  };
+  if (bias == nullptr) return map2(x, weight, width, y, scaled);
   std::int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
-    store(y + i, add(scaled(load(y + i), load(weight + i)), load(bias + i)));
+    store(y + i, add(scaled(load(x + i), load(weight + i)), load(bias + i)));
   }
   if (i == width) return;
-  map2(y + i, weight + i, width - i, y + i, scaled);
+  map2(x + i, weight + i, width - i, y + i, scaled);
   for (; i < width; ++i) y[i] += bias[i];
 }
 
