@@ -165,17 +165,19 @@ class SignalCheck {
 };
 
 Logits forward(engine::Engine& self, const Ints& tokens, std::int64_t n_past,
-               const Ints& output_rows, const std::optional<Ints>& segments, bool abreast) {
+               const Ints& output_rows, const std::optional<Ints>& segments, bool abreast,
+               const std::optional<Ints>& lengths) {
+  const auto span_of = [](const std::optional<Ints>& ints) {
+    return ints ? std::span(ints->data(), ints->size()) : std::span<const std::int32_t>();
+  };
   const std::size_t rows = output_rows.size();
   const auto width = static_cast<std::size_t>(self.output_width());
   auto values = std::make_unique_for_overwrite<float[]>(rows * width);
   try {
     nb::gil_scoped_release release;
-    self.forward(
-        {tokens.data(), tokens.size()}, n_past, {output_rows.data(), rows},
-        {values.get(), rows * width}, SignalCheck(),
-        segments ? std::span(segments->data(), segments->size()) : std::span<const std::int32_t>(),
-        abreast);
+    self.forward({tokens.data(), tokens.size()}, n_past, {output_rows.data(), rows},
+                 {values.get(), rows * width}, SignalCheck(),
+                 {span_of(segments), abreast, span_of(lengths)});
   } catch (const engine::Interrupted&) {
     throw nb::python_error();
   }
@@ -423,9 +425,11 @@ void bind_engine_class(nb::module_& module) {
           "repacks"_a = true, "sequences"_a = 1, "shared"_a = nb::none())
       .def("forward", &forward, "tokens"_a.noconvert(), "n_past"_a, "output_rows"_a.noconvert(),
            "segments"_a.noconvert() = nb::none(), "abreast"_a = false,
+           "lengths"_a.noconvert() = nb::none(),
            "tokens: int32 [n], at most `batch`, at positions n_past …; what the cache held from "
            "n_past on is dropped.  output_rows: int32, increasing.  Returns float32 "
-           "[len(output_rows), vocabulary].  segments: int32 [n], None for all 0. Raises "
+           "[len(output_rows), vocabulary].  segments: int32 [n], None for all 0.  lengths: int32, "
+           "tokens of each of several whole sequences, see longest_of_several. Raises "
            "ValueError; KeyboardInterrupt between "
            "operations, after which the cache holds n_past tokens.")
       .def("truncate", &engine::Engine::truncate, "length"_a)
@@ -437,6 +441,8 @@ void bind_engine_class(nb::module_& module) {
           "sources"_a.noconvert(),
           "sources: int32 [n]; sequence i goes on from what sources[i] was.")
       .def_prop_ro("length", &engine::Engine::length)
+      .def_prop_ro("longest_of_several", &engine::Engine::longest_of_several,
+                   "Tokens of each sequence at most that one pass takes several of; 0: one.")
       .def_prop_rw("threads", &engine::Engine::threads, &engine::Engine::set_threads)
       .def_prop_ro("context", [](const engine::Engine& self) { return self.options().context; })
       .def_prop_ro("batch", [](const engine::Engine& self) { return self.options().batch; })

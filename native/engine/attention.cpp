@@ -222,7 +222,9 @@ bool Engine::takes_words(kernels::CacheFormat format) const {
 }
 
 void Engine::run(Pass& pass, const Attention& operation) {
-  if (whole_attention_keys(operation, pass.rows) > 0) return run_whole(pass, operation);
+  if (!pass.starts.empty() || whole_attention_keys(operation, pass.rows) > 0) {
+    return run_whole(pass, operation);
+  }
   const AttentionRun run(*this, pass, operation);
   const bool shares =
       pass.lease.threads() > 1 &&

@@ -156,7 +156,44 @@ void Engine::reorder(std::span<const std::int32_t> sources) {
   cache_.reorder(sources, length_);
 }
 
-void Engine::check_sequences(std::size_t tokens, std::int64_t n_past, bool abreast) const {
+std::int64_t Engine::longest_of_several() const {
+  if (program_->is_causal() || program_->shares()) return 0;
+  std::int64_t longest = options_.context;
+  for (const Step& step : program_->steps()) {
+    const auto* attention = std::get_if<Attention>(&step.operation);
+    while (attention != nullptr && longest > 0 && whole_attention_keys(*attention, longest) == 0) {
+      longest /= 2;
+    }
+  }
+  return longest;
+}
+
+void Engine::check_lengths(std::size_t tokens, std::span<const std::int32_t> lengths) const {
+  const std::int64_t longest = longest_of_several();
+  if (longest == 0) refuse("a pass of this model takes one sequence");
+  std::int64_t sum = 0;
+  for (const std::int32_t length : lengths) {
+    if (length < 1 || length > longest) {
+      refuse("a sequence of " + std::to_string(length) + " tokens among several; 1 to " +
+             std::to_string(longest) + " are allowed");
+    }
+    sum += length;
+  }
+  if (sum != static_cast<std::int64_t>(tokens)) {
+    refuse("sequences of " + std::to_string(sum) + " tokens in all, but there are " +
+           std::to_string(tokens));
+  }
+}
+
+void Engine::check_sequences(std::size_t tokens, std::int64_t n_past,
+                             const Arrangement& arrangement) const {
+  const bool abreast = arrangement.abreast;
+  if (!arrangement.lengths.empty()) check_lengths(tokens, arrangement.lengths);
+  if (arrangement.lengths.empty() &&
+      n_past + static_cast<std::int64_t>(tokens) > options_.context) {
+    refuse(std::to_string(n_past + static_cast<std::int64_t>(tokens)) +
+           " tokens do not fit the context of " + std::to_string(options_.context));
+  }
   if (abreast && static_cast<std::int64_t>(tokens) > cache_.sequences()) {
     refuse(std::to_string(tokens) + " tokens abreast, but the cache has room for " +
            std::to_string(cache_.sequences()) + " sequences");
@@ -182,10 +219,6 @@ void Engine::check_input(std::span<const std::int32_t> tokens, std::int64_t n_pa
   if (n_past < 0 || n_past > length_) {
     refuse("n_past is " + std::to_string(n_past) + ", but the cache holds " +
            std::to_string(length_));
-  }
-  if (n_past + n_tokens > options_.context) {
-    refuse(std::to_string(n_past + n_tokens) + " tokens do not fit the context of " +
-           std::to_string(options_.context));
   }
   for (const std::int32_t token : tokens) {
     if (token < 0 || token >= program_->vocabulary()) {
@@ -241,15 +274,19 @@ void Engine::prepare_angles(const Pass& pass) {
 
 void Engine::forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
                      std::span<const std::int32_t> output_rows, std::span<float> logits,
-                     const std::function<bool()>& should_stop,
-                     std::span<const std::int32_t> segments, bool abreast) {
+                     const std::function<bool()>& should_stop, const Arrangement& arrangement) {
   check_input(tokens, n_past, output_rows, logits);
-  check_segments(segments, tokens.size());
-  check_sequences(tokens.size(), n_past, abreast);
+  check_segments(arrangement.segments, tokens.size());
+  check_sequences(tokens.size(), n_past, arrangement);
+  std::vector<std::int64_t> starts;
+  if (!arrangement.lengths.empty()) starts.push_back(0);
+  for (const std::int32_t length : arrangement.lengths) starts.push_back(starts.back() + length);
   const auto n_tokens = static_cast<std::int64_t>(tokens.size());
   ThreadPool::Lease lease(ThreadPool::shared(), options_.threads);
   length_ = n_past;
-  Pass pass{tokens, segments, n_past, output_rows, logits, lease, abreast, 0};
+  Pass pass{
+      tokens, arrangement.segments, n_past, output_rows, logits, lease, arrangement.abreast, starts,
+      0};
   prepare_angles(pass);
   for (const Section& section : sections_) {
     if (should_stop && should_stop()) throw Interrupted();
@@ -257,7 +294,7 @@ void Engine::forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
     pass.rows = is_selected ? static_cast<std::int64_t>(output_rows.size()) : n_tokens;
     if (pass.rows != 0) run_section(pass, section);
   }
-  length_ = n_past + (abreast ? 1 : n_tokens);
+  length_ = n_past + (arrangement.abreast ? 1 : n_tokens);
 }
 
 float* Engine::buffer(const Pass& pass, BufferIndex index) const {

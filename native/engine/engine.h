@@ -32,6 +32,14 @@ struct EngineOptions {
   std::int64_t sequences = 1;  // that one pass may step forward side by side
 };
 
+// How the tokens of a pass belong together, beside their order.
+struct Arrangement {
+  std::span<const std::int32_t> segments = {};  // of each token; none: all 0
+  bool abreast = false;  // token i is the next one of sequence i, all at position n_past
+  // Tokens of each of several whole sequences, one after the other; none: all are one sequence.
+  std::span<const std::int32_t> lengths = {};
+};
+
 // The caller's own check between operations said stop.
 struct Interrupted : std::runtime_error {
   Interrupted() : std::runtime_error("interrupted") {}
@@ -46,13 +54,11 @@ class Engine {
 
   // Runs tokens at positions n_past, n_past + 1, …; what the cache held from n_past on is dropped.
   // output_rows: increasing indices into `tokens` whose logits are written to
-  // logits[row][vocabulary]. should_stop is asked between operations. segments: of each token, or
-  // none: all 0. abreast: token i is the next one of sequence i, all at position n_past. Throws
-  // std::invalid_argument for bad input, Interrupted.
+  // logits[row][vocabulary]. should_stop is asked between operations. Throws std::invalid_argument
+  // for bad input, Interrupted.
   void forward(std::span<const std::int32_t> tokens, std::int64_t n_past,
                std::span<const std::int32_t> output_rows, std::span<float> logits,
-               const std::function<bool()>& should_stop,
-               std::span<const std::int32_t> segments = {}, bool abreast = false);
+               const std::function<bool()>& should_stop, const Arrangement& arrangement = {});
 
   std::int64_t length() const { return length_; }
   void truncate(std::int64_t length);
@@ -66,6 +72,8 @@ class Engine {
     return matrices_.interleaved_bytes() + program_->integer_bytes();
   }
   std::int64_t output_width() const;
+  // Tokens of each sequence at most that one pass takes several of; 0: it takes one sequence.
+  std::int64_t longest_of_several() const;
 
  private:
   // One forward pass under way.
@@ -84,6 +92,13 @@ class Engine {
   struct Section {
     std::size_t begin;
     std::size_t end;
+  };
+  // Tokens [begin, end) of a pass, of the sequence that lies in [first, last).
+  struct Queries {
+    std::int64_t begin;
+    std::int64_t end;
+    std::int64_t first;
+    std::int64_t last;
   };
   // Tokens [begin, end) of a pass and where their inputs lie as integers.
   struct TokenShare {
@@ -104,7 +119,9 @@ class Engine {
                    std::span<const std::int32_t> output_rows, std::span<float> logits) const;
   void measure_scratch();
   void check_segments(std::span<const std::int32_t> segments, std::size_t tokens) const;
-  void check_sequences(std::size_t tokens, std::int64_t n_past, bool abreast) const;
+  void check_sequences(std::size_t tokens, std::int64_t n_past,
+                       const Arrangement& arrangement) const;
+  void check_lengths(std::size_t tokens, std::span<const std::int32_t> lengths) const;
   void prepare_angles(const Pass& pass);
   void spread_biases();
   std::int64_t bias_stride() const;
@@ -146,6 +163,8 @@ class Engine {
   void run_whole(Pass& pass, const Attention& operation);
   void attend_whole(const Pass& pass, const Attention& operation, std::int64_t head,
                     std::int64_t begin, std::int64_t end, int thread);
+  void attend_sequence(const Pass& pass, const Attention& operation, std::int64_t head,
+                       const Queries& queries, int thread);
   void run(Pass& pass, const Attention& operation);
   void run(Pass& pass, const Experts& operation);
   void run(Pass& pass, const SelectOutputRows& operation);

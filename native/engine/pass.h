@@ -25,10 +25,18 @@ struct Engine::Pass {
   std::span<const std::int32_t> output_rows;
   std::span<float> logits;
   ThreadPool::Lease& lease;
-  bool abreast;       // token i is of sequence i, all at position n_past
-  std::int64_t rows;  // of the operation under way
+  bool abreast;                          // token i is of sequence i, all at position n_past
+  std::span<const std::int64_t> starts;  // of several whole sequences, and the end; or none
+  std::int64_t rows;                     // of the operation under way
 
-  std::int64_t position(std::int64_t token) const { return n_past + (abreast ? 0 : token); }
+  std::int64_t position(std::int64_t token) const {
+    if (!starts.empty()) return token - starts[sequence(token)];
+    return n_past + (abreast ? 0 : token);
+  }
+  // Of several whole sequences, the one that a token belongs to.
+  std::size_t sequence(std::int64_t token) const {
+    return static_cast<std::size_t>(std::ranges::upper_bound(starts, token) - starts.begin()) - 1;
+  }
 
   // Calls body(chunk, thread) for each chunk, on this thread alone where sharing the work costs
   // more than it saves.

@@ -114,8 +114,10 @@ void Engine::run_section(Pass& pass, Section section) {
   const bool is_cut = threads > 1 && pass.rows >= threads * kFewestTokens;
   const auto* attention =
       std::get_if<Attention>(&program_->steps()[runs_[section.begin].end - 1].operation);
-  const bool begins_whole = attention == nullptr ? is_by_tokens(runs_[section.begin])
-                                                 : whole_attention_keys(*attention, pass.rows) > 0;
+  const bool begins_whole =
+      attention == nullptr
+          ? is_by_tokens(runs_[section.begin])
+          : !pass.starts.empty() || whole_attention_keys(*attention, pass.rows) > 0;
   while (section.begin < section.end && !(is_cut && begins_whole)) {
     run_steps(pass, runs_[section.begin++]);
     if (is_cut) break;

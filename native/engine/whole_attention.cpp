@@ -39,6 +39,12 @@ void Engine::run_whole(Pass& pass, const Attention& operation) {
   const std::int64_t width = operation.heads * operation.head_dim;
   const bool shares =
       pass.lease.threads() > 1 && pass.rows * pass.rows * width >= kWorkWorthSharing;
+  if (!pass.starts.empty()) {
+    pass.for_chunks(operation.heads, shares, [&](std::int64_t head, int thread) {
+      attend_whole(pass, operation, head, 0, pass.rows, thread);
+    });
+    return;
+  }
   const std::int64_t wanted = (pass.rows + kTasksOfHead - 1) / kTasksOfHead;
   const std::int64_t queries = shares ? std::min(kQueries, wanted) : kQueries;
   const std::int64_t blocks = (pass.rows + queries - 1) / queries;
@@ -49,22 +55,38 @@ void Engine::run_whole(Pass& pass, const Attention& operation) {
   });
 }
 
-// Queries [begin, end) of one head.
+// Queries [begin, end) of one head, each among the keys of its own sequence.
 void Engine::attend_whole(const Pass& pass, const Attention& operation, std::int64_t head,
                           std::int64_t begin, std::int64_t end, int thread) {
+  if (pass.starts.empty()) {
+    attend_sequence(pass, operation, head, {begin, end, 0, pass.rows}, thread);
+    return;
+  }
+  while (begin < end) {
+    const std::size_t sequence = pass.sequence(begin);
+    const std::int64_t last = pass.starts[sequence + 1];
+    const std::int64_t stop = std::min(end, last);
+    attend_sequence(pass, operation, head, {begin, stop, pass.starts[sequence], last}, thread);
+    begin = stop;
+  }
+}
+
+void Engine::attend_sequence(const Pass& pass, const Attention& operation, std::int64_t head,
+                             const Queries& queries, int thread) {
   const std::int64_t group = operation.heads / operation.kv_heads;
   const std::int64_t q_stride = operation.heads * operation.head_dim;
-  const std::int64_t kv_offset = head / group * operation.head_dim;
+  const std::int64_t kv_stride = operation.kv_heads * operation.head_dim;
+  const std::int64_t kv_offset = queries.first * kv_stride + head / group * operation.head_dim;
   const bool has_words = rounds_inputs_ && operation.head_dim % kWordStep == 0;
   const auto attend = has_words ? vector_kernels_.attend_whole_words : vector_kernels_.attend_whole;
-  for (std::int64_t first = begin; first < end; first += kQueries) {
+  for (std::int64_t first = queries.begin; first < queries.end; first += kQueries) {
     const std::int64_t offset = first * q_stride + head * operation.head_dim;
-    attend(
-        {buffer(pass, operation.q) + offset, buffer(pass, operation.k) + kv_offset,
-         buffer(pass, operation.v) + kv_offset, buffer(pass, operation.out) + offset, q_stride,
-         operation.kv_heads * operation.head_dim, std::min(kQueries, end - first), first, pass.rows,
-         operation.head_dim, operation.scale, bias_at_distance_0(operation.bias, head)},
-        reinterpret_cast<float*>(thread_scratch(thread)));
+    attend({buffer(pass, operation.q) + offset, buffer(pass, operation.k) + kv_offset,
+            buffer(pass, operation.v) + kv_offset, buffer(pass, operation.out) + offset, q_stride,
+            kv_stride, std::min(kQueries, queries.end - first), first - queries.first,
+            queries.last - queries.first, operation.head_dim, operation.scale,
+            bias_at_distance_0(operation.bias, head)},
+           reinterpret_cast<float*>(thread_scratch(thread)));
   }
 }
 

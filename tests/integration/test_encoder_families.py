@@ -225,6 +225,29 @@ def test_vectors_are_pooled_as_sentence_transformers_says(
         assert np.abs(found - vector).max() <= 2 * bound(source.config, hidden)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_several_texts_a_pass_give_what_each_gives_alone(pooling: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "bert-classes")
+    saved_model(CASES[0], tmp_path / "vectors")
+    saved_model(case, tmp_path / "classes")
+    rng = np.random.default_rng(8)
+    texts = [rng.integers(2, 130, length).tolist() for length in rng.integers(1, 66, 30)]
+    segments = [[0, *[1] * (len(text) - 1)] for text in texts]
+    for folder in ("vectors", "classes"):
+        workflows.quantize(tmp_path / folder, "INT8_CHANNEL", tmp_path / f"{folder}.safetensors")
+    vectors = EncoderSession(open_model(tmp_path / "vectors.safetensors"), EngineOptions(threads=2))
+    vectors.traits = replace(vectors.traits, pooling=pooling)
+    expected = np.stack([vectors.embed(text) for text in texts])
+    assert np.array_equal(vectors.embed_each(texts), expected)
+    assert np.array_equal(vectors.embed_each(texts[:1]), expected[:1])
+    assert vectors.embed_each([]).shape == (0, 64)
+    classes = EncoderSession(open_model(tmp_path / "classes.safetensors"), EngineOptions(threads=1))
+    alone = np.stack([classes.classify(text, part) for text, part in zip(texts, segments, strict=True)])
+    assert np.array_equal(classes.classify_each(texts, segments), alone)
+    with pytest.raises(LilliputError, match="0 tokens: an encoder takes 1 to 66 at a time"):
+        vectors.embed_each([texts[0], []])
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

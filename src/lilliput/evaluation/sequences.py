@@ -130,7 +130,7 @@ class Vectors:
     @classmethod
     def of(cls, session: EncoderSession, samples: Sequence[Sample]) -> Vectors:
         """One vector a text."""
-        return cls(np.stack([session.embed(sample.tokens) for sample in samples]))
+        return cls(session.embed_each([sample.tokens for sample in samples]))
 
     def compared(self, other: Measured) -> VectorScores:
         """Cosines and ranks."""
@@ -152,7 +152,7 @@ class Classes:
     @classmethod
     def of(cls, session: EncoderSession, samples: Sequence[Sample]) -> Classes:
         """Logits of every text."""
-        logits = np.stack([session.classify(sample.tokens) for sample in samples])
+        logits = session.classify_each([sample.tokens for sample in samples])
         known = [-1 if sample.label is None else sample.label for sample in samples]
         return cls(logits, np.asarray(known, dtype=np.float64))
 
