@@ -82,11 +82,16 @@ def measure(
     for _ in range(rounds):
         for task in tasks:
             for engine, worker in workers.items():
-                time.sleep(_REST_SECONDS)
+                rest()
                 times[task][engine] += worker.times(task)
     for worker in workers.values():
         worker.close()
     return times
+
+
+def rest() -> None:
+    """Between two engines."""
+    time.sleep(_REST_SECONDS)
 
 
 def medians(times: Mapping[str, Times]) -> dict[str, float]:
