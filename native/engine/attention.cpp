@@ -15,7 +15,7 @@ using kernels::AttentionTask;
 // Rows (tokens x heads of a group) of one task: 8 tiles of 6, the widest register tile; its floats
 // stay in L2.
 constexpr std::int64_t kTaskRows = 48;
-// Of one task in words, which are made of each block of keys once: 5 % of its time.
+// Of one task in words: those of a block of keys are made once for all of them.
 constexpr std::int64_t kWordTaskRows = 192;
 // Up to so many tokens there are too few tiles to share out, so that keys are cut into ranges.
 constexpr std::int64_t kFewTokens = 8;

@@ -13,9 +13,8 @@
 //                        leaves 32 bits
 //   weighted[row][dim] = correction * weighted + share * most / (8191 scale) * sum_key p' v'
 //
-// Roundings are uniform, of half a step each: scores err by about |q| |k| / (32767 sqrt(6)) and a
-// row's weights and values each by less than 1e-4 of themselves (root mean square, head of 64), where
-// F16 itself is off by 1.4e-4 of each number at most steps.
+// Roundings are of half a step at most: outputs of random heads of 64 are 1.7e-4 from those of floats
+// over the same cache (root mean square), which F16 holds 3.7e-4 from exact ones.
 #include <cmath>
 #include <limits>
 
