@@ -523,9 +523,8 @@ Attended attended(Isa isa, kernels::CacheFormat format, const AttentionCase& c,
                   const std::vector<float>& q, const Cache& cache, Arithmetic arithmetic) {
   const std::int64_t rows = c.tokens * c.group;
   const std::int64_t padded = kernels::round_up(c.head_dim, kernels::kKeyGroup);
-  const Memory scratch((kernels::attention_scratch_floats(rows, c.head_dim) +
-                        kernels::word_attention_floats(c.tokens, c.group, c.head_dim)) *
-                       sizeof(float));
+  const std::size_t words = kernels::word_attention_floats(c.tokens, c.group, c.head_dim);
+  const Memory scratch((kernels::attention_scratch_floats(rows, c.head_dim) + words) * 4);
   Attended result{std::vector<float>(rows, NAN), std::vector<float>(rows, NAN),
                   std::vector<float>(rows * padded, NAN)};
   kernels::AttentionTask task{};
@@ -544,18 +543,17 @@ Attended attended(Isa isa, kernels::CacheFormat format, const AttentionCase& c,
   const kernels::AttentionPartial partial{result.maximum.data(), result.sum.data(),
                                           result.weighted.data()};
   const kernels::VectorKernels& kernels = kernels::vector_kernels(isa);
-  if (arithmetic == Arithmetic::words) {
+  if (arithmetic == Arithmetic::words)
     kernels.attend_words(task, partial, scratch.as<float>());
-  } else {
+  else
     kernels.attend(task, format, partial, scratch.as<float>());
-  }
   return result;
 }
 
 // Outputs are means of values with positive weights: an error of every weight by a share e moves
 // them by at most 2 e times the largest value. Scores err by their roundings times their terms;
-// codes of probabilities by a step of 2^-14 of a block's largest, where one rounds the other way; words
-// by a step of 1 / 32767 of a norm, or of a sum of weights.
+// codes of probabilities by a step of 2^-14 of a block's largest, where one rounds the other way;
+// words by a step of 1 / 32767 of a norm, or of a sum of weights.
 double attention_error(const AttentionCase& c, Arithmetic arithmetic, const Attended& a,
                        const Attended& b) {
   const bool has_codes = arithmetic == Arithmetic::codes;
@@ -582,18 +580,13 @@ double attention_error(const AttentionCase& c, Arithmetic arithmetic, const Atte
 }
 
 void check_attention(Isa isa, Tally& tally) {
-  using kernels::CacheFormat;
-  const std::pair<const char*, CacheFormat> known[] = {{"f16", CacheFormat::f16},
-                                                       {"f32", CacheFormat::f32},
-                                                       {"q8_0", CacheFormat::q8_0},
-                                                       {"q4_0", CacheFormat::q4_0},
-                                                       {"q8_0_plain", CacheFormat::q8_0_plain},
-                                                       {"q4_0_plain", CacheFormat::q4_0_plain}};
+  const char* const names[] = {"f16", "f32", "q8_0", "q4_0", "q8_0_plain", "q4_0_plain"};
   const AttentionCase cases[] = {{64, 1, 4, 150, 0, 0.0f},
                                  {80, 3, 5, 40, 0, 0.0f},
                                  {40, 9, 2, 130, 70, 0.0f},
                                  {128, 2, 1, 33, 0, 20.0f}};
-  for (const auto& [name, format] : known) {
+  for (std::size_t i = 0; i < std::size(names); ++i) {
+    const auto format = static_cast<kernels::CacheFormat>(i);  // in their order
     for (const AttentionCase& c : cases) {
       const std::int64_t count = c.past + c.tokens;
       const std::vector<float> keys = normals(count * c.head_dim);
@@ -601,20 +594,20 @@ void check_attention(Isa isa, Tally& tally) {
       const std::vector<float> q = normals(c.tokens * c.group * c.head_dim);
       const Cache plain = filled_cache(Isa::scalar, format, c.head_dim, count, keys, values);
       const Cache fast = filled_cache(isa, format, c.head_dim, count, keys, values);
-      const std::string title = "attention " + std::string(name) + " " + std::to_string(c.head_dim);
+      const auto title = "attention " + std::string(names[i]) + " " + std::to_string(c.head_dim);
       if (isa == Isa::neon_dotprod) {  // others may keep keys with 128 added
         tally.take_bytes(title + " keys", plain.keys.data(), fast.keys.data(), plain.keys.size());
         tally.take_bytes(title + " values", plain.values.data(), fast.values.data(),
                          plain.values.size());
       }
-      const auto compare = [&](const std::string& what, Arithmetic arithmetic) {
-        const Attended wanted = attended(Isa::scalar, format, c, q, plain, arithmetic);
-        const Attended found = attended(isa, format, c, q, fast, arithmetic);
-        tally.take(what + " x" + std::to_string(c.tokens * c.group),
-                   attention_error(c, arithmetic, wanted, found));
+      const auto compare = [&](const std::string& what, Arithmetic way) {
+        const Attended wanted = attended(Isa::scalar, format, c, q, plain, way);
+        const Attended found = attended(isa, format, c, q, fast, way);
+        const std::string rows = " x" + std::to_string(c.tokens * c.group);
+        tally.take(what + rows, attention_error(c, way, wanted, found));
       };
       compare(title, kernels::code_bits(format) != 0 ? Arithmetic::codes : Arithmetic::floats);
-      if (format == CacheFormat::f16) compare(title + " in words", Arithmetic::words);
+      if (format == kernels::CacheFormat::f16) compare(title + " in words", Arithmetic::words);
     }
   }
 }
