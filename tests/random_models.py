@@ -21,7 +21,7 @@ from lilliput.text.vocabulary import Vocabulary
 SIZES: dict[str, Json] = {
     "vocab_size": 70, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 64, "pad_token_id": None,
-    "ffn_dim": 160, "n_inner": 160,
+    "ffn_dim": 160, "n_inner": 160, "rotary_dim": 16,
 }  # fmt: skip
 # Beside the families' own defaults: what may stand in the way of a rewrite.
 VARIANTS: dict[str, dict[str, Json]] = {

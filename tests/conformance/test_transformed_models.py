@@ -73,6 +73,8 @@ def refusal(model: RandomModel, words: Sequence[str]) -> str | None:
     names = [entry.name for entry in model.architecture.tensor_table(model.config)]
     if "residual_rotation" in words and "blk.0.attn_norm.bias" in names:
         return "operation LayerNorm reads the residual stream|Attention reads"
+    if "residual_rotation" in words and "blk.0.attn_norm.weight" not in names:
+        return "operation Linear reads the residual stream itself"
     if "residual_rotation" in words and "blk.0.post_attention_norm.weight" in names:
         return "operation RmsNorm writes to the residual stream"
     if "residual_rotation" in words and "blk.0.ffn_gate_inp.weight" in names:

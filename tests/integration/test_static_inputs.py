@@ -95,7 +95,8 @@ def test_a_session_without_any_option_computes_with_the_ranges_of_the_file(
     to: str, folder: Path, text: Path, tmp_path: Path
 ) -> None:
     source = open_model(quantized(folder, text, tmp_path / "m.safetensors", "int8_static_asym:mse", to))
-    tokens = np.arange(5, 40)
+    # So few that attention multiplies floats in every way.
+    tokens = np.arange(5, 13)
 
     def logits(activations: str) -> np.ndarray:
         return Session(source, EngineOptions(threads=1, activations=activations)).forward(tokens, "all")

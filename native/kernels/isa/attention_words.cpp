@@ -38,7 +38,6 @@ constexpr float kTopWeight = 32767.0f;
 constexpr float kTopValue = 8191.0f;
 // (260000 + half a step for each of 64 keys) * 8191 < 2^31
 constexpr float kMostWeights = 260000.0f;
-constexpr std::int32_t kInfinityBits = 0x7f800000;
 
 struct Words {
   std::int32_t* keys;    // [groups of kWide keys][dim_pairs][kWide]

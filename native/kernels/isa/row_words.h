@@ -147,7 +147,8 @@ class RowWords {
                            weight_.row_bytes, gathered);
     } else {
       constexpr int kStride = kPaddedBytes<Format>;
-      alignas(64) std::uint8_t ordered[kLanes * kStride];
+      // Zeros past a row's bytes, so that memory is the same each time.
+      alignas(64) std::uint8_t ordered[kLanes * kStride] = {};
       for (int lane = 0; lane < kLanes; ++lane) {
         order_bytes<Format>(weight_, row_ + std::min<std::int64_t>(lane, last_), index,
                             ordered + lane * kStride);

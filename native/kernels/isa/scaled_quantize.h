@@ -79,10 +79,10 @@ inline void raise_to(Eight& a, const Eight& b) { a = a > b ? a : b; }
 // Every lane becomes the largest of so many neighbours.
 template <int neighbours>
 inline void spread_largest(Eight& a) {
-  raise_to(a, __builtin_shuffle(a, EightInts{1, 0, 3, 2, 5, 4, 7, 6}));
+  raise_to(a, __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6));
   if constexpr (neighbours == 8) {
-    raise_to(a, __builtin_shuffle(a, EightInts{2, 3, 0, 1, 6, 7, 4, 5}));
-    raise_to(a, __builtin_shuffle(a, EightInts{4, 5, 6, 7, 0, 1, 2, 3}));
+    raise_to(a, __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5));
+    raise_to(a, __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3));
   }
 }
 
@@ -178,7 +178,7 @@ void quantize(const float* x, int columns, Quantized& result) {
   if constexpr (grid.group_size == 16) {
     static_assert(kExactColumns == 64);
     spread_largest<2>(scales);
-    poison += __builtin_shuffle(poison, EightInts{1, 0, 3, 2, 5, 4, 7, 6});
+    poison += __builtin_shufflevector(poison, poison, 1, 0, 3, 2, 5, 4, 7, 6);
   } else {
     constexpr float kMostScaleCode = grid.scales_dots ? kLargestWord : 127;
     Eight step = scales;
