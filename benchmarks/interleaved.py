@@ -12,8 +12,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 # (milliseconds by the clock, of processor time) of every run.
 Times = list[tuple[float, float]]
@@ -87,6 +89,28 @@ def measure(
     for worker in workers.values():
         worker.close()
     return times
+
+
+def model_folders(
+    shapes: Sequence[str], keep: Path | None, write: Callable[[str, Path], None]
+) -> Iterator[tuple[str, Path]]:
+    """(shape, folder of its models), written unless they lie in `keep` already; without `keep` gone afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        for shape in shapes:
+            folder = (keep or Path(name)) / shape
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                write(shape, folder)
+            yield shape, folder
+
+
+def record(result: Mapping[str, object], file: Path | None) -> None:
+    """One JSON line to stdout, and to the end of a file where there is one."""
+    line = json.dumps(result)
+    print(line, flush=True)
+    if file:
+        with file.open("a") as lines:
+            lines.write(line + "\n")
 
 
 def rest() -> None:

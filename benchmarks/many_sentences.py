@@ -13,10 +13,8 @@ and thread count goes to stdout, a table to stderr.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,19 +184,14 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="make the models in this folder, or take those that lie there")
     parser.add_argument("--json", type=Path, help="append the JSON lines to this file, too")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        for shape in arguments.shapes:
-            folder = (arguments.keep or Path(name)) / shape
-            if not folder.is_dir():
-                folder.mkdir(parents=True)
-                write_engine_model(shape, folder)
-                write_onnx_models(shape, folder)
-            for threads in arguments.threads:
-                line = json.dumps(summary(shape, arguments, threads, folder))
-                print(line, flush=True)
-                if arguments.json:
-                    with arguments.json.open("a") as file:
-                        file.write(line + "\n")
+
+    def write_models(shape: str, folder: Path) -> None:
+        write_engine_model(shape, folder)
+        write_onnx_models(shape, folder)
+
+    for shape, folder in interleaved.model_folders(arguments.shapes, arguments.keep, write_models):
+        for threads in arguments.threads:
+            interleaved.record(summary(shape, arguments, threads, folder), arguments.json)
 
 
 if __name__ == "__main__":

@@ -205,11 +205,7 @@ def main() -> None:
             print("onnx and onnxruntime are not installed: measured without them", file=sys.stderr)
         for threads in arguments.threads:
             result = summary(measure(engines, folder, arguments, threads), arguments, threads)
-            line = json.dumps(result)
-            print(line, flush=True)
-            if arguments.json:
-                with arguments.json.open("a") as file:
-                    file.write(line + "\n")
+            interleaved.record(result, arguments.json)
             medians = result["median_ms"]
             assert isinstance(medians, dict)
             for engine, value in medians.items():
