@@ -277,6 +277,8 @@ template <typename Lanes>
     lanes.put(8 * block + 4, high);
   }
 }
+// The lower words of both, `low` in the lower half of a lane.
+inline Int two_words(Int low, Int high) { return (low & broadcast(0xffff)) | (high << 16); }
 // Byte `index` of each lane.
 inline Int byte_lanes(Int a, int index) { return ((a >> (8 * index)) & broadcast(255)); }
 

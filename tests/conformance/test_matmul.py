@@ -24,6 +24,8 @@ HALF_OFFSETS = {
 EPSILON = 2.0**-24
 # Beyond so many, K-quants have kernels of their own.
 FEW_TOKENS = 4
+# Beyond so many, F16 and BF16 weights are multiplied as integers of 16 bits where that is faster.
+MOST_FLOAT_TOKENS = 8
 
 
 def block_shape(name: str) -> tuple[int, int]:
@@ -197,6 +199,24 @@ def rounding_of_words(name: str, seen: NDArray[np.float64], x_columns: int) -> N
     return np.asarray((step * 1.1 * most + 2.0**-13 * dots).sum(axis=1, keepdims=True))
 
 
+def uses_words(name: str, isa: str, tokens: int) -> bool:
+    """Whether a float weight meets its inputs as codes of 16 bits (native/kernels/isa/word_matmul.cpp)."""
+    return name in ("f16", "bf16") and isa.endswith("_vnni") and tokens > MOST_FLOAT_TOKENS
+
+
+def rounding_of_float_words(x: FloatArray, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far products of words may be off, [tokens, rows].
+
+    Half a step of either side's codes in each of 256 columns; steps are a 2^-15 of their Euclidean norm.
+    """
+    missing = ((0, 0), (0, -x.shape[1] % 256))
+    sides = [np.pad(side, missing).reshape(side.shape[0], -1, 256) for side in (x.astype(np.float64), weight)]
+    half_steps = [np.sqrt((side**2).sum(axis=2)) / 65534 for side in sides]
+    sums = [np.abs(side).sum(axis=2) for side in sides]
+    both = 256 * half_steps[0] @ half_steps[1].T
+    return np.asarray(1.01 * (half_steps[0] @ sums[1].T + sums[0] @ half_steps[1].T + both))
+
+
 def assert_matches_float64(
     name: str, isa: str, shape: tuple[int, int, int], *, exact_input: bool, interleaves: bool = False
 ) -> None:
@@ -218,6 +238,8 @@ def assert_matches_float64(
         bound = bound + rounding_of_sums(name, seen) * 4 * np.abs(weight).max(axis=1)
     if has_wide_codes(name, isa, interleaves=interleaves) and not exact_input:
         bound = bound + rounding_of_words(name, seen, columns) * np.abs(weight).max(axis=1)
+    if uses_words(name, isa, tokens) and not exact_input:
+        bound = bound + rounding_of_float_words(x, weight)
     error = np.abs(actual - seen @ weight.T)
     assert np.all(error <= bound), f"largest error is {np.max(error / bound):.3g} of the bound"
 
@@ -277,10 +299,37 @@ def test_rows_that_end_inside_a_segment_are_read_to_their_end_and_no_further(nam
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_float_rows_may_have_any_length(isa: str) -> None:
+@pytest.mark.parametrize("name", FLOATS)
+def test_float_rows_may_have_any_length(name: str, isa: str) -> None:
     for columns in (1, 31, 172, 257):
-        for tokens in (1, 7):
-            assert_matches_float64("f32", isa, (tokens, 5, columns), exact_input=False)
+        for tokens in (1, 7, 20):
+            assert_matches_float64(name, isa, (tokens, 5, columns), exact_input=False)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_float_weights_give_a_token_of_many_the_same_bits_whatever_tokens_come_with_it(name: str, isa: str) -> None:
+    if not uses_words(name, isa, 9):
+        pytest.skip(f"{isa} multiplies floats")
+    blocks, x = random_weight(name, 41, 700), random_inputs(40, 700)
+    together = _native.matmul(name, blocks, 41, x, isa)
+    for tokens in (9, 12, 17):
+        np.testing.assert_array_equal(_native.matmul(name, blocks, 41, x[:tokens], isa), together[:tokens])
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_words_of_extreme_weights_and_inputs_do_not_overflow(name: str, isa: str) -> None:
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    single = np.zeros((16, 512), dtype=np.float32)
+    single[:, 77] = 60000.0
+    for values in (np.full((16, 512), 60000.0, dtype=np.float32), single, single * 0, single * np.float32(1e-9)):
+        weight = np.asarray(gguf.quantize(values, kind)).view(np.uint8)
+        for scale in (1e18, 1e-18, 0.0):
+            x = np.full((20, 512), scale, dtype=np.float32)
+            actual = _native.matmul(name, weight, 16, x, isa)
+            expected = x.astype(np.float64) @ decoded(name, weight, 512).astype(np.float64).T
+            np.testing.assert_allclose(actual, expected, rtol=3e-4, atol=0)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

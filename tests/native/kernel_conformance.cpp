@@ -3,7 +3,6 @@
 // Python: integers bit for bit, floats within bounds derived from the operations that round.
 //
 //   kernel_conformance [SET]     SET: by default the best this machine can run
-//
 // Prints a line for each check; exits with 1 if one fails, with 2 if this machine cannot run SET.
 #include <algorithm>
 #include <cmath>
@@ -224,10 +223,11 @@ double size_of_terms(const StoredMatrix& matrix, const std::vector<float>& x, st
   return sum;
 }
 
-// Formats whose scales are integers round the inputs' sums to 16 bits; where sums are taken in
-// another order (other lanes), codes may round the other way.
-bool rounds_elsewhere(const kernels::MatmulKernel& kernel, Isa isa) {
-  return isa != Isa::neon_dotprod && kernel.input == kernels::InputLayout::int8_scaled;
+// What codes that one side rounds otherwise are worth, as a share of the terms: words, which one side
+// alone has, and sums of inputs of formats with integer scales, taken in another order (other lanes).
+double code_rounding(const kernels::MatmulKernel& kernel, Isa isa) {
+  if (kernel.input == kernels::InputLayout::words) return 0x1p-10;
+  return isa != Isa::neon_dotprod && kernel.input == kernels::InputLayout::int8_scaled ? 0x1p-7 : 0;
 }
 
 void check_product(Isa isa, const StoredMatrix& matrix, Layout layout, std::int64_t tokens,
@@ -245,7 +245,7 @@ void check_product(Isa isa, const StoredMatrix& matrix, Layout layout, std::int6
   const double columns = static_cast<double>(matrix.columns);
   const double roundings =
       plain->input == kernels::InputLayout::f32 ? 2.0 * columns : columns / 4.0 + 8.0;
-  const double code = rounds_elsewhere(*fast, isa) ? 0x1p-7 : 0.0;
+  const double code = code_rounding(*fast, isa);
   double worst = 0.0;
   for (std::int64_t token = 0; token < tokens; ++token) {
     for (std::int64_t row = 0; row < matrix.rows; ++row) {

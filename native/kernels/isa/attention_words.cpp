@@ -20,20 +20,15 @@
 
 #include "kernels/isa/attention.h"
 #include "kernels/isa/attention_block.h"
-#include "simd/simd.h"
+#include "kernels/isa/word_products.h"
+#include "kernels/isa/word_scale.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
 using simd::Float;
 using simd::Int;
-constexpr int kWide = simd::kLanes;
 constexpr int kVectors = static_cast<int>(kKeyBlock) / kWide;
-// A lane holds the words of keys i and i + kWide.
-constexpr int kPairBlock = 2 * kWide;
-constexpr int kTileRows = simd::kRegisters == 32 ? 6 : 4;
-constexpr int kTileGroups = simd::kRegisters == 32 ? 4 : 2;
-constexpr float kTopNorm = 32767.0f;
 constexpr float kTopWeight = 32767.0f;
 constexpr float kTopValue = 8191.0f;
 // (260000 + half a step for each of 64 keys) * 8191 < 2^31
@@ -70,21 +65,6 @@ Words cut(const AttentionTask& task, std::int64_t part_rows, float* memory) {
   return words;
 }
 
-// From a sum of squares: what makes numbers of this norm codes, and what codes are worth.
-struct Scale {
-  float to_codes;
-  float to_values;  // NaN where a number is not finite
-};
-
-Scale scale_of(float squares) {
-  if (squares < 0x1p-120f) return {0.0f, 0.0f};
-  if (!std::isfinite(squares)) return {0.0f, std::numeric_limits<float>::quiet_NaN()};
-  const float norm = std::sqrt(squares);
-  return {kTopNorm / norm, norm / kTopNorm};
-}
-
-inline Int pair_words(Int low, Int high) { return (low & simd::broadcast(0xffff)) | (high << 16); }
-
 void take_query(const AttentionTask& task, std::int64_t row, const Words& words) {
   const float* low = task.q + row / task.group * task.q_stride + row % task.group * task.head_dim;
   const float* high = low + words.dim_pairs;
@@ -95,14 +75,14 @@ void take_query(const AttentionTask& task, std::int64_t row, const Words& words)
   }
   float squares = sum(lanes);
   for (; d < task.head_dim; ++d) squares += low[d] * low[d];
-  const Scale scale = scale_of(squares);
+  const WordScale scale = word_scale(squares);
   words.q_factor[row] = scale.to_values * task.scale;
   std::int32_t* to = words.q + row * words.dim_pairs;
   std::int64_t i = 0;
   for (; i + kWide <= words.dim_pairs; i += kWide) {
     const Float to_codes = simd::broadcast(scale.to_codes);
-    simd::store_int(to + i, pair_words(simd::round_to_int(simd::load(low + i) * to_codes),
-                                       simd::round_to_int(simd::load(high + i) * to_codes)));
+    simd::store_int(to + i, simd::two_words(simd::round_to_int(simd::load(low + i) * to_codes),
+                                            simd::round_to_int(simd::load(high + i) * to_codes)));
   }
   for (; i < words.dim_pairs; ++i) {
     const auto code = [&](float x) { return static_cast<std::int32_t>(std::nearbyint(x)); };
@@ -131,16 +111,17 @@ void take_keys(const AttentionTask& task, std::int64_t key_begin, std::int64_t k
     float codes_of[kWide];
     simd::store(codes_of, squares_low + squares_high);
     for (int i = 0; i < kWide; ++i) {
-      const Scale scale = scale_of(codes_of[i]);
+      const WordScale scale = word_scale(codes_of[i]);
       codes_of[i] = scale.to_codes;
       words.key_factor[first + i] = scale.to_values;
     }
     const Float to_codes = simd::load(codes_of);
     std::int32_t* to = words.keys + first * words.dim_pairs;
     for (std::int64_t i = 0; i < words.dim_pairs; ++i) {
-      simd::store_int(to + i * kWide,
-                      pair_words(simd::round_to_int(simd::load_half(low + i * kLine) * to_codes),
-                                 simd::round_to_int(simd::load_half(high + i * kLine) * to_codes)));
+      simd::store_int(
+          to + i * kWide,
+          simd::two_words(simd::round_to_int(simd::load_half(low + i * kLine) * to_codes),
+                          simd::round_to_int(simd::load_half(high + i * kLine) * to_codes)));
     }
   }
 }
@@ -198,50 +179,12 @@ void take_values(const AttentionTask& task, std::int64_t key_begin, std::int64_t
     for (std::int64_t d = 0; d < words.padded_dim; d += kWide) {
       prefetch(low + 2 * d + kKeyBlock * value_bytes);
       prefetch(high + 2 * d + kKeyBlock * value_bytes);
-      simd::store_int(words.values + pair * words.padded_dim + d,
-                      pair_words(simd::round_to_int(simd::load_half(low + 2 * d) * low_codes),
-                                 simd::round_to_int(simd::load_half(high + 2 * d) * high_codes)));
+      simd::store_int(
+          words.values + pair * words.padded_dim + d,
+          simd::two_words(simd::round_to_int(simd::load_half(low + 2 * d) * low_codes),
+                          simd::round_to_int(simd::load_half(high + 2 * d) * high_codes)));
     }
   }
-}
-
-// sums[r][g] = words of row r . lines of group g, `count` of each. GCC keeps sums in memory at the
-// ends of loops over them unless those are unrolled: 10 % of all.
-template <int kRows, int kGroups>
-[[gnu::always_inline]] inline void multiply_words(const std::int32_t* words,
-                                                  std::int64_t words_stride,
-                                                  const std::int32_t* lines,
-                                                  std::int64_t group_stride,
-                                                  std::int64_t line_stride, std::int64_t count,
-                                                  Int (&sums)[kRows][kGroups]) {
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) sums[r][g] = simd::broadcast(0);
-  }
-  for (std::int64_t i = 0; i < count; ++i, lines += line_stride) {
-    Int line[kGroups];
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) line[g] = simd::load_int(lines + g * group_stride);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      const Int word = simd::broadcast(words[r * words_stride + i]);
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) sums[r][g] = simd::dot_words(sums[r][g], word, line[g]);
-    }
-  }
-}
-
-// Calls run(count of rows, count of groups, row, group) for tiles of all rows and groups.
-template <typename Run>
-inline void for_tiles(std::int64_t rows, std::int64_t groups, Run run) {
-  for_row_tiles<kTileRows>(rows, [&](auto count, std::int64_t row) {
-    std::int64_t group = 0;
-    for (; group + kTileGroups <= groups; group += kTileGroups) {
-      run(count, RowCount<kTileGroups>{}, row, group);
-    }
-    for (; group < groups; ++group) run(count, RowCount<1>{}, row, group);
-  });
 }
 
 // The tokens of a task that go through a block of keys together, and what they see of it.
@@ -277,7 +220,7 @@ void score(const Part& part, const Words& words) {
 
 // e^x for x <= 0, with relative error below 3e-6: 2^n times a polynomial of degree 4, which has the
 // least largest error, for the rest of x / ln 2, |rest| <= 1/2. Below e^-69 what that is; NaN for the
-// NaNs of `scale_of`, whose low bits are 0.
+// NaNs of `word_scale`, whose low bits are 0.
 inline Float falling_exponential(Float x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const Float y = simd::max(simd::broadcast(-100.0f), x * simd::broadcast(1.44269504f));
@@ -310,7 +253,7 @@ void round_weights(float* weights, float factor, const float* value_top) {
       const Float top = simd::load(value_top + vector * kWide) * simd::broadcast(factor);
       return simd::round_to_int(simd::load(weights + vector * kWide) * top);
     };
-    simd::store_int(to + v / 2 * kWide, pair_words(codes(v), codes(v + 1)));
+    simd::store_int(to + v / 2 * kWide, simd::two_words(codes(v), codes(v + 1)));
   }
 }
 

@@ -6,6 +6,7 @@
 #include "formats/all_formats.h"
 #include "kernels/isa/blocks.h"
 #include "kernels/isa/int8_tile.h"
+#include "kernels/isa/row_words.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
@@ -236,10 +237,13 @@ void unpack_panel(const Functions& f, const Weight& weight, std::int64_t row, st
 }
 
 // kRowBlock rows for one chunk of tokens: sums wait in scratch while segments pass.
-void multiply_chunk(const Weight& weight, const TileInput<kTokenTile>* input, TileOrder order,
-                    std::int64_t tokens, std::int64_t row, std::int64_t row_end, Panel* panels,
-                    float* sums) {
+void multiply_chunk(const Product& product, std::int64_t tokens, const TileInput<kTokenTile>* input,
+                    std::int64_t row, std::int64_t row_end, std::uint8_t* scratch) {
+  const Weight& weight = product.weight;
   const Functions& f = functions(weight.format);
+  const TileOrder order = order_of_many(product.tokens, kTokenTile);
+  auto* panels = reinterpret_cast<Panel*>(scratch);
+  auto* sums = reinterpret_cast<float*>(scratch + kPanels * sizeof(Panel));
   const std::int64_t segments = segments_of(weight.columns);
   std::fill_n(sums, round_up(tokens, kTokenTile) * kRowBlock, 0.0f);
   for (std::int64_t index = 0; index < segments; ++index) {
@@ -274,15 +278,14 @@ void int8_multiply(const Weight& weight, const std::uint8_t* prepared, std::int6
                    {y, y_stride, row_begin, row_end}, f.unpack);
     return;
   }
-  auto* panels = reinterpret_cast<Panel*>(scratch);
-  auto* sums = reinterpret_cast<float*>(scratch + kPanels * sizeof(Panel));
+  const Product product{weight, prepared, tokens, y, y_stride};
   const auto* input = reinterpret_cast<const TileInput<kTokenTile>*>(prepared);
-  const TileOrder order = order_of_many(tokens, kTokenTile);
+  const auto* sums = reinterpret_cast<const float*>(scratch + kPanels * sizeof(Panel));
   for (std::int64_t row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = static_cast<int>(std::min<std::int64_t>(kRowBlock, row_end - row));
     for (std::int64_t token = 0; token < tokens; token += kTokenChunk) {
       const std::int64_t n = std::min(kTokenChunk, tokens - token);
-      multiply_chunk(weight, input + token / kTokenTile, order, n, row, row_end, panels, sums);
+      multiply_chunk(product, n, input + token / kTokenTile, row, row_end, scratch);
       store_sums(sums, n, rows, y + token * y_stride + row, y_stride);
     }
   }

@@ -3,6 +3,7 @@
 #include "kernels/isa/f32_matmul.h"
 #include "kernels/isa/int8_matmul.h"
 #include "kernels/isa/scaled_matmul.h"
+#include "kernels/isa/word_matmul.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
@@ -20,6 +21,7 @@ constexpr MatmulKernel kInt8 = {InputLayout::int8_32, int8_prepared_bytes<false>
 const MatmulKernel& matmul_kernel(formats::FormatId format, bool exact_input) {
   if (exact_input) return kFloat;
   if (const MatmulKernel* scaled = scaled_kernel(format, false)) return *scaled;
+  if (const MatmulKernel* words = word_kernel(format)) return *words;
   return has_int8_kernel(format) ? kInt8 : kFloat;
 }
 

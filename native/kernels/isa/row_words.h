@@ -36,6 +36,10 @@ constexpr int segment_bytes() {
   }
 }
 
+// Floats of 16 bits: two columns a word.
+template <typename Format>
+inline constexpr bool kIsPlain = Format::block_size == 1;
+
 // Words of a segment.
 template <typename Format>
 inline constexpr int kSegmentBytes = segment_bytes<Format>();
@@ -103,8 +107,8 @@ void order_bytes(const Weight& weight, std::int64_t row, std::int64_t index, std
   if constexpr (kIsSpelled<Format>) {
     const auto spelled = formats::spell<Format>(*blocks);
     std::memcpy(bytes, &spelled, sizeof(spelled));
-  } else if constexpr (Format::block_size == kSegment) {
-    std::memcpy(bytes, blocks, sizeof(*blocks));
+  } else if constexpr (Format::block_size == kSegment || kIsPlain<Format>) {
+    std::memcpy(bytes, blocks, kSegmentBytes<Format>);
   } else {
     constexpr int kBlocks = kSegment / Format::block_size;
     constexpr int kHeader = Format::header_bytes;
@@ -142,7 +146,9 @@ class RowWords {
     constexpr int kBytes = kSegmentBytes<Format>;
     Int gathered[kPaddedBytes<Format> / 4];
     for (int lane = 0; lane <= last_; ++lane) prefetch_segment(weight_, row_ + lane, index + 1);
-    if (Format::block_size == kSegment && !kIsSpelled<Format> && last_ == kLanes - 1) {
+    const bool is_whole = kIsPlain<Format> ? segment_columns(weight_.columns, index) == kSegment
+                                           : Format::block_size == kSegment;
+    if (is_whole && !kIsSpelled<Format> && last_ == kLanes - 1) {
       gather_words<kBytes>(weight_.blocks + row_ * weight_.row_bytes + index * kBytes,
                            weight_.row_bytes, gathered);
     } else {

@@ -128,8 +128,6 @@ inline Int dot_minimums(const Int* pairs,
   return sum;
 }
 
-inline Int two_words(Int low, Int high) { return (low & simd::broadcast(0xffff)) | (high << 16); }
-
 // Parts of dots[t] = sum over one group of (code - zero point) * input, exact; fits int16.
 template <ScaledKind kind, int tile>
 inline void dot_group(const Int* codes,
@@ -162,7 +160,7 @@ inline void finish_lanes(simd::RowLanes& rows) {
   if constexpr (kind.has_minimum) {
 #pragma GCC unroll 8
     for (int i = 0; i < kGroups / 2; ++i) {
-      rows.minimum[i] = two_words(rows.minimum[2 * i], rows.minimum[2 * i + 1]);
+      rows.minimum[i] = simd::two_words(rows.minimum[2 * i], rows.minimum[2 * i + 1]);
     }
   }
 }
@@ -245,7 +243,8 @@ class LaneProduct {
     Int minimums[kPairs];
     if constexpr (kind.has_minimum) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kPairs; ++i) minimums[i] = two_words(minimum[2 * i], minimum[2 * i + 1]);
+      for (int i = 0; i < kPairs; ++i)
+        minimums[i] = simd::two_words(minimum[2 * i], minimum[2 * i + 1]);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < tile; ++t) {
@@ -336,9 +335,9 @@ class PairingLanes {
   [[gnu::always_inline]] void finish() {
 #pragma GCC unroll 8
     for (int pair = 0; pair < kSegment / kind.group_size / 2; ++pair) {
-      panel_.scale[pair] = two_words(scale[2 * pair], scale[2 * pair + 1]);
+      panel_.scale[pair] = simd::two_words(scale[2 * pair], scale[2 * pair + 1]);
       if constexpr (kind.has_minimum) {
-        panel_.minimum[pair] = two_words(minimum[2 * pair], minimum[2 * pair + 1]);
+        panel_.minimum[pair] = simd::two_words(minimum[2 * pair], minimum[2 * pair + 1]);
       }
     }
     panel_.factor = factor;
@@ -438,7 +437,7 @@ class FoldingLanes {
     static_assert(grid.group_size == 16);
     const Int low_bytes = simd::broadcast(0x00ff00ff);
     const Int group_scale = scale[quad / 4];
-    const Int words = two_words(group_scale, group_scale);
+    const Int words = simd::two_words(group_scale, group_scale);
     // The same for every code, modulo 256.
     Int start = simd::broadcast(-grid.least_product) - group_scale * grid.zero_point;
     start = start & simd::broadcast(0xff);
@@ -458,7 +457,7 @@ class FoldingLanes {
     if constexpr (has_minimum) {
 #pragma GCC unroll 8
       for (int i = 0; i < 8; ++i) {
-        panel_.minimum[i] = two_words(minimum[2 * i], minimum[2 * i + 1]);
+        panel_.minimum[i] = simd::two_words(minimum[2 * i], minimum[2 * i + 1]);
       }
       panel_.minus_minimum_factor = -minimum_factor;
     }

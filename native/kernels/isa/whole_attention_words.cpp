@@ -15,18 +15,11 @@
 
 #include "kernels/isa/attention.h"
 #include "kernels/isa/attention_block.h"
-#include "simd/simd.h"
+#include "kernels/isa/word_products.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
-using simd::Float;
-using simd::Int;
-constexpr int kWide = simd::kLanes;
-// A lane holds numbers i and i + kWide of so many.
-constexpr int kPairBlock = 2 * kWide;
-constexpr int kTileRows = simd::kRegisters == 32 ? 6 : 4;
-constexpr int kTileGroups = simd::kRegisters == 32 ? 4 : 2;
 // Keys whose products with probabilities fit a sum: 64 * 16383 * 2047 < 2^31.
 constexpr std::int64_t kSummedKeys = 64;
 constexpr float kTopProbability = 16383.0f;
@@ -82,9 +75,8 @@ Scale scale_of(const float* x, std::int64_t rows, std::int64_t stride, std::int6
   return {top / magnitude, magnitude / top};
 }
 
-inline Int pair_codes(Float low, Float high, Float to_codes) {
-  const Int mask = simd::broadcast(0xffff);
-  return (simd::round_to_int(low * to_codes) & mask) | (simd::round_to_int(high * to_codes) << 16);
+inline Int two_codes(Float low, Float high, Float to_codes) {
+  return simd::two_words(simd::round_to_int(low * to_codes), simd::round_to_int(high * to_codes));
 }
 
 // Sums of head_dim products fit 32 bits.
@@ -102,7 +94,7 @@ float turn_keys(const WholeAttention& task, const Parts& parts) {
       Int rows[kWide];
       for (int i = 0; i < kWide; ++i) {
         const float* k = task.k + (first + i) * task.kv_stride + d;
-        rows[i] = first + i < task.keys ? pair_codes(simd::load(k), simd::load(k + kWide), to_codes)
+        rows[i] = first + i < task.keys ? two_codes(simd::load(k), simd::load(k + kWide), to_codes)
                                         : Int{};
       }
       simd::transpose(rows);
@@ -123,8 +115,8 @@ float pair_values(const WholeAttention& task, const Parts& parts) {
     for (std::int64_t d = 0; d < task.head_dim; d += kWide) {
       simd::store_int(
           parts.values + pair * task.head_dim + d,
-          pair_codes(key < task.keys ? simd::load(low + d) : simd::zero(),
-                     key + kWide < task.keys ? simd::load(high + d) : simd::zero(), to_codes));
+          two_codes(key < task.keys ? simd::load(low + d) : simd::zero(),
+                    key + kWide < task.keys ? simd::load(high + d) : simd::zero(), to_codes));
     }
   }
   return scale.to_values;
@@ -141,50 +133,30 @@ void round_queries(const WholeAttention& task, const Parts& parts, std::int64_t 
     const Float to_codes = simd::broadcast(scale.to_codes);
     for (std::int64_t d = 0; d < task.head_dim; d += kPairBlock) {
       simd::store_int(parts.q + (row * task.head_dim + d) / 2,
-                      pair_codes(simd::load(q + d), simd::load(q + d + kWide), to_codes));
+                      two_codes(simd::load(q + d), simd::load(q + d + kWide), to_codes));
     }
     factor[row] = scale.to_values * parts.key_scale * (task.scale * kLog2E);
   }
 }
 
-// Adds words[row] . lines to sums; lines: one of kWide lanes after `stride` others.
-template <int kRows, int kGroups>
-inline void add_words(const std::int32_t* words, std::int64_t words_stride,
-                      const std::int32_t* lines, std::int64_t group_stride,
-                      std::int64_t line_stride, std::int64_t count, Int (&sums)[kRows][kGroups]) {
-  for (std::int64_t i = 0; i < count; ++i, lines += line_stride) {
-    Int line[kGroups];
-    for (int g = 0; g < kGroups; ++g) line[g] = simd::load_int(lines + g * group_stride);
-    for (int r = 0; r < kRows; ++r) {
-      const Int word = simd::broadcast(words[r * words_stride + i]);
-      for (int g = 0; g < kGroups; ++g) sums[r][g] = simd::dot_words(sums[r][g], word, line[g]);
-    }
-  }
-}
-
-template <int kRows, int kGroups>
-inline void score_tile(const WholeAttention& task, const Parts& parts, std::int64_t group,
-                       const float (&factor)[kRows]) {
-  Int sums[kRows][kGroups] = {};
-  const std::int64_t words = task.head_dim / 2;
-  add_words(parts.q, words, parts.keys + group * words * kWide, words * kWide, kWide, words, sums);
-  for (int r = 0; r < kRows; ++r) {
-    const Float scale = simd::broadcast(factor[r]);
-    for (int g = 0; g < kGroups; ++g) {
-      simd::store(parts.scores + r * parts.padded + (group + g) * kWide,
-                  simd::to_float(sums[r][g]) * scale);
-    }
-  }
-}
-
 template <int kRows>
 void score(const WholeAttention& task, const Parts& parts, const float (&factor)[kRows]) {
-  const std::int64_t groups = parts.padded / kWide;
-  std::int64_t g = 0;
-  for (; g + kTileGroups <= groups; g += kTileGroups) {
-    score_tile<kRows, kTileGroups>(task, parts, g, factor);
-  }
-  for (; g < groups; ++g) score_tile<kRows, 1>(task, parts, g, factor);
+  const std::int64_t words = task.head_dim / 2;
+  for_groups(parts.padded / kWide, [&](auto wide, std::int64_t group) {
+    constexpr int kGroups = decltype(wide)::value;
+    Int sums[kRows][kGroups];
+    multiply_words(parts.q, words, parts.keys + group * words * kWide, words * kWide, kWide, words,
+                   sums);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const Float scale = simd::broadcast(factor[r]);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
+        simd::store(parts.scores + r * parts.padded + (group + g) * kWide,
+                    simd::to_float(sums[r][g]) * scale);
+      }
+    }
+  });
 }
 
 // Adds the bias of a row's scores, hides what is past the last key, and returns the largest.
@@ -235,37 +207,33 @@ float weigh_scores(const Parts& parts, float largest, float* scores) {
   return simd::sum(simd::to_float(sums));
 }
 
-template <int kRows, int kGroups>
-inline void weigh_tile(const WholeAttention& task, const Parts& parts, std::int64_t row,
-                       std::int64_t first, const float (&inverse)[kRows]) {
-  Float totals[kRows][kGroups] = {};
-  const auto* words = reinterpret_cast<const std::int32_t*>(parts.scores);
-  const std::int32_t* values = parts.values + first;
-  for (std::int64_t begin = 0; begin < parts.padded / 2; begin += kSummedKeys / 2) {
-    const std::int64_t count = std::min(kSummedKeys / 2, parts.padded / 2 - begin);
-    Int sums[kRows][kGroups] = {};
-    add_words(words + begin, parts.padded, values + begin * task.head_dim, kWide, task.head_dim,
-              count, sums);
-    for (int r = 0; r < kRows; ++r) {
-      for (int g = 0; g < kGroups; ++g) totals[r][g] += simd::to_float(sums[r][g]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    const Float factor = simd::broadcast(inverse[r]);
-    float* out = task.out + (row + r) * task.q_stride + first;
-    for (int g = 0; g < kGroups; ++g) simd::store(out + g * kWide, totals[r][g] * factor);
-  }
-}
-
 template <int kRows>
 void weigh(const WholeAttention& task, const Parts& parts, std::int64_t row,
            const float (&inverse)[kRows]) {
-  const std::int64_t groups = task.head_dim / kWide;
-  std::int64_t g = 0;
-  for (; g + kTileGroups <= groups; g += kTileGroups) {
-    weigh_tile<kRows, kTileGroups>(task, parts, row, g * kWide, inverse);
-  }
-  for (; g < groups; ++g) weigh_tile<kRows, 1>(task, parts, row, g * kWide, inverse);
+  const auto* words = reinterpret_cast<const std::int32_t*>(parts.scores);
+  const std::int64_t pairs = parts.padded / 2;
+  for_groups(task.head_dim / kWide, [&](auto wide, std::int64_t group) {
+    constexpr int kGroups = decltype(wide)::value;
+    Float totals[kRows][kGroups] = {};
+    for (std::int64_t begin = 0; begin < pairs; begin += kSummedKeys / 2) {
+      Int sums[kRows][kGroups];
+      multiply_words(words + begin, parts.padded,
+                     parts.values + begin * task.head_dim + group * kWide, kWide, task.head_dim,
+                     std::min(kSummedKeys / 2, pairs - begin), sums);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroups; ++g) totals[r][g] += simd::to_float(sums[r][g]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const Float factor = simd::broadcast(inverse[r]);
+      float* out = task.out + (row + r) * task.q_stride + group * kWide;
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) simd::store(out + g * kWide, totals[r][g] * factor);
+    }
+  });
 }
 
 // Asks for the same rows of the next head, which lie beside these: heads are strips of long rows,
