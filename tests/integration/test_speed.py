@@ -57,12 +57,13 @@ def test_a_token_is_counted_by_the_matrices_that_it_meets(stories_folder: Path) 
     hidden, ffn, kv = 64, 172, 32  # of its config
     block = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * ffn
     last = hidden * hidden + 3 * hidden * ffn + 512 * hidden  # after the rows whose logits were asked for are chosen
-    assert (work.operations, work.last_operations) == (2 * (5 * block + 512 * hidden - last), 2 * last)
+    products = 2 * 4  # of numbers four times as wide as bytes
+    assert (work.operations, work.last_operations) == (products * (5 * block + 512 * hidden - last), products * last)
     assert work.bytes == 4 * (5 * block + 512 * hidden)
-    limits = Limits(operations=1e9, bytes=1e9)
-    assert work.prefill_limit(10, limits) == pytest.approx(1e9 / (work.operations + work.last_operations / 10))
+    limits = Limits(operations=4e9, bytes=1e9)
+    assert work.prefill_limit(10, limits) == pytest.approx(4e9 / (work.operations + work.last_operations / 10))
     assert work.decode_limit(1, 1000.0, limits) == pytest.approx(1e9 / (work.bytes + 1000))
-    assert work.decode_limit(64, 1000.0, limits) == pytest.approx(1e9 / (work.operations + work.last_operations))
+    assert work.decode_limit(64, 1000.0, limits) == pytest.approx(4e9 / (work.operations + work.last_operations))
 
 
 def test_a_token_meets_the_experts_that_are_used() -> None:
@@ -70,7 +71,7 @@ def test_a_token_meets_the_experts_that_are_used() -> None:
     program = Program({"x": 8, "router": 4, "out": 8}, (), (experts,), "out")
     stacks = {"gate": (4, 16, 8), "up": (4, 16, 8), "down": (4, 8, 16)}
     work = token_work(program, lambda name: TensorHeader(name, stacks[name], get_format("f16")))
-    assert (work.operations, work.bytes) == (2 * 2 * 3 * 16 * 8, 2 * 2 * 3 * 16 * 8)
+    assert (work.operations, work.bytes) == (2 * 2 * 2 * 3 * 16 * 8, 2 * 2 * 3 * 16 * 8)
 
 
 def test_a_test_longer_than_the_context_is_refused_in_one_line(stories_folder: Path) -> None:

@@ -32,7 +32,8 @@ class Limits:
 class TokenWork:
     """What one token needs of the matrices.
 
-    operations: two for each product.  last_operations: those that only the last token of a prompt meets, the output
+    operations: two for each product of bytes, and as many times more as weights of 16 or 32 bits, which are multiplied
+    as they are, are wider.  last_operations: those that only the last token of a prompt meets, the output
     head's and the last feed-forward's.  bytes: of the weights read for one token alone, as stored.
     """
 
@@ -62,13 +63,18 @@ def token_work(program: Program, header: Callable[[str], TensorHeader]) -> Token
             is_last = True
         for name, share in _weights(operation, program, header):
             found = header(name)
-            products = 2 * round(found.rows * found.columns * share)
+            products = 2 * round(found.rows * found.columns * share) * _width(found)
             read += round(found.nbytes * share)
             if is_last:
                 last_operations += products
             else:
                 operations += products
     return TokenWork(operations, last_operations, read)
+
+
+def _width(header: TensorHeader) -> int:
+    """Bytes of a number that is multiplied: an instruction takes half as many of two bytes."""
+    return max(1, header.nbytes // (header.rows * header.columns))
 
 
 def _weights(operation: object, program: Program, header: Callable[[str], TensorHeader]) -> list[tuple[str, float]]:
