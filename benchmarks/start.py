@@ -159,7 +159,7 @@ def measured(engine: str, command: Sequence[str]) -> Run:
         said = errors.read().decode("utf-8", "replace")
     if process.returncode != 0 or first is None:
         last = "\n".join(said.strip().splitlines()[-5:])
-        raise SystemExit(f"{engine} ended with status {process.returncode} and {'no' if first is None else 'a'} token")
+        raise SystemExit(f"{engine} ended with status {process.returncode}; it said last:\n{last}")
     peak = usage.ru_maxrss * 1024
     # The child of a large process begins with that one's peak.
     if peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024:
