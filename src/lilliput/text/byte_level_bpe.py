@@ -2,7 +2,8 @@
 """Byte-level BPE (GPT-2's): text is cut into pieces, each piece's UTF-8 bytes are merged pair by pair.
 
 Merging runs in the `tokenizers` library, configured from the vocabulary alone. To hand it hundreds of thousands of
-merges takes longer than all else that opens a model, and more memory; so the first SHORT_TEXT characters are merged here.
+merges takes longer than all else that opens a model, and more memory; so the first SHORT_TEXT characters are merged
+here.
 Source: Radford et al. 2019, section 2.2.
 """
 
