@@ -6,6 +6,7 @@
     python benchmarks/random_model.py random-0.5b-F16.gguf --shape qwen2.5-0.5b
     python benchmarks/random_model.py random-moe-F16.gguf --shape qwen3-moe     # 6 blocks of 32 experts; GGUF only
     python benchmarks/random_model.py random-1b-IQ3_S.gguf --codes IQ3_S        # random codes, embeddings in Q8_0
+    python benchmarks/random_model.py random-1b-F16.gguf --tokenizer models/ggml-vocab-llama-bpe.gguf   # llama.cpp's
 
 Quantize it with llama-quantize, or with `lilliput quantize`.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from lilliput.containers.gguf_reader import GgufFile
 from lilliput.models import gulliver
 
 
@@ -109,7 +111,25 @@ def metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_expert_used_count(shape.experts_used)
         writer.add_expert_feed_forward_length(shape.ffn)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_tokenizer_model("none")
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, source: Path, vocabulary: int) -> None:
+    """The tokenizer of another GGUF file, so that opening this one costs what opening a real one does."""
+    metadata = GgufFile(source).metadata
+    tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
+    if tokens != vocabulary:
+        raise SystemExit(f"{source}: has {tokens} tokens; a model of this shape has {vocabulary}")
+    for key, value in metadata.items():
+        if not key.startswith("tokenizer."):
+            continue
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, str(value))
 
 
 def add_matrix(
@@ -213,11 +233,14 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
     parser.add_argument("--codes", choices=CODES, help="linears of random codes of this type")
     parser.add_argument("--layers", type=int, help="fewer than the model's, to measure what one costs")
+    parser.add_argument("--tokenizer", type=Path, help="a GGUF file whose tokenizer the GGUF file gets")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.layers:
         shape = replace(shape, layers=options.layers)
     if options.output.suffix != ".gguf":
+        if options.tokenizer:
+            parser.error(f"{options.output}: folders get Gulliver's tokenizer; name a .gguf file")
         if options.codes:
             parser.error(f"{options.output}: folders hold no {options.codes}; name a .gguf file")
         if shape.experts:
@@ -226,6 +249,10 @@ def main() -> None:
         return
     writer = gguf.GGUFWriter(options.output, shape.architecture)
     metadata(writer, shape)
+    if options.tokenizer:
+        add_tokenizer(writer, options.tokenizer, shape.vocabulary)
+    else:
+        writer.add_tokenizer_model("none")
     tensors(writer, shape, gguf.GGMLQuantizationType[options.codes] if options.codes else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

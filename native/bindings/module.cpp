@@ -6,6 +6,7 @@ void bind_formats(nanobind::module_& module);
 void bind_engine(nanobind::module_& module);
 void bind_column_loops(nanobind::module_& module);
 void bind_integer_matmul(nanobind::module_& module);
+void bind_gguf_strings(nanobind::module_& module);
 
 NB_MODULE(_native, module) {
   // A model that is still there when the interpreter ends is a global variable, not a leak.
@@ -15,4 +16,5 @@ NB_MODULE(_native, module) {
   bind_engine(module);
   bind_column_loops(module);
   bind_integer_matmul(module);
+  bind_gguf_strings(module);
 }

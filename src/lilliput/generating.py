@@ -13,7 +13,7 @@ from lilliput.opening import PathLike, opened
 from lilliput.runtime.generate import Generation
 from lilliput.runtime.sampler import SamplingOptions
 from lilliput.runtime.session import EngineOptions, KvFormat, Session
-from lilliput.text.tokenizer import StreamDecoder, Tokenizer, end_of_generation_ids
+from lilliput.text.tokenizer import StreamDecoder, Tokenizer
 from lilliput.text.vocabulary import Vocabulary
 
 
@@ -90,7 +90,7 @@ def generate(
         draft = None if options.draft is None else Session(stack.enter_context(opened(options.draft)), engine)
         generation = Generation(
             Session(source, engine), prompt_ids, options.sampling,
-            max_tokens=options.max_tokens, stop_ids=end_of_generation_ids(vocabulary), guesses=options.guesses,
+            max_tokens=options.max_tokens, stop_ids=tokenizer.end_of_generation_ids, guesses=options.guesses,
             draft=draft,
         )  # fmt: skip
         decoder = StreamDecoder(tokenizer, continues=bool(prompt))

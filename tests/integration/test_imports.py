@@ -17,6 +17,8 @@ from lilliput import workflows
 HEAVY = {
     *("flatbuffers", "gguf", "huggingface_hub", "jinja2", "matplotlib", "onnx", "onnxruntime", "psutil", "rich"),
     *("safetensors", "torch", "transformers", "yaml"),
+    # All of numpy, its tests and its Fortran compiler included.
+    *("array_api_compat.numpy", "numpy.f2py"),
 }
 # typer reads the options of a command; newer versions do it with pydantic.
 COMMAND_LINE = {"typer", "pydantic"}

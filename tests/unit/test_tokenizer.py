@@ -112,11 +112,38 @@ def test_long_inputs_without_places_to_cut_are_encoded(tokenizer: Tokenizer, tex
 def test_long_text_is_cut_only_where_no_piece_spans(
     rules: PreTokenizer, bytes_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(byte_level_bpe, "SHORT_TEXT", 0)
     tokenizer = Tokenizer(replace(bytes_tokenizer.vocabulary, pre=rules.name))
     text = "\nThen ".join(PROBES) + "\nEnd\nx" * 3
     whole = tokenizer.encode(text)
     monkeypatch.setattr(byte_level_bpe, "WINDOW", 40)
     assert tokenizer.encode(text) == whole
+
+
+@pytest.mark.parametrize("rules", PRE_TOKENIZERS, ids=lambda rules: rules.name)
+def test_the_first_characters_become_the_tokens_that_the_library_makes_of_them(
+    rules: PreTokenizer, bytes_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = replace(bytes_tokenizer.vocabulary, pre=rules.name)
+    short = Tokenizer(vocabulary)
+    monkeypatch.setattr(byte_level_bpe, "SHORT_TEXT", 0)
+    library = Tokenizer(vocabulary)
+    for text in (*PROBES, "aaa" * 99, "ab" * 99):
+        assert short.encode(text) == library.encode(text)
+
+
+def test_bytes_without_a_token_are_left_out_before_and_after_the_library_takes_over(
+    bytes_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = bytes_tokenizer.vocabulary
+    types = tuple(
+        int(TokenType.UNUSED) if token == "b" else kind
+        for token, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=True)
+    )
+    without = replace(vocabulary, token_types=types)
+    short = Tokenizer(without)
+    monkeypatch.setattr(byte_level_bpe, "SHORT_TEXT", 0)
+    assert short.encode("abba cab") == Tokenizer(without).encode("abba cab") == short.encode("aa ca")
 
 
 def test_merges_of_pruned_tokens_are_left_out(bytes_tokenizer: Tokenizer) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lilliput import _native
 from lilliput.architectures.architecture import Json
 from lilliput.arrays import ByteArray, FloatArray
 from lilliput.checkpoints.mapped_file import MappedFile, closing_on_error
@@ -229,19 +230,13 @@ class _Parser:
         return values
 
     def _strings(self, key: str, count: int) -> list[Json]:
-        """Written out flat: vocabularies have hundreds of thousands of strings."""
-        data, size, position = self.data, self.size, self.position
-        unpack = struct.Struct("<Q").unpack_from
-        result: list[Json] = []
-        for index in range(count):
-            length = unpack(data, position)[0] if position + 8 <= size else size
-            position += 8
-            if length > size - position:
-                raise self.fail(f"string {index} of '{key}' claims {length} bytes, {max(size - position, 0)} are left")
-            result.append(str(data[position : position + length], "utf-8", "surrogateescape"))
-            position += length
-        self.position = position
-        return result
+        """In native code: vocabularies have hundreds of thousands of strings."""
+        result, self.position = _native.gguf_strings(np.asarray(self.data), self.position, count)
+        if len(result) < count:
+            left = self.size - self.position
+            claimed = self._number("<Q", f"the length of string {len(result)} of '{key}'") if left >= _MIN_STRING else 8
+            raise self.fail(f"string {len(result)} of '{key}' claims {claimed} bytes, {left} are left")
+        return list[Json](result)
 
     def _read_alignment(self) -> None:
         found = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)

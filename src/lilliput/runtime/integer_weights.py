@@ -82,6 +82,9 @@ def input_choice(tensor: QuantizedTensor, activations: str) -> InputChoice | Non
     activations: "engine", "file", "f32" or the name of integer inputs. Raises RuntimeModelError for inputs that the
     weight cannot have.
     """
+    # First, for most files: `has_integer_form` would import all of numpy, for which a start would wait.
+    if tensor.format.name in _native.formats() and not tensor.sidecars and activations in ("engine", "file", "f32"):
+        return None
     if not has_integer_form(tensor.format) or tensor.columns > MOST_COLUMNS:
         return None
     if activations in ("engine", "file") and (stored := stored_inputs(tensor)) is not None:

@@ -70,12 +70,14 @@ class Sampler:
     def __init__(self, options: SamplingOptions) -> None:
         """Start the generator of random numbers from the options' seed."""
         self._options = options
-        self._random = np.random.Generator(np.random.PCG64(options.seed))
+        # Where nothing is drawn, nothing waits for the import of numpy.random.
+        self._random = None if options.temperature == 0.0 else np.random.PCG64(options.seed)
 
     def twin(self) -> Sampler:
         """Another that will draw what this one would, given the same logits; this one does not notice."""
         twin = Sampler(self._options)
-        twin._random.bit_generator.state = self._random.bit_generator.state
+        if twin._random is not None and self._random is not None:
+            twin._random.state = self._random.state
         return twin
 
     def choose(self, logits: FloatArray, previous: Sequence[int] = ()) -> int:
@@ -100,7 +102,8 @@ class Sampler:
 
     def _race(self, candidates: Candidates) -> int:
         """Draw one. Their order decides only between equals."""
-        key = self._random.bit_generator.random_raw()
+        assert self._random is not None  # at temperatures above 0
+        key = self._random.random_raw()
         race = candidates.logits.astype(np.float64) / self._options.temperature + gumbel_numbers(
             int(key), candidates.ids
         )

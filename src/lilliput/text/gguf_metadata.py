@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from lilliput.errors import TokenizerError
 from lilliput.text.pre_tokenizers import adds_bos_by_default
@@ -79,7 +79,7 @@ def vocabulary_from_metadata(metadata: Mapping[str, object]) -> Vocabulary:
     return Vocabulary(
         model=kind,
         pre=pre,
-        tokens=tuple(token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)),
+        tokens=tokens if all(tokens) else tuple(token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)),
         token_types=tuple(map(int, types)) or (int(TokenType.NORMAL),) * len(tokens),
         scores=tuple(map(float, scores)),
         merges=_strings(metadata, "merges"),
@@ -173,9 +173,9 @@ def _as_list(value: object, key: str) -> Sequence[object]:
 
 def _strings(metadata: Mapping[str, object], key: str) -> tuple[str, ...]:
     values = _list(metadata, key)
-    if not all(isinstance(value, str) for value in values):
+    if not all(issubclass(kind, str) for kind in set(map(type, values))):
         raise TokenizerError(f"tokenizer.ggml.{key}: every entry must be text")
-    return tuple(str(value) for value in values)
+    return tuple(map(str, values))
 
 
 def _numbers(metadata: Mapping[str, object], key: str) -> tuple[float, ...]:
@@ -183,10 +183,9 @@ def _numbers(metadata: Mapping[str, object], key: str) -> tuple[float, ...]:
 
 
 def _as_numbers(values: Sequence[object], key: str) -> tuple[float, ...]:
-    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if len(numbers) != len(values):
+    if not all(issubclass(kind, (int, float)) and kind is not bool for kind in set(map(type, values))):
         raise TokenizerError(f"{key}: every entry must be a number")
-    return tuple(numbers)
+    return tuple(cast(Sequence[float], values))
 
 
 def _one_of(metadata: Mapping[str, object], key: str, names: tuple[_Name, ...]) -> _Name:

@@ -10,12 +10,12 @@ no merge can join them; ordinary text so falls into words, whose encodings are r
 
 from __future__ import annotations
 
-import heapq
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lilliput.text.pair_merging import merged
 from lilliput.text.vocabulary import TokenType, Vocabulary, token_bytes
 
 SPACE = "\u2581"
@@ -74,32 +74,13 @@ class SentencePieceBpe:
         if whole is not None and len(chunk) == 1:
             return [whole]
         ids, scores = self._ids, self._scores
-        symbols: list[str] = list(chunk)
-        following = [*range(1, len(symbols)), -1]
-        preceding = list(range(-1, len(symbols) - 1))
-        queue: list[tuple[float, int, int, str]] = []
-        for left, pair in enumerate(pairwise(symbols)):
-            token = ids.get(pair[0] + pair[1])
-            if token is not None:
-                queue.append((-scores[token], left, left + 1, pair[0] + pair[1]))
-        heapq.heapify(queue)
-        while queue:
-            _, left, right, joined = heapq.heappop(queue)
-            # Outdated when either side has since become part of, or grown into, something else.
-            if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != joined:
-                continue
-            symbols[left], symbols[right] = joined, ""
-            after = following[left] = following[right]
-            if after >= 0:
-                preceding[after] = left
-            for first, second in ((preceding[left], left), (left, after)):
-                if first >= 0 and second >= 0:
-                    text = symbols[first] + symbols[second]
-                    token = ids.get(text)
-                    if token is not None:
-                        heapq.heappush(queue, (-scores[token], first, second, text))
+
+        def rank(left: str, right: str) -> float | None:
+            token = ids.get(left + right)
+            return None if token is None else -scores[token]
+
         output: list[int] = []
-        for symbol in filter(None, symbols):
+        for symbol in merged(chunk, rank):
             token = ids.get(symbol)
             output += [token] if token is not None else self._spell(symbol)
         return output

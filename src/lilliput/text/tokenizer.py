@@ -30,6 +30,7 @@ END_OF_GENERATION = frozenset(
 END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>")
 _SPACES = re.compile(r"\s+")
 _SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
+_ORDINARY = int(TokenType.NORMAL)
 
 
 class TokenizerCore(Protocol):
@@ -58,10 +59,7 @@ class Tokenizer:
         self.end_of_generation_ids = end_of_generation_ids(vocabulary)
         self.eot_id = _end_of_turn(vocabulary)
         self._core = _core(vocabulary)
-        kinds = vocabulary.token_types
-        self._hidden = frozenset(index for index, kind in enumerate(kinds) if kind in (*_SPECIAL, TokenType.UNUSED)) | (
-            self.end_of_generation_ids
-        )
+        self._hidden = self.end_of_generation_ids | _of_kinds(vocabulary, *_SPECIAL, TokenType.UNUSED).keys()
         self._always_split = self._literals(TokenType.USER_DEFINED)
         self._specials_split = self._literals(TokenType.USER_DEFINED, *_SPECIAL)
         self._swallows_before, self._swallows_after = frozenset(vocabulary.lstrip_ids), frozenset(vocabulary.rstrip_ids)
@@ -148,8 +146,7 @@ class Tokenizer:
         return before, _present(vocabulary.eos_token_id) if vocabulary.add_eos_token else []
 
     def _literals(self, *kinds: TokenType) -> dict[str, int]:
-        tokens = zip(self.vocabulary.tokens, self.vocabulary.token_types, strict=True)
-        found = {token: index for index, (token, kind) in enumerate(tokens) if kind in kinds and token}
+        found = {token: index for index, token in _of_kinds(self.vocabulary, *kinds).items() if token}
         if TokenType.CONTROL in kinds:
             return found | {self.vocabulary.tokens[index]: index for index in sorted(self.end_of_generation_ids)}
         return {token: index for token, index in found.items() if index not in self.end_of_generation_ids}
@@ -207,17 +204,24 @@ class StreamDecoder:
 
 def end_of_generation_ids(vocabulary: Vocabulary) -> frozenset[int]:
     """eos, eot and every special token that is known to end a reply."""
-    marked = (TokenType.CONTROL, TokenType.USER_DEFINED)
-    by_text = {
-        token: index
-        for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.token_types, strict=True))
-        if token in END_OF_GENERATION and kind in marked
-    }
+    marked = _of_kinds(vocabulary, TokenType.CONTROL, TokenType.USER_DEFINED)
+    by_text = {token: index for index, token in marked.items() if token in END_OF_GENERATION}
     # In the harmony format `<|end|>` closes a message, not the reply, which `<|return|>` or `<|call|>` end.
     if {"<|return|>", "<|call|>"} <= by_text.keys() or {"<|calls|>", "<|flush|>"} <= by_text.keys():
         by_text.pop("<|end|>", None)
     named = (vocabulary.eos_token_id, vocabulary.eot_token_id)
     return frozenset(by_text.values()) | {token_id for token_id in named if token_id is not None}
+
+
+def _of_kinds(vocabulary: Vocabulary, *kinds: TokenType) -> dict[int, str]:
+    """Id -> token of the kinds named, ordinary ones apart."""
+    wanted = frozenset(map(int, kinds))
+    # One look at each of a hundred thousand ordinary tokens, several times a start.
+    return {
+        index: vocabulary.tokens[index]
+        for index, kind in enumerate(vocabulary.token_types)
+        if kind != _ORDINARY and kind in wanted
+    }
 
 
 def _end_of_turn(vocabulary: Vocabulary) -> int | None:
