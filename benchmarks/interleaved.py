@@ -24,15 +24,19 @@ _READY = "ready"
 _REST_SECONDS = 0.15
 
 
-def serve(tasks: Mapping[str, Callable[[], object]], runs: int, warm: int = 3) -> None:
-    """Be such a process: until stdin ends, run the task that each line names."""
+def serve(tasks: Mapping[str, Callable[[], object]], runs: int, warm: int = 3, rehearsals: int = 1) -> None:
+    """Be such a process: until stdin ends, run the task that each line names.
+
+    rehearsals: untimed runs before the timed ones of a round.
+    """
     for _ in range(warm):
         for task in tasks.values():
             task()
     print(_READY, flush=True)
     for line in sys.stdin:
         task = tasks[line.strip()]
-        task()
+        for _ in range(rehearsals):
+            task()
         times = []
         for _ in range(runs):
             start, busy = time.perf_counter(), time.process_time()
@@ -42,17 +46,16 @@ def serve(tasks: Mapping[str, Callable[[], object]], runs: int, warm: int = 3) -
 
 
 class Worker:
-    """An engine in its process."""
+    """An engine in its process. greeting: the lines that it printed before it served."""
 
-    def __init__(self, arguments: Sequence[str], threads: int) -> None:
+    def __init__(self, arguments: Sequence[str], threads: int, python: str = sys.executable) -> None:
         """Start python with these arguments and wait until it serves."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments], stdin=pipe, stdout=pipe, text=True, env=environment
-        )
-        while self._line() != _READY:
-            pass
+        self.process = subprocess.Popen([python, *arguments], stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.greeting: list[str] = []
+        while (line := self._line()) != _READY:
+            self.greeting.append(line)
 
     def times(self, task: str) -> Times:
         """Of one round."""
@@ -60,6 +63,12 @@ class Worker:
         self.process.stdin.write(f"{task}\n")
         self.process.stdin.flush()
         return [(wall, busy) for wall, busy in json.loads(self._line())]
+
+    def peak_resident_bytes(self) -> int | None:
+        """The process's highest resident size so far, where the system tells it."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        lines = status.read_text().splitlines() if status.is_file() else []
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
     def close(self) -> None:
         """End the process."""
@@ -80,14 +89,21 @@ def measure(
 ) -> dict[str, dict[str, Times]]:
     """Task -> engine -> times. commands: python's arguments that serve an engine."""
     workers = {engine: Worker(arguments, threads) for engine, arguments in commands.items()}
-    times: dict[str, dict[str, Times]] = {task: {engine: [] for engine in commands} for task in tasks}
-    for _ in range(rounds):
+    times = take_turns(workers, tasks, rounds)
+    for worker in workers.values():
+        worker.close()
+    return times
+
+
+def take_turns(workers: Mapping[str, Worker], tasks: Sequence[str], rounds: int) -> dict[str, dict[str, Times]]:
+    """Task -> engine -> times, of workers that are left running."""
+    times: dict[str, dict[str, Times]] = {task: {engine: [] for engine in workers} for task in tasks}
+    for number in range(rounds):
         for task in tasks:
             for engine, worker in workers.items():
                 rest()
                 times[task][engine] += worker.times(task)
-    for worker in workers.values():
-        worker.close()
+        print(f"round {number + 1} of {rounds} done", file=sys.stderr)
     return times
 
 

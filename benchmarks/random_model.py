@@ -71,6 +71,8 @@ class Shape:
 SHAPES = {
     "llama-1b": Shape("llama", "LlamaForCausalLM", 2048, 8192, 16, 32, 8, 64, 128256, 500000.0, has_bias=False),
     "qwen2.5-0.5b": Shape("qwen2", "Qwen2ForCausalLM", 896, 4864, 24, 14, 2, 64, 151936, 1000000.0, has_bias=True),
+    # To try a benchmark out; all of its tokens are in Gulliver's tokenizer.
+    "tiny": Shape("llama", "LlamaForCausalLM", 512, 1024, 2, 8, 2, 64, 4096, 10000.0, has_bias=False),
     # Blocks as in Qwen3-30B-A3B, fewer of them and a quarter of the experts.
     "qwen3-moe": Shape(
         "qwen3moe",
