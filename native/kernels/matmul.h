@@ -24,7 +24,7 @@ struct Weight {
 // preparation: its bytes depend on the layout, tokens, columns and instruction set alone.
 enum class InputLayout : std::uint8_t {
   f32,          // floats: F32 weights, and every weight with --activations f32
-  words,        // F16 and BF16 weights: of up to 8 tokens floats, of more codes of 16 bits
+  halves,       // F16 and BF16 weights: floats, of more than 8 tokens codes of 16 bits where faster
   int8_32,      // int8 codes with one float scale per 32 columns
   int8_scaled,  // int8 codes for weights with integer group scales; differs by their grid
 };

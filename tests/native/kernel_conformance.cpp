@@ -226,7 +226,7 @@ double size_of_terms(const StoredMatrix& matrix, const std::vector<float>& x, st
 // What codes that one side rounds otherwise are worth, as a share of the terms: words, which one side
 // alone has, and sums of inputs of formats with integer scales, taken in another order (other lanes).
 double code_rounding(const kernels::MatmulKernel& kernel, Isa isa) {
-  if (kernel.input == kernels::InputLayout::words) return 0x1p-10;
+  if (kernel.input == kernels::InputLayout::halves) return 0x1p-10;
   return isa != Isa::neon_dotprod && kernel.input == kernels::InputLayout::int8_scaled ? 0x1p-7 : 0;
 }
 

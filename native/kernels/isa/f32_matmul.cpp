@@ -5,14 +5,13 @@
 
 #include "formats/all_formats.h"
 #include "kernels/isa/blocks.h"
+#include "kernels/isa/float_tile.h"
 
 namespace lilliput::kernels::LILLIPUT_ISA {
 namespace {
 
 // Prepared input: rows padded with zeros to whole segments. Few tokens: [token][column]. Many:
 // [tile][column][token].
-std::int64_t padded_columns(std::int64_t columns) { return round_up(columns, kSegment); }
-
 // Writes the 256 values of segment `index` of a row.
 using DecodeSegment = void (*)(const Weight& weight, std::int64_t row, std::int64_t index,
                                float* values);
@@ -101,11 +100,6 @@ void multiply_rows(const Weight& weight, const float* x, const Output& output,
 
 // ---- many tokens ----
 
-// kLanes rows x 256 columns, rows as lanes.
-struct alignas(64) FloatPanel {
-  Float values[kSegment];
-};
-
 // Rows past the end repeat the last one.
 template <typename Values>
 void unpack_panel(const Weight& weight, std::int64_t row, std::int64_t row_end, std::int64_t index,
@@ -122,36 +116,6 @@ void unpack_panel(const Weight& weight, std::int64_t row, std::int64_t row_end, 
     for (int lane = 0; lane < kLanes; ++lane) square[lane] = (Int)panel.values[i + lane];
     simd::transpose(square);
     for (int lane = 0; lane < kLanes; ++lane) panel.values[i + lane] = (Float)square[lane];
-  }
-}
-
-// sums[t][r] += sum over columns of panel[r] * input[t]
-template <int n_panels>
-void multiply_tile(const FloatPanel* panels, const float* input, int columns, float* sums) {
-  Float accumulators[n_panels][kTokenTile];
-#pragma GCC unroll 2
-  for (int r = 0; r < n_panels; ++r) {
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokenTile; ++t) accumulators[r][t] = simd::zero();
-  }
-#pragma GCC unroll 2
-  for (int column = 0; column < columns; ++column) {
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokenTile; ++t) {
-      const Float x = simd::broadcast(input[column * kTokenTile + t]);
-#pragma GCC unroll 2
-      for (int r = 0; r < n_panels; ++r) {
-        accumulators[r][t] = simd::fma(panels[r].values[column], x, accumulators[r][t]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokenTile; ++t) {
-#pragma GCC unroll 2
-    for (int r = 0; r < n_panels; ++r) {
-      float* sum = sums + t * kRowBlock + r * kLanes;
-      simd::store(sum, simd::load(sum) + accumulators[r][t]);
-    }
   }
 }
 

@@ -20,7 +20,7 @@ struct FloatScheme {
   static constexpr std::int64_t kChunkTokens = kTokenChunk;
   static constexpr std::int64_t kTogether = kPanelTile;
 
-  static void unpack(const Int* words, Panel& panel) { Format::unpack_rows(words, panel); }
+  static void unpack(const Int* words, int, Panel& panel) { Format::unpack_rows(words, panel); }
   static void multiply(const Panel* panels, int used, const Input& input, Size size, float* sums) {
     multiply_panels<grid_of_rows<Format>()>(panels, used, input, size.tokens, size.columns / 32,
                                             sums);

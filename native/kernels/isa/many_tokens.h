@@ -11,7 +11,7 @@ namespace lilliput::kernels::LILLIPUT_ISA {
 //   Panel, Input   kLanes rows x 256 columns; 256 columns of kTile tokens, [segment][tile]
 //   kChunkTokens   a multiple of kTile whose sums stay in a 1 MB L2
 //   kTogether      panels that are multiplied together
-//   unpack(words, panel)
+//   unpack(words, columns, panel)
 //   multiply(panels, used, input, size, sums)   sums[t][kRowBlock] += `used` panels
 
 // How much of an input there is.
@@ -79,17 +79,18 @@ void multiply_chunk(const Product& product, std::int64_t tokens,
   const auto used = static_cast<int>(round_up(
       std::min<std::int64_t>(kPanels, divide_up(row_end - row, kLanes)), Scheme::kTogether));
   for (std::int64_t index = 0; index < segments; ++index) {
+    const int columns = segment_columns(weight.columns, index);
     for (int panel = 0; panel < used; ++panel) {
       // A panel past the end, multiplied together with the last, repeats it.
       RowWords<typename Scheme::Format> words(weight, std::min(row + panel * kLanes, last),
                                               row_end);
-      Scheme::unpack(words.segment(index), panels[panel]);
+      Scheme::unpack(words.segment(index), columns, panels[panel]);
     }
     NextSegment<typename Scheme::Format> next(weight, row, used, index + 1,
                                               divide_up(tokens, Scheme::kTile));
     for (std::int64_t token = 0; token < tokens; token += Scheme::kTile) {
       const Size size{static_cast<int>(std::min<std::int64_t>(Scheme::kTile, tokens - token)),
-                      segment_columns(weight.columns, index)};
+                      columns};
       next.advance();
       Scheme::multiply(panels, used, input[order.of(token / Scheme::kTile, index)], size,
                        sums + token * kRowBlock);

@@ -59,7 +59,9 @@ inline void prefetch_line(const std::uint8_t* line) {
 // meets inputs that are zero.
 template <typename Format>
 constexpr std::int64_t words_of(int columns) {
-  if constexpr (Format::block_size == kSegment) {
+  if constexpr (kIsPlain<Format>) {
+    return divide_up(columns, 2);
+  } else if constexpr (Format::block_size == kSegment) {
     return kWords<Format>;
   } else {
     constexpr int kBlocks = kSegment / Format::block_size;

@@ -98,7 +98,7 @@ struct ScaledScheme {
   static_assert(kChunkTokens % kTile == 0);
   static constexpr std::int64_t kTogether = 1;
 
-  static void unpack(const Int* words, Panel& panel) {
+  static void unpack(const Int* words, int, Panel& panel) {
     if constexpr (kArrangement == Arrangement::paired) {
       LanesOf<Format, PairingLanes<kKind>> lanes(panel);
       Format::unpack_rows(words, lanes);
