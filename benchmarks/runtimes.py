@@ -9,8 +9,9 @@ openvino-genai, the same integers for us and onnxruntime-genai, the BF16 folder 
 starts. `prefill` reads a prompt of 512 tokens and chooses one; `decode` reads one token and chooses 64, a pass each: as
 many tokens as passes give logits of a last token. Every run has a prompt of its own, so that no runtime finds it in a
 cache. A runtime is taken from the environment where it was made, else from this python; what is not found, or does not
-start, is named in a line of its own. Needs `onnx` to set up the folders of onnxruntime-genai, and torch to compile a
-C++ compiler.
+start, is named in a line of its own. All processes are there at once: where memory is short, measure parts of the list
+with --runtimes, each with the rows of ours that stand beside them. Needs `onnx` to set up the folders of
+onnxruntime-genai, and torch wants a C++ compiler.
 
 One JSON line per runtime, thread count and test goes to stdout, a table to stderr. median, min, max: tokens a second.
 ratio: median over rounds of ours, of the row `beside`, divided by theirs.  processors: busy ones, on average.
