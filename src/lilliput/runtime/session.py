@@ -42,7 +42,7 @@ class EngineOptions:
         ones whose range the file holds; integer inputs by name, such as int8_token, int8_token_asym, int8_g32 or
         int8_static (lilliput.activations), are those of every weight whose format is integers under scales.
     repack: interleave the rows of quantized, F16 and BF16 weights in memory of the process, each when it is first used,
-        which is faster at every number of tokens; otherwise they stay where the file is mapped, shared between processes.
+        faster at every number of tokens; otherwise they stay where the file is mapped, shared between processes.
     kv_format: of the cache of keys and values; q8_0 and q4_0 rotate them first, plain ones do not.
     instruction_set: "scalar", "avx2", "avx_vnni", "avx512_vnni", "neon_dotprod", or None for the best.
     """
