@@ -12,6 +12,7 @@ namespace {
 
 // Prepared input: rows padded with zeros to whole segments. Few tokens: [token][column]. Many:
 // [tile][column][token].
+
 // Writes the 256 values of segment `index` of a row.
 using DecodeSegment = void (*)(const Weight& weight, std::int64_t row, std::int64_t index,
                                float* values);

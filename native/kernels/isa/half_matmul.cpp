@@ -10,7 +10,7 @@
 // would in F16.
 #include "kernels/isa/half_matmul.h"
 
-#include <optional>
+#include <bit>
 
 #include "formats/all_formats.h"
 #include "kernels/isa/f32_matmul.h"
@@ -242,12 +242,17 @@ void multiply_few(const Product& product, std::int64_t row_begin, std::int64_t r
 
 // ---- the table ----
 
-// Calls run<tile>() with the tile that holds so few tokens.
+// Rows of the tile that holds so few tokens: 1, 2, 4 or kMostFewHalf.
+std::int64_t tile_of_few(std::int64_t tokens) {
+  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(tokens)));
+}
+// Calls run<tile>() with it.
 template <typename Run>
 void with_few(std::int64_t tokens, Run run) {
-  if (tokens == 1) return run.template operator()<1>();
-  if (tokens == 2) return run.template operator()<2>();
-  if (tokens <= 4) return run.template operator()<4>();
+  const std::int64_t tile = tile_of_few(tokens);
+  if (tile == 1) return run.template operator()<1>();
+  if (tile == 2) return run.template operator()<2>();
+  if (tile == 4) return run.template operator()<4>();
   run.template operator()<kMostFewHalf>();
 }
 
@@ -258,7 +263,7 @@ std::size_t half_prepared_bytes(std::int64_t tokens, std::int64_t columns) {
            sizeof(ManyInput);
   }
   if (!is_interleaved) return f32_prepared_bytes(tokens, columns);
-  return static_cast<std::size_t>(kMostFewHalf * padded_columns(columns)) * sizeof(float);
+  return static_cast<std::size_t>(tile_of_few(tokens) * padded_columns(columns)) * sizeof(float);
 }
 
 template <bool is_interleaved>
@@ -275,7 +280,7 @@ void half_prepare(const float* x, std::int64_t x_stride, std::int64_t tokens, st
   }
   const std::int64_t padded = padded_columns(columns);
   auto* rows = reinterpret_cast<float*>(prepared);
-  const std::int64_t end = token_end < tokens ? token_end : kMostFewHalf;
+  const std::int64_t end = token_end < tokens ? token_end : tile_of_few(tokens);
   for (std::int64_t token = token_begin; token < end; ++token) {
     float* row = rows + token * padded;
     const std::int64_t there = token < tokens ? columns : 0;
